@@ -1,0 +1,1 @@
+"""Hook code: what a layer of a SwissArmyTransformer model does differently."""

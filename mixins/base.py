@@ -1,0 +1,81 @@
+"""What every model of the zoo gains over SAT's `BaseModel`: refused typos, and changes that succeed or leave no trace."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mixins.sat_compat import HOOKS_DEFAULT, BaseMixin, BaseModel
+
+_LOOKS_LIKE_A_HOOK = ("_forward", "_fn")
+
+
+def check_hook_names(mixin: BaseMixin) -> None:
+    """Refuse a mixin with a method that looks like a hook but is none.
+
+    SAT looks hooks up by name, so a misspelt one would be accepted and never run.
+
+    Raises:
+        AttributeError: names the method, the nearest hook and all hooks.
+    """
+    for cls in type(mixin).__mro__:
+        if cls is BaseMixin:
+            return
+        for name, value in vars(cls).items():
+            if name.startswith("_") or name in HOOKS_DEFAULT or not callable(value):
+                continue
+            near = difflib.get_close_matches(name, HOOKS_DEFAULT, n=1, cutoff=0.8)
+            if near or name.endswith(_LOOKS_LIKE_A_HOOK):
+                guess = f" Did you mean '{near[0]}'?" if near else ""
+                raise AttributeError(
+                    f"{type(mixin).__name__}.{name} looks like a hook, but SAT has no hook of that name, so it would "
+                    f"never run.{guess} Hooks: {', '.join(sorted(HOOKS_DEFAULT))}. "
+                    "If it is a helper, give it a name that starts with '_'."
+                )
+
+
+class ZooModel(BaseModel):
+    """SAT's `BaseModel` whose mixins are checked when added, and which is unchanged when a change fails."""
+
+    def add_mixin(self, name: str, new_mixin: BaseMixin, reinit: bool = False) -> None:
+        """Add `new_mixin` under `name` (the name is part of the checkpoint format).
+
+        Raises:
+            KeyError: a mixin of that name is there already.
+            TypeError: not a `BaseMixin`.
+            AttributeError: a misspelt hook.
+            ValueError: its hooks conflict with those of another mixin.
+        """
+        if name in self.mixins:
+            raise KeyError(f"mixin '{name}' is already there; use replace_mixin('{name}', …) or del_mixin first")
+        if not isinstance(new_mixin, BaseMixin):
+            raise TypeError(f"mixin '{name}' must be a BaseMixin, got {type(new_mixin).__name__}")
+        check_hook_names(new_mixin)
+        with self._unchanged_on_failure():
+            super().add_mixin(name, new_mixin, reinit=reinit)
+
+    def del_mixin(self, name: str) -> None:
+        """Remove the mixin `name`. Raises KeyError with the names that are there."""
+        if name not in self.mixins:
+            raise KeyError(f"no mixin '{name}' to delete; the model has: {', '.join(self.mixins)}")
+        with self._unchanged_on_failure():
+            super().del_mixin(name)
+
+    def replace_mixin(self, name: str, new_mixin: BaseMixin) -> None:
+        """`del_mixin` and `add_mixin` as one step: if the new one is refused, the old one stays."""
+        with self._unchanged_on_failure():
+            self.del_mixin(name)
+            self.add_mixin(name, new_mixin)
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        before = dict(self.mixins.items())
+        try:
+            yield
+        except BaseException:
+            self.mixins = torch.nn.ModuleDict(before)
+            self.collect_hooks_()
+            raise

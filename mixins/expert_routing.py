@@ -1,0 +1,76 @@
+"""The one place that splits tokens by modality and merges the experts' outputs.
+
+A token belongs to the vision expert where `vision_expert_mask` is 1, else to the language expert. One image per sample
+at the same place in every row, which is the normal case, is routed by slices: no gather, no scatter. Anything else
+goes through one index list per expert. Either way the plan is made once per forward and serves every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Expert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExpertRouting:
+    """Where the vision tokens are.
+
+    Attributes:
+        span: (start, stop) of the vision tokens when it is the same in every row.
+        language_index, vision_index: flat indices into [B * S] when it is not.
+        With neither, every token is language.
+    """
+
+    span: tuple[int, int] | None = None
+    language_index: Tensor | None = None
+    vision_index: Tensor | None = None
+
+    @classmethod
+    def from_mask(cls, vision_expert_mask_BS: Tensor | None) -> ExpertRouting:
+        """Plan the routing; reads the mask on the host once. None means language only (decode, text-only input)."""
+        if vision_expert_mask_BS is None:
+            return cls()
+        mask = vision_expert_mask_BS.bool()
+        host = mask.cpu()
+        if not host.any():
+            return cls()
+        first_row = host[0]
+        places = first_row.nonzero().flatten()
+        if len(places) and (host == first_row).all() and len(places) == int(places[-1] - places[0]) + 1:
+            return cls(span=(int(places[0]), int(places[-1]) + 1))
+        flat = mask.flatten()
+        return cls(language_index=(~flat).nonzero().flatten(), vision_index=flat.nonzero().flatten())
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether any token goes to the vision expert."""
+        return self.span is not None or self.vision_index is not None
+
+    def apply(self, hidden_BSD: Tensor, language: Expert, vision: Expert) -> Tensor:
+        """Run each expert on its tokens and put the results back in place: [B, S, D] -> [B, S, E]."""
+        if not self.has_vision:
+            return language(hidden_BSD)
+        if self.span is not None:
+            return self._apply_span(hidden_BSD, language, vision)
+        batch, tokens, _ = hidden_BSD.shape
+        flat = hidden_BSD.flatten(0, 1)
+        vision_out = vision(flat[self.vision_index])
+        merged = vision_out.new_empty(batch * tokens, vision_out.shape[-1])
+        merged = merged.index_copy(0, self.vision_index, vision_out)
+        if self.language_index.numel():
+            merged = merged.index_copy(0, self.language_index, language(flat[self.language_index]))
+        return merged.view(batch, tokens, -1)
+
+    def _apply_span(self, hidden_BSD: Tensor, language: Expert, vision: Expert) -> Tensor:
+        start, stop = self.span
+        before, image, after = hidden_BSD[:, :start], hidden_BSD[:, start:stop], hidden_BSD[:, stop:]
+        image_out = vision(image)
+        if before.shape[1] + after.shape[1] == 0:
+            return image_out
+        text_out = language(torch.cat((before, after), dim=1))
+        return torch.cat((text_out[:, :start], image_out, text_out[:, start:]), dim=1)

@@ -1,0 +1,36 @@
+""""mlp" of a plain LLaMA: SwiGLU, `down(silu(gate(x)) * up(x))`, without biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixins.sat_compat import BaseMixin, ColumnParallelLinear
+
+
+def column_linears(count: int, in_size: int, out_size: int, *, module: nn.Module, name: str) -> nn.ModuleList:
+    """`count` column-parallel linears without bias."""
+    return nn.ModuleList(
+        ColumnParallelLinear(in_size, out_size, gather_output=False, bias=False, module=module, name=name)
+        for _ in range(count)
+    )
+
+
+class LLaMAMlpMixin(BaseMixin):
+    """Adds the gate; up and down projections are the transformer's own `dense_h_to_4h` and `dense_4h_to_h`."""
+
+    def __init__(self, num_layers: int, hidden_size: int, inner_hidden_size: int) -> None:
+        super().__init__()
+        self.gate_proj = column_linears(
+            num_layers, hidden_size, inner_hidden_size, module=self, name="dense_h_to_4h_gate"
+        )
+
+    def mlp_forward(self, hidden_states: Tensor, **kw: Any) -> Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        return self._language_mlp(hidden_states, int(kw["layer_id"]))
+
+    def _language_mlp(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+        mlp = self.transformer.layers[layer_id].mlp
+        gate = mlp.activation_func(self.gate_proj[layer_id](hidden_states))
+        return mlp.dense_4h_to_h(gate * mlp.dense_h_to_4h(hidden_states))

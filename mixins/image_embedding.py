@@ -1,0 +1,61 @@
+""""eva": puts an image into the token sequence.
+
+Legend: B batch, S tokens, N images, P image tokens, D language width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixins.sat_compat import BaseMixin
+
+
+class ImageMixin(BaseMixin):
+    """Overwrites the embeddings where `image_embed_mask` is 1 with begin-of-image, image features, end-of-image.
+
+    Tower and projector are passed in.
+
+    Args:
+        vit_model: pixels [N, 3, H, W] -> features [N, P, V].
+        linear_proj: [N, P, V] -> [N, P, D].
+        hidden_size: D.
+    """
+
+    def __init__(self, vit_model: nn.Module, linear_proj: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        self.vit_model = vit_model
+        self.linear_proj = linear_proj
+        self.boi = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.eoi = nn.Parameter(torch.zeros(1, 1, hidden_size))
+
+    def word_embedding_forward(
+        self,
+        input_ids: Tensor,
+        *,
+        vision_image: Tensor | None = None,
+        image_embed_mask: Tensor | None = None,
+        **kw: Any,
+    ) -> Tensor:
+        """input_ids [B, S] -> embeddings [B, S, D]. Without `vision_image` the tower is not run."""
+        embeddings = self.transformer.word_embeddings(input_ids)
+        if vision_image is None:
+            return embeddings
+        if image_embed_mask is None:
+            raise ValueError("vision_image was given without image_embed_mask, which says where it goes")
+        image = self.encode_images(vision_image).to(embeddings.dtype)
+        slots = image_embed_mask.bool()
+        if image.shape[0] * image.shape[1] != int(slots.sum()):
+            raise ValueError(
+                f"image_embed_mask marks {int(slots.sum())} positions, but {image.shape[0]} image(s) of "
+                f"{image.shape[1]} embeddings (begin and end included) were given"
+            )
+        return embeddings.masked_scatter(slots.unsqueeze(-1), image)
+
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> [N, P + 2, D], with the begin and end vectors around the P image tokens."""
+        features = self.linear_proj(self.vit_model(vision_image))
+        count = features.shape[0]
+        return torch.cat((self.boi.expand(count, -1, -1), features, self.eoi.expand(count, -1, -1)), dim=1)

@@ -1,0 +1,23 @@
+""""lm": logits over the vocabulary, gathered from all model-parallel ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mixins.sat_compat import BaseMixin, ColumnParallelLinear
+
+
+class LMMixin(BaseMixin):
+    """An output projection of its own (not tied to the embedding)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.lm_head = ColumnParallelLinear(
+            hidden_size, vocab_size, gather_output=True, bias=False, module=self, name="lm_head"
+        )
+
+    def final_forward(self, logits: Tensor, *, last_position_only: bool = False, **kw: Any) -> Tensor:
+        """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when only the last position is asked for."""
+        return self.lm_head(logits[:, -1:] if last_position_only else logits)

@@ -1,0 +1,109 @@
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), half-split form, and attention that uses it.
+
+Legend: B batch, N heads on this rank, S tokens, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixins.sat_compat import BaseMixin, split_tensor_along_last_dim
+
+RotaryRows = tuple[Tensor, Tensor]  # cos, sin: each [B, 1, S, H/2]
+RotateFn = Callable[[Tensor, RotaryRows], Tensor]
+
+
+def rotate_half_split(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
+    """Rotate pairs (i, i + H/2) in fp32 and cast back, as the kernel that the released weights were trained with."""
+    cos, sin = rows
+    first, second = x_BNSH.float().chunk(2, dim=-1)
+    cos, sin = cos.float(), sin.float()
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BNSH.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """cos/sin rows by position id.
+
+    The table is built in the dtype of the `inv_freq` buffer, which is cast with the model: in bf16 neighbouring
+    positions beyond 256 share a row, and the released weights were trained so. `table_dtype=torch.float32` computes
+    the table in fp32 instead; that departs from the originals and is never chosen silently.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10000.0, table_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.head_dim, self.base, self.table_dtype = head_dim, base, table_dtype
+        self.register_buffer("inv_freq", self.compute_inv_freq())
+        self._table: RotaryRows | None = None
+
+    def compute_inv_freq(self, device: torch.device | str | None = None) -> Tensor:
+        """[H/2] fp32: base^(-2i/H)."""
+        exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
+        return 1.0 / (self.base**exponent)
+
+    def table(self, length: int) -> RotaryRows:
+        """cos and sin, each [length, H/2], in the model's dtype; kept and grown by doubling."""
+        dtype = self.table_dtype or self.inv_freq.dtype
+        kept = self._table
+        if kept is None or kept[0].shape[0] < length or kept[0].dtype != dtype or kept[0].device != self.inv_freq.device:
+            rows = max(length, 2 * kept[0].shape[0] if kept is not None else 0)
+            inv_freq = self.inv_freq
+            if inv_freq.dtype != dtype:
+                inv_freq = self.compute_inv_freq(self.inv_freq.device).to(dtype)
+            angle = torch.outer(torch.arange(rows, device=inv_freq.device, dtype=dtype), inv_freq)
+            self._table = kept = (angle.cos(), angle.sin())
+        return kept[0][:length], kept[1][:length]
+
+    def rows(self, position_ids_BS: Tensor, max_position: int) -> RotaryRows:
+        """Rows for these positions, shaped to broadcast over heads.
+
+        Args:
+            position_ids_BS: [B, S] or [1, S].
+            max_position: an upper bound of the ids, known on the host, so that nothing waits for the device.
+        """
+        cos, sin = self.table(max_position + 1)
+        return cos[position_ids_BS].unsqueeze(1), sin[position_ids_BS].unsqueeze(1)
+
+
+def choose_rotate(x: Tensor) -> RotateFn:
+    """The fast kernel where Triton and a GPU exist and no gradient is asked for, else torch."""
+    if x.is_cuda and not torch.is_grad_enabled():
+        from mixins.rotary_triton import rotate_triton
+
+        if rotate_triton is not None:
+            return rotate_triton
+    return rotate_half_split
+
+
+class RotaryMixin(BaseMixin):
+    """"rotary" of a plain LLaMA: attention with rotary positions.
+
+    The projections are methods, so that a mixin with experts overrides these two and nothing else.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.rotary_emb = RotaryEmbedding(hidden_size // num_heads)
+
+    def attention_forward(self, hidden_states: Tensor, mask: Tensor, **kw: Any) -> Tensor:
+        """hidden_states [B, S, D] -> [B, S, D]. Needs `rotary_rows`, computed once per forward by the model."""
+        kw["layer_id"] = int(kw["layer_id"])
+        attention = self.transformer.layers[kw["layer_id"]].attention
+        mixed = self._project_qkv(hidden_states, **kw)
+        query, key, value = (attention._transpose_for_scores(part) for part in split_tensor_along_last_dim(mixed, 3))
+        rotate = choose_rotate(query)
+        query, key = rotate(query, kw["rotary_rows"]), rotate(key, kw["rotary_rows"])
+        dropout = attention.attention_dropout if self.training else None
+        context = attention.hooks["attention_fn"](query, key, value, mask, dropout, **kw)
+        context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
+        output = self._project_out(context, **kw)
+        return attention.output_dropout(output) if self.training else output
+
+    def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
+        return self.transformer.layers[layer_id].attention.query_key_value(hidden_states)
+
+    def _project_out(self, context: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
+        return self.transformer.layers[layer_id].attention.dense(context)

@@ -1,0 +1,1 @@
+"""Which mixins make which model."""

@@ -1,0 +1,1 @@
+"""Pictures and text -> named tensors, and model text -> boxes and drawings."""

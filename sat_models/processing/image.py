@@ -1,0 +1,263 @@
+"""Pictures from anywhere -> RGB -> normalised pixels.
+
+The pixel arithmetic (bicubic to a square, [0, 1], CLIP mean and standard deviation) is the one the released weights
+were trained with and is pinned by the golden data.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+import warnings
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_PIXELS = 89_478_485
+"""Width x height a picture may have; Pillow's own limit."""
+MAX_BYTES = 32 * 2**20
+"""Encoded size of a picture that comes from memory or the network."""
+TIMEOUT = 20.0
+"""Seconds a download may take in all."""
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+
+
+def load_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT
+) -> Image.Image:
+    """A picture as RGB.
+
+    Takes any file type Pillow reads: palettes, grey, 16 bit (scaled to 8), CMYK, the first frame of an animation.
+    Transparent parts are laid on white, and the EXIF orientation is applied.
+
+    Args:
+        source: path, `PIL.Image`, encoded bytes, http(s) URL, or `data:` URL.
+        max_pixels: limit on width x height, checked from the header before anything is decoded.
+        max_bytes: limit on the encoded size of bytes, `data:` URLs and downloads.
+        timeout: seconds for a download.
+
+    Raises:
+        InputError: missing, unreadable, truncated, too large, or not a picture; the message names it and the remedy.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name=getattr(source, "filename", "") or "the given picture", max_pixels=max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), name=f"{len(source)} bytes", max_pixels=max_pixels, max_bytes=max_bytes)
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise InputError(
+            f"A picture was given as {source!r:.80} ({type(source).__name__}). Allowed: a path, an http(s) URL, "
+            f"encoded bytes or a PIL.Image."
+        )
+    text = os.fspath(source)
+    if isinstance(source, str) and text[:5].lower() == "data:":
+        data = _data_url(text)
+        return _decode(data, name="data: URL", max_pixels=max_pixels, max_bytes=max_bytes)
+    if isinstance(source, str) and "://" in text:
+        data = download(text, max_bytes=max_bytes, timeout=timeout)
+        return _decode(data, name=text, max_pixels=max_pixels, max_bytes=max_bytes)
+    return _open_path(Path(text).expanduser(), max_pixels)
+
+
+def image_to_tensor(image: Image.Image, size: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels for a vision tower: [3, size, size], normalised.
+
+    Args:
+        image: RGB of any size; it is stretched to a square, as in training.
+        size: side in pixels.
+        dtype: of the result; the arithmetic is fp32.
+    """
+    image = image if image.mode == "RGB" else _to_rgb(image, name="the given picture", max_pixels=MAX_PIXELS)
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels_HWC = torch.from_numpy(np.array(resized, dtype=np.uint8))
+    pixels = pixels_HWC.permute(2, 0, 1).float().div(255)
+    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD).view(3, 1, 1)
+    return ((pixels - mean) / std).contiguous().to(dtype)
+
+
+def download(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
+    """Bytes behind an http(s) URL; redirects stay within http(s).
+
+    Raises:
+        InputError: another scheme, no answer in time, an error status, or more than `max_bytes`.
+    """
+    scheme = urlsplit(url).scheme.lower()
+    if scheme not in ("http", "https"):
+        raise InputError(f"Picture '{url}' has the scheme '{scheme}'. Allowed: http, https, or a plain file path.")
+    remedy = "Check the address in a browser, or download the picture and give its path."
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (cogvlm-sat-zoo)", "Accept": "image/*,*/*"})
+    deadline = time.monotonic() + timeout
+    try:
+        with _web_opener().open(request, timeout=timeout) as reply:
+            return _read_capped(reply, url, max_bytes, deadline)
+    except urllib.error.HTTPError as error:
+        raise InputError(f"Picture '{url}': the server answered {error.code} {error.reason}. {remedy}") from error
+    except TimeoutError as error:
+        raise InputError(f"Picture '{url}': no complete answer within {timeout:g} s. {remedy}") from error
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise InputError(f"Picture '{url}': no complete answer within {timeout:g} s. {remedy}") from error
+        raise InputError(f"Picture '{url}' could not be downloaded ({reason}). {remedy}") from error
+
+
+def _web_opener() -> urllib.request.OpenerDirector:
+    """An opener that knows http and https only, so that a redirect cannot lead to a file or ftp."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _read_capped(reply: io.BufferedIOBase, url: str, max_bytes: int, deadline: float) -> bytes:
+    """The body, given up as soon as it is too long or too late."""
+    chunks, total = [], 0
+    while chunk := reply.read1(65536):
+        total += len(chunk)
+        if total > max_bytes:
+            raise InputError(f"Picture '{url}' is larger than {max_bytes} bytes. Download it and give a smaller copy.")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _data_url(text: str) -> bytes:
+    """Bytes of `data:[type][;base64],payload`."""
+    head, comma, payload = text.partition(",")
+    if not comma:
+        raise InputError(f"data: URL '{text[:40]}' has no comma. Form: data:image/png;base64,<payload>.")
+    raw = unquote_to_bytes(payload)
+    if not head.lower().endswith(";base64"):
+        return raw
+    try:
+        return base64.b64decode(b"".join(raw.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"data: URL '{head}' has a payload that is not base64 ({error}). Encode it again.") from error
+
+
+def _open_path(path: Path, max_pixels: int) -> Image.Image:
+    """A picture from a file."""
+    try:
+        with path.open("rb") as file:
+            return _decode_stream(file, name=str(path), max_pixels=max_pixels)
+    except FileNotFoundError:
+        raise InputError(f"Picture '{path}' does not exist. Give the path of a file or an http(s) URL.") from None
+    except IsADirectoryError:
+        raise InputError(f"Picture '{path}' is a folder. Give the path of one file.") from None
+    except (PermissionError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Picture '{str(path)[:200]}' cannot be opened ({error}). Check the path and its rights.") from error
+
+
+def _decode(data: bytes, *, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
+    """A picture from memory."""
+    if len(data) > max_bytes:
+        raise InputError(f"Picture ({name}) has {len(data)} bytes, more than {max_bytes}. Give a smaller copy.")
+    return _decode_stream(io.BytesIO(data), name=name, max_pixels=max_pixels)
+
+
+def _decode_stream(stream: io.BufferedIOBase, *, name: str, max_pixels: int) -> Image.Image:
+    """Opens (header only), checks the size, then decodes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is ours
+            opened = Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"Picture '{name}' is too large ({error}). Give a smaller copy.") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"'{name}' is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+    except Exception as error:  # damaged headers raise anything from struct.error to SyntaxError
+        raise InputError(f"Picture '{name}' has a damaged header ({_reason(error)}). Get or export it again.") from error
+    return _to_rgb(opened, name=name, max_pixels=max_pixels)
+
+
+def _to_rgb(image: Image.Image, *, name: str, max_pixels: int) -> Image.Image:
+    """Size check, decoding, orientation, 8-bit RGB; leaves `image` as it was."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(
+            f"Picture '{name}' has {width} x {height} = {width * height} pixels; at most {max_pixels} are read. "
+            f"Give a smaller copy (the model sees at most about 1.3 million)."
+        )
+    if width * height == 0:
+        raise InputError(f"Picture '{name}' is empty ({width} x {height}). Give one with at least one pixel.")
+    try:
+        image.load()
+    except Exception as error:  # truncated or damaged data raises OSError, SyntaxError, struct.error, ...
+        raise InputError(
+            f"Picture '{name}' is damaged or cut off ({_reason(error)}). Get or export it again."
+        ) from error
+    return _flatten(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; damaged EXIF data is passed over."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        logger.warning("EXIF data of a picture cannot be read (%s); its orientation is taken as it is", _reason(error))
+        return image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB: wide grey scaled to 8 bits, transparency laid on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_wide_grey(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_grey(image: Image.Image) -> np.ndarray:
+    """Grey of 16 or 32 bits or floats as uint8 [H, W].
+
+    16 bit: 0-65535. 32-bit integers: 0-255 if nothing is above, else 0-65535. Floats: 0-1 if nothing is above, else
+    0-255.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    peak = values.max(initial=0)
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    elif image.mode == "I":
+        top = 255.0 if peak <= 255 else 65535.0
+    else:
+        top = 1.0 if peak <= 1 else 255.0
+    return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
+
+
+def _reason(error: BaseException) -> str:
+    """One line of an exception."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,232 @@
+"""Picture and text -> `VLMInputs`: the one object that inference, serving and training feed their models from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, InputError
+from .image import ImageSource, image_to_tensor, load_image
+from .layout import MIN_ANSWER_ROOM, VLMInputs, layout_prompt, layout_training, prompt_length
+from .prompts import Turn, build_prompt, dialogue_text, prompt_style
+from .tokens import DEFAULT_TOKENIZER, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Images = ImageSource | Sequence[ImageSource] | None
+"""What callers may pass as `image`: one, several, or none (text only)."""
+
+
+class Processor:
+    """Prepares prompts and training samples for one model.
+
+    Attributes:
+        version: prompt style used when a call names none.
+        max_length: context in tokens, prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        image_size: int,
+        image_length: int,
+        version: str = "chat",
+        cross_image_size: int | None = None,
+        max_length: int = 2048,
+    ) -> None:
+        """Args:
+            tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
+            image_size: side in pixels that the vision tower takes.
+            image_length: image tokens per picture, `(image_size / patch) ** 2`.
+            version: default prompt style.
+            cross_image_size: side in pixels of the high-resolution branch; None for models without one.
+            max_length: context in tokens.
+
+        Raises:
+            ConfigError: a size that is not positive.
+            UnknownNameError: unknown `version`.
+        """
+        prompt_style(version)
+        for name, value in (("image_size", image_size), ("image_length", image_length), ("max_length", max_length)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1. Check the model's config.")
+        self._tokenizer = tokenizer
+        self.image_size = image_size
+        self.image_length = image_length
+        self.version = version
+        self.cross_image_size = cross_image_size
+        self.max_length = max_length
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be read and written."""
+        return self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._tokenizer is None:
+            raise InputError(
+                "This model was loaded without a tokenizer, so it cannot read or write text (logits for given ids "
+                f"work). Load it with local_tokenizer=... (--local_tokenizer): a tokenizer.model file, its folder, or "
+                f"a Hugging Face repository such as {DEFAULT_TOKENIZER}."
+            )
+        return self._tokenizer
+
+    def __call__(
+        self,
+        image: Images,
+        query: str,
+        *,
+        history: Sequence[Turn] = (),
+        version: str | None = None,
+        allow_empty_query: bool = False,
+    ) -> VLMInputs:
+        """Inputs of a prompt, batch dimension 1, pixels in fp32 on CPU.
+
+        Args:
+            image: path, URL, bytes, `PIL.Image`, a list of them, or None for text only.
+            query: the question.
+            history: earlier (question, answer) pairs.
+            version: prompt style; None takes the model's own.
+            allow_empty_query: send the bare template (`--no_prompt`).
+
+        Raises:
+            InputError: no tokenizer, a bad picture, an empty question, or a prompt that leaves no room for an answer.
+            UnknownNameError: unknown `version`.
+        """
+        _check_text(query, "question", allow_empty=allow_empty_query)
+        text = build_prompt(version or self.version, query, _check_turns(history, "history"))
+        ids = self.tokenizer.encode(text)
+        sources = as_list(image)
+        length = prompt_length(len(ids), self.image_length, len(sources))
+        if length >= self.max_length:
+            raise InputError(
+                f"The prompt takes {length} tokens ({len(sources)} picture(s) of {self.image_length + 2}, {len(ids)} of "
+                f"text) but the context is {self.max_length} with the answer. Shorten the question or the history, "
+                f"or raise max_length."
+            )
+        layout = layout_prompt(ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id)
+        vision, cross = self.pixels(sources)
+        return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
+
+    def pixels(self, image: Images) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels for the vision tower [N, 3, H, W] and the high-resolution branch [N, 3, H2, W2], None where absent."""
+        pictures = [load_image(source) for source in as_list(image)]
+        if not pictures:
+            return None, None
+        vision = torch.stack([image_to_tensor(picture, self.image_size) for picture in pictures])
+        if self.cross_image_size is None:
+            return vision, None
+        return vision, torch.stack([image_to_tensor(picture, self.cross_image_size) for picture in pictures])
+
+    def training_samples(
+        self,
+        image: Images,
+        turns: Sequence[Turn],
+        *,
+        version: str | None = None,
+        max_length: int | None = None,
+    ) -> list[VLMInputs]:
+        """Training samples of one dialogue, each a batch of one with `labels`, not padded (see `layout.collate`).
+
+        Styles with history (`chat`, `chat_old`) give one sample in which every answer is trained; `base` and `vqa`
+        give one sample per turn. Last turns that do not fit into `max_length` are left out of a dialogue, and the
+        last answer kept is cut to fit.
+
+        Args:
+            turns: (question, answer) pairs; questions may be empty, answers not.
+            version: prompt style; None takes the model's own.
+            max_length: longest sample in tokens; None takes the context.
+
+        Raises:
+            InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
+            UnknownNameError: unknown `version`.
+        """
+        version = version or self.version
+        limit = max_length or self.max_length
+        turns = _check_turns(turns, "dialogue")
+        for number, (_, answer) in enumerate(turns, 1):
+            _check_text(answer, f"answer of turn {number}")
+        if not turns:
+            raise InputError("A training sample needs at least one (question, answer) pair; got none.")
+        sources = as_list(image)
+        if prompt_style(version).keeps_history:
+            layouts = [self._dialogue(turns, version, limit, len(sources))]
+        else:
+            layouts = [self._dialogue([turn], version, limit, len(sources)) for turn in turns]
+        vision, cross = self.pixels(sources)
+        return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
+
+    def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int):
+        """Layout of one sample from as many of the first turns as fit."""
+        for kept in range(len(turns), 0, -1):
+            *past, (query, answer) = turns[:kept]
+            text, spans = dialogue_text(version, query, past)
+            ids = self.tokenizer.encode(text)
+            if kept == 1 or prompt_length(len(ids), self.image_length, num_images) <= limit - MIN_ANSWER_ROOM:
+                break
+        if kept < len(turns):
+            logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
+        return layout_training(
+            ids,
+            self.tokenizer.encode(answer),
+            self.image_length,
+            bos_id=self.tokenizer.bos_id,
+            eos_id=self.tokenizer.eos_id,
+            max_length=limit,
+            num_images=num_images,
+            past_answers=[self._token_span(text, ids, start, end) for start, end in spans],
+        )
+
+    def _token_span(self, text: str, ids: list[int], start: int, end: int) -> tuple[int, int]:
+        """Index range in `ids` of the characters [start, end) of `text`.
+
+        Both ends are found by encoding the text up to there: tokens that stay the same lie before the cut, so a token
+        over a cut (the space before an answer's first word) belongs to what follows it.
+        """
+        return tuple(_shared(self.tokenizer.encode(text[:cut]), ids) for cut in (start, end))
+
+
+def as_list(image: Images) -> list[ImageSource]:
+    """The pictures of an `image` argument: None is none of them, a list or tuple is itself."""
+    if image is None:
+        return []
+    return list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def _shared(left: list[int], right: list[int]) -> int:
+    """Length of the common beginning."""
+    count = 0
+    for a, b in zip(left, right):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _check_text(text: object, what: str, *, allow_empty: bool = False) -> None:
+    """Refuses what is no text, and empty text unless allowed."""
+    if not isinstance(text, str):
+        raise InputError(f"The {what} is {text!r:.80} ({type(text).__name__}); it must be text.")
+    if not text.strip() and not allow_empty:
+        raise InputError(f"The {what} is empty. Write some text (--no_prompt sends an empty question on purpose).")
+
+
+def _check_turns(turns: Sequence[Turn], what: str) -> list[Turn]:
+    """`turns` as pairs of texts."""
+    checked = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
+            raise InputError(f"Turn {number} of the {what} is {turn!r:.80}; it must be a (question, answer) pair of texts.")
+        checked.append((turn[0], turn[1]))
+    return checked

@@ -1,0 +1,160 @@
+"""Where and how a run happens: processes, device, dtype, seeds, log lines.
+
+Collectives take their device from the tensors they are given; the rest of the project asks here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mixins.sat_compat import mpu
+from sat_models.errors import ConfigError
+
+_DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+def local_rank() -> int:
+    """This process's number on its machine, as torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    """This process's number in the whole run."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes in the run."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """"auto" is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: a device that this machine does not have.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda", local_rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{device}' is not a device: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}' was asked for, but torch sees no GPU here; use --device cpu or auto")
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """"auto": fp32 on CPU; on a GPU bf16 where it has it, else fp16."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if torch.device(device).type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype '{dtype}' is unknown; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def init_distributed(device: torch.device | str = "cpu") -> None:
+    """Join the process group of torchrun, or make one of this process alone. Does nothing if there is one already."""
+    if dist.is_initialized():
+        return
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method="env://")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def init_model_parallel(size: int) -> None:
+    """Split the processes into groups of `size` that share one model.
+
+    Raises:
+        ConfigError: `size` does not divide the number of processes, or a different split is in force.
+    """
+    init_distributed()
+    if mpu.model_parallel_is_initialized():
+        if mpu.get_model_parallel_world_size() != size:
+            raise ConfigError(
+                f"model-parallel size {size} was asked for, but this process already runs with "
+                f"{mpu.get_model_parallel_world_size()}; one process can hold one split"
+            )
+        return
+    if size < 1 or world_size() % size:
+        raise ConfigError(f"model-parallel size {size} does not divide the {world_size()} process(es) of this run")
+    mpu.initialize_model_parallel(size)
+
+
+def broadcast_object(value: Any, *, source: int = 0) -> Any:
+    """The same Python object on every rank: what rank `source` passes in."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source, device=collective_device())
+    return box[0]
+
+
+def collective_device() -> torch.device:
+    """Device on which collectives of this run work."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def gather_errors(error: str | None) -> list[str]:
+    """Every rank's error message (None = fine) on every rank, so that all agree whether a step failed."""
+    if world_size() == 1:
+        return [error] if error else []
+    everyone: list[str | None] = [None] * world_size()
+    dist.all_gather_object(everyone, error)
+    return [message for message in everyone if message]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python and torch."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new float tensors of this dtype inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _RankZeroOnly(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return rank() == 0 or record.levelno >= logging.ERROR
+
+
+def setup_logging(level: int | str = logging.INFO) -> None:
+    """Log to stderr; ranks other than 0 only say errors."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_RankZeroOnly())
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
