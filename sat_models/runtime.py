@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from mixins.sat_compat import mpu
-from sat_models.errors import ConfigError
+from sat_models.errors import ConfigError, ZooError
+
+T = TypeVar("T")
 
 _DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -126,6 +128,27 @@ def gather_errors(error: str | None) -> list[str]:
     everyone: list[str | None] = [None] * world_size()
     dist.all_gather_object(everyone, error)
     return [message for message in everyone if message]
+
+
+def in_step(action: Callable[[], T]) -> T:
+    """Do something that may fail for the user's reasons on all ranks, and go on only if none failed.
+
+    Without this, one rank raises and the others wait for it in their next collective.
+
+    Raises:
+        ZooError: this rank's own error, or, where it had none, another rank's message.
+    """
+    result, failure = None, None
+    try:
+        result = action()
+    except ZooError as error:
+        failure = error
+    messages = gather_errors(str(failure) if failure else None)
+    if failure:
+        raise failure
+    if messages:
+        raise ZooError(f"another process of this run failed: {messages[0]}")
+    return result
 
 
 def seed_everything(seed: int) -> None:

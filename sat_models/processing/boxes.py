@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 LARGEST = 999
 """The largest coordinate the format can write."""
 
-_GROUP = re.compile(r"\[\s*\[([\d\s,;\[\]]*?)\]\s*\]")
+_GROUP = re.compile(r"\[\s*\[([\d\s,;]*(?:\](?:\s*[,;])?\s*\[[\d\s,;]*)*)\]\s*\]")
 _BETWEEN = re.compile(r";|\]\s*[,;]?\s*\[")
 
 
@@ -86,7 +86,8 @@ def format_boxes(boxes: Iterable[Box | Sequence[float]], width: int, height: int
     for box in boxes:
         corners = box.pixels if isinstance(box, Box) else _four_numbers(box)
         scaled = [value * 1000 / size for value, size in zip(corners, (width, height, width, height), strict=True)]
-        texts.append(",".join(f"{value:03d}" for value in _ordered([round(max(-1, min(value, 1000))) for value in scaled])))
+        ordered = _ordered([round(max(-1, min(value, 1000))) for value in scaled])
+        texts.append(",".join(f"{value:03d}" for value in ordered))
     return f"[[{';'.join(texts)}]]" if texts else ""
 
 

@@ -6,17 +6,10 @@ were trained with and is pinned by the golden data.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import logging
 import os
-import time
-import urllib.error
-import urllib.request
-import warnings
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import torch
@@ -24,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
+from .fetch import MAX_BYTES, TIMEOUT, data_url, download
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +26,17 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_PIXELS = 89_478_485
 """Width x height a picture may have; Pillow's own limit."""
-MAX_BYTES = 32 * 2**20
-"""Encoded size of a picture that comes from memory or the network."""
-TIMEOUT = 20.0
-"""Seconds a download may take in all."""
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 
 def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    timeout: float = TIMEOUT,
+    public_only: bool = False,
 ) -> Image.Image:
     """A picture as RGB.
 
@@ -53,6 +48,8 @@ def load_image(
         max_pixels: limit on width x height, checked from the header before anything is decoded.
         max_bytes: limit on the encoded size of bytes, `data:` URLs and downloads.
         timeout: seconds for a download.
+        public_only: refuse URLs of this machine and of private networks; a server that takes URLs from strangers sets
+            it (and opens no paths for them).
 
     Raises:
         InputError: missing, unreadable, truncated, too large, or not a picture; the message names it and the remedy.
@@ -68,10 +65,10 @@ def load_image(
         )
     text = os.fspath(source)
     if isinstance(source, str) and text[:5].lower() == "data:":
-        data = _data_url(text)
+        data = data_url(text)
         return _decode(data, name="data: URL", max_pixels=max_pixels, max_bytes=max_bytes)
     if isinstance(source, str) and "://" in text:
-        data = download(text, max_bytes=max_bytes, timeout=timeout)
+        data = download(text, max_bytes=max_bytes, timeout=timeout, public_only=public_only)
         return _decode(data, name=text, max_pixels=max_pixels, max_bytes=max_bytes)
     return _open_path(Path(text).expanduser(), max_pixels)
 
@@ -93,77 +90,6 @@ def image_to_tensor(image: Image.Image, size: int, *, dtype: torch.dtype = torch
     return ((pixels - mean) / std).contiguous().to(dtype)
 
 
-def download(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
-    """Bytes behind an http(s) URL; redirects stay within http(s).
-
-    Raises:
-        InputError: another scheme, no answer in time, an error status, or more than `max_bytes`.
-    """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme not in ("http", "https"):
-        raise InputError(f"Picture '{url}' has the scheme '{scheme}'. Allowed: http, https, or a plain file path.")
-    remedy = "Check the address in a browser, or download the picture and give its path."
-    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (cogvlm-sat-zoo)", "Accept": "image/*,*/*"})
-    deadline = time.monotonic() + timeout
-    try:
-        with _web_opener().open(request, timeout=timeout) as reply:
-            return _read_capped(reply, url, max_bytes, deadline)
-    except urllib.error.HTTPError as error:
-        raise InputError(f"Picture '{url}': the server answered {error.code} {error.reason}. {remedy}") from error
-    except TimeoutError as error:
-        raise InputError(f"Picture '{url}': no complete answer within {timeout:g} s. {remedy}") from error
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            raise InputError(f"Picture '{url}': no complete answer within {timeout:g} s. {remedy}") from error
-        raise InputError(f"Picture '{url}' could not be downloaded ({reason}). {remedy}") from error
-
-
-def _web_opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https only, so that a redirect cannot lead to a file or ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _read_capped(reply: io.BufferedIOBase, url: str, max_bytes: int, deadline: float) -> bytes:
-    """The body, given up as soon as it is too long or too late."""
-    chunks, total = [], 0
-    while chunk := reply.read1(65536):
-        total += len(chunk)
-        if total > max_bytes:
-            raise InputError(f"Picture '{url}' is larger than {max_bytes} bytes. Download it and give a smaller copy.")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _data_url(text: str) -> bytes:
-    """Bytes of `data:[type][;base64],payload`."""
-    head, comma, payload = text.partition(",")
-    if not comma:
-        raise InputError(f"data: URL '{text[:40]}' has no comma. Form: data:image/png;base64,<payload>.")
-    raw = unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return raw
-    try:
-        return base64.b64decode(b"".join(raw.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"data: URL '{head}' has a payload that is not base64 ({error}). Encode it again.") from error
-
-
 def _open_path(path: Path, max_pixels: int) -> Image.Image:
     """A picture from a file."""
     try:
@@ -176,7 +102,9 @@ def _open_path(path: Path, max_pixels: int) -> Image.Image:
     except (PermissionError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"Picture '{str(path)[:200]}' cannot be opened ({error}). Check the path and its rights.") from error
+        raise InputError(
+            f"Picture '{str(path)[:200]}' cannot be opened ({error}). Check the path and its rights."
+        ) from error
 
 
 def _decode(data: bytes, *, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
@@ -189,15 +117,15 @@ def _decode(data: bytes, *, name: str, max_pixels: int, max_bytes: int) -> Image
 def _decode_stream(stream: io.BufferedIOBase, *, name: str, max_pixels: int) -> Image.Image:
     """Opens (header only), checks the size, then decodes."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is ours
-            opened = Image.open(stream)
-    except Image.DecompressionBombError as error:
+        opened = Image.open(stream)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"Picture '{name}' is too large ({error}). Give a smaller copy.") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(f"'{name}' is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
     except Exception as error:  # damaged headers raise anything from struct.error to SyntaxError
-        raise InputError(f"Picture '{name}' has a damaged header ({_reason(error)}). Get or export it again.") from error
+        raise InputError(
+            f"Picture '{name}' has a damaged header ({_reason(error)}). Get or export it again."
+        ) from error
     return _to_rgb(opened, name=name, max_pixels=max_pixels)
 
 

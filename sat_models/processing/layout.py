@@ -199,9 +199,7 @@ def layout_training(
             f"{context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
         )
     answer = [*answer_ids[: max_length - TAIL_ROOM - context], eos_id]
-    layout = layout_prompt(
-        [*prompt_ids, *answer], image_length, num_images=num_images, bos_id=bos_id, slot_id=slot_id
-    )
+    layout = layout_prompt([*prompt_ids, *answer], image_length, num_images=num_images, bos_id=bos_id, slot_id=slot_id)
     labels = torch.full_like(layout.input_ids, IGNORE)
     labels[context:] = layout.input_ids[context:]
     offset = context - len(prompt_ids)
@@ -211,9 +209,7 @@ def layout_training(
     return replace(layout, labels=labels)
 
 
-def collate(
-    samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None, *, side: str = "right"
-) -> VLMInputs:
+def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None, *, side: str = "right") -> VLMInputs:
     """One batch of several, padded to the longest (or to `pad_to`).
 
     Padding has token `pad_id`, masks 0 and label -100. On the right its positions count on and the mask stays
@@ -225,7 +221,7 @@ def collate(
         side: "right" or "left".
 
     Raises:
-        InputError: no samples, or one longer than `pad_to`.
+        InputError: no samples, one longer than `pad_to`, or labels in some only.
     """
     if not samples:
         raise InputError("A batch needs at least one sample; got none.")
@@ -233,6 +229,10 @@ def collate(
     length = longest if pad_to is None else pad_to
     if longest > length:
         raise InputError(f"A sample has {longest} tokens, more than pad_to={length}. Raise pad_to or cut the sample.")
+    if side not in ("right", "left"):
+        raise ValueError(f"side is '{side}'; it must be 'right' or 'left'.")
+    if len({sample.labels is None for sample in samples}) > 1:
+        raise InputError("Samples with and without labels cannot share a batch; collate them apart.")
     padded = [_pad(sample, length, pad_id, left=side == "left") for sample in samples]
     first = padded[0]
     merged: dict[str, Any] = {name: _join([getattr(p, name) for p in padded]) for name in vars(first)}
@@ -274,7 +274,7 @@ def _join(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_several_images(count: int) -> None:
     """Says once per count what to expect of several pictures."""
     logger.warning(

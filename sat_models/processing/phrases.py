@@ -25,6 +25,7 @@ _DETERMINERS = _words(
     "a an the this that these those my your his her its our their some any each every another both all several many "
     "few no one two three four five six seven eight nine ten eleven twelve dozen"
 )
+_ARTICLES = _words("a an the another every each my your his her its their")
 _VERBS = _words(
     "is are was were be been being am do does did has have had can could will would may might should must see find "
     "shows show showing locate detect mark point box describe sits stands lies holds wears contains includes features "
@@ -38,15 +39,19 @@ _PREPOSITIONS = _words(
 )
 _OTHER_BREAKS = _words(
     "and or but while then so because if which who whose what where when why how there here it he she they i you we "
-    "me him them not also just currently please"
+    "me him them not also just currently please yes answer"
 )
 _BREAKS = _VERBS | _PREPOSITIONS | _OTHER_BREAKS
+_JOINERS = _words("and or")
+_OPENERS = _DETERMINERS | _ARTICLES
 _LINKS = _words("of with")
 """Words that tie two noun phrases to one: "a cup of tea", "the man with a hat"."""
 _PLACES = _words("left right top bottom front back side middle center centre end edge corner part inside outside out")
-"""Before "of" these make a preposition, not a noun: "left of a square"."""
+"""Before "of" these make a preposition ("left of a square"); alone they only say where: "the man on the left"."""
 _COLOURS = _words("black white red green blue yellow brown grey gray orange pink purple golden silver")
 
+_WORD = re.compile(r"\w[\w'\u2019-]*")
+_CLAUSE_END = re.compile(r"[.!?](?:\s+|$)|[,;:()\[\]\n]")
 _QUESTION_HEAD = re.compile(
     r"^(?:please\s+)?(?:(?:can|could|would|will|do|did)\s+you\s+(?:please\s+)?)?"
     r"(?:where(?:'s|\s+(?:is|are|was|were))|(?:tell|show|give)\s+me\s+(?:where|the\s+(?:location|position|box)\s+of)|"
@@ -65,10 +70,10 @@ def phrase_before(segment: str, *, use_spacy: bool | None = None) -> str | None:
             when it is missing.
 
     Returns:
-        The phrase as written in `segment`; "" if there are words but no noun phrase; None if there are no words at
-        all ("a dog [[..]] [[..]]": the caller goes on with the phrase it had).
+        The phrase as written in `segment`; "" if there are words but no noun phrase; None if there are no words but
+        "and", "or" ("two dogs [[..]] and [[..]]": the caller goes on with the phrase it had).
     """
-    if not re.search(r"\w", segment):
+    if all(word.lower() in _JOINERS for word in _WORD.findall(segment)):
         return None
     question = _asked_for(segment)
     if question:
@@ -92,41 +97,62 @@ def _asked_for(segment: str) -> str:
 def _last_noun_phrase(segment: str) -> str:
     """The last noun phrase by word lists; "" if only function words are there."""
     clause = _last_clause(segment)
-    words = list(re.finditer(r"[\w'\u2019-]*\w[\w'\u2019-]*", clause))
+    words = list(_WORD.finditer(clause))
     lower = [word.group().lower() for word in words]
     end = len(words)
-    while end and lower[end - 1] in _BREAKS:
+    while end and _breaks(lower, end - 1):
         end -= 1
     if not end:
         return ""
     start = _phrase_start(lower, end)
-    while start > 1 and lower[start - 1] in _LINKS and lower[start - 2] not in _PLACES | _BREAKS:
-        start = _phrase_start(lower, start - 1)
+    while (link := _link_before(lower, start, end)) is not None:
+        start = _phrase_start(lower, link)
     return clause[words[start].start() : words[end - 1].end()]
 
 
 def _last_clause(segment: str) -> str:
-    """What follows the last sentence end, comma, colon, semicolon, bracket or line end that has words behind it."""
-    parts = [part for part in re.split(r"[.!?](?:\s+|$)|[,;:()\[\]\n]", segment) if re.search(r"\w", part)]
-    function_words_only = len(parts) > 1 and all(w.lower() in _BREAKS for w in re.findall(r"[\w'\u2019-]+", parts[-1]))
-    return parts[-2] if function_words_only else parts[-1]
+    """The last stretch without a sentence end, comma, colon, bracket or line end that is more than function words."""
+    parts = [part for part in _CLAUSE_END.split(segment) if _WORD.search(part)]
+    for part in reversed(parts):
+        lower = [word.lower() for word in _WORD.findall(part)]
+        if not all(_breaks(lower, index) for index in range(len(lower))):
+            return part
+    return parts[-1] if parts else ""
+
+
+def _breaks(lower: list[str], index: int) -> bool:
+    """Whether the word ends a noun phrase; right behind an article it belongs to one ("a parked car", "the left")."""
+    if lower[index] not in _BREAKS:
+        return False
+    while index > 0 and lower[index] in _PLACES and lower[index - 1] in _PLACES:
+        index -= 1  # "the top left" is one place
+    return index == 0 or lower[index - 1] not in _ARTICLES
 
 
 def _phrase_start(lower: list[str], end: int) -> int:
     """Index of the first word of the phrase that ends before `end`: back to a determiner or a word that breaks it."""
     start = end - 1
-    while start > 0 and lower[start] not in _DETERMINERS:
-        before = lower[start - 1]
-        joins_colours = before in ("and", "or") and start > 1 and {lower[start], lower[start - 2]} <= _COLOURS
-        if before in _BREAKS and not joins_colours:
+    while start > 0 and (lower[start] not in _OPENERS or (start == end - 1 and lower[start] == "one")):
+        joins_colours = lower[start - 1] == "and" and start > 1 and {lower[start], lower[start - 2]} <= _COLOURS
+        if _breaks(lower, start - 1) and not joins_colours:
             return start
         start -= 1
-    while start > 0 and lower[start - 1] in _DETERMINERS:
+    while start > 0 and lower[start - 1] in _OPENERS:
         start -= 1
     return start
 
 
-@functools.lru_cache(maxsize=None)
+def _link_before(lower: list[str], start: int, end: int) -> int | None:
+    """End of the phrase that the words [start, end) hang on ("a cup | of tea", "the man | on the left"), or None."""
+    if start < 2 or lower[start - 1] not in _PREPOSITIONS:
+        return None
+    if lower[start - 1] not in _LINKS and not set(lower[start:end]) <= _PLACES | _ARTICLES:
+        return None
+    before = lower[start - 2]
+    return None if before in _PLACES or _breaks(lower, start - 2) else start - 1
+
+
+@functools.cache
 def _spacy(*, warn: bool) -> Any | None:
     """spaCy's English pipeline, loaded once; None where it is not installed or does not load."""
     if importlib.util.find_spec(SPACY_MODEL) is None or importlib.util.find_spec("spacy") is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from .image import ImageSource, image_to_tensor, load_image
-from .layout import MIN_ANSWER_ROOM, VLMInputs, layout_prompt, layout_training, prompt_length
+from .layout import MIN_ANSWER_ROOM, TokenLayout, VLMInputs, layout_prompt, layout_training, prompt_length
 from .prompts import Turn, build_prompt, dialogue_text, prompt_style
 from .tokens import DEFAULT_TOKENIZER, Tokenizer
 
@@ -111,8 +110,8 @@ class Processor:
         length = prompt_length(len(ids), self.image_length, len(sources))
         if length >= self.max_length:
             raise InputError(
-                f"The prompt takes {length} tokens ({len(sources)} picture(s) of {self.image_length + 2}, {len(ids)} of "
-                f"text) but the context is {self.max_length} with the answer. Shorten the question or the history, "
+                f"The prompt takes {length} tokens ({len(sources)} picture(s) of {self.image_length + 2}, {len(ids)} "
+                f"of text) but the context is {self.max_length} with the answer. Shorten the question or the history, "
                 f"or raise max_length."
             )
         layout = layout_prompt(ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id)
@@ -167,7 +166,7 @@ class Processor:
         vision, cross = self.pixels(sources)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
 
-    def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int):
+    def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit."""
         for kept in range(len(turns), 0, -1):
             *past, (query, answer) = turns[:kept]
@@ -207,7 +206,7 @@ def as_list(image: Images) -> list[ImageSource]:
 def _shared(left: list[int], right: list[int]) -> int:
     """Length of the common beginning."""
     count = 0
-    for a, b in zip(left, right):
+    for a, b in zip(left, right, strict=False):
         if a != b:
             break
         count += 1
@@ -227,6 +226,8 @@ def _check_turns(turns: Sequence[Turn], what: str) -> list[Turn]:
     checked = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
-            raise InputError(f"Turn {number} of the {what} is {turn!r:.80}; it must be a (question, answer) pair of texts.")
+            raise InputError(
+                f"Turn {number} of the {what} is {turn!r:.80}; it must be a (question, answer) pair of texts."
+            )
         checked.append((turn[0], turn[1]))
     return checked

@@ -188,8 +188,8 @@ def find_tokenizer(
         return _download(default)
     looked = f" (looked in {', '.join(map(str, folders))})" if folders else ""
     raise InputError(
-        f"No {TOKENIZER_FILE} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a Hugging "
-        f"Face repository; the released CogVLM and CogAgent weights use {DEFAULT_TOKENIZER}."
+        f"No {TOKENIZER_FILE} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a "
+        f"Hugging Face repository; the released CogVLM and CogAgent weights use {DEFAULT_TOKENIZER}."
     )
 
 

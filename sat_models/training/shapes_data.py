@@ -13,19 +13,18 @@ import dataclasses
 import functools
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from ..processing.image import image_to_tensor
+from ..processing.layout import IGNORE
 from ..processing.prompts import build_prompt
 from . import shapes_questions as questions
 from .shapes_questions import QA, TASKS
-from .shapes_world import COLORS, FORMS, SIZES, Scene, draw, sample_scene
+from .shapes_world import COLORS, FORMS, SIZES, Scene, ShapeObject, draw, sample_scene
 
-IGNORE = -100
-CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), dtype=np.float32)
-CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
 TASK_ID = {task: index for index, task in enumerate(TASKS)}
 
 
@@ -35,7 +34,9 @@ class TextTokenizer(Protocol):
     bos_id: int
     eos_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +217,7 @@ def pack(rows: Sequence[Sequence[Segment]], *, bos_id: int, image_length: int) -
 
 def image_pixels(scene: Scene, image_size: int) -> np.ndarray:
     """The picture as the image processor gives it: [3, image_size, image_size] float32, CLIP-normalised."""
-    pixels = np.asarray(draw(scene).resize((image_size, image_size), 3), dtype=np.float32) / 255
-    return ((pixels - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+    return image_to_tensor(draw(scene), image_size).numpy()
 
 
 def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -246,7 +246,7 @@ def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.n
     return classes[0].reshape(-1), classes[1].reshape(-1), classes[2].reshape(-1), box.reshape(-1, 4)
 
 
-def _inside(scene: Scene, obj: Any, ticks: np.ndarray) -> np.ndarray:
+def _inside(scene: Scene, obj: ShapeObject, ticks: np.ndarray) -> np.ndarray:
     """Whether the points (ticks x ticks, relative to the canvas) lie inside the object: [y, x] bool."""
     x0, y0, x1, y1 = obj.box
     u = ((ticks * scene.width - x0) / (x1 - x0))[None, :]  # 0..1 across the box

@@ -1,0 +1,133 @@
+"""How each weight is divided over model-parallel ranks, and its slices for any number of them.
+
+The rules come from the module tree: which SAT layer owns a weight says how it is split. One routine serves splitting,
+merging and going from M stored parts to R running ranks: it copies the pieces that a rank owns, and reads no others,
+so with memory-mapped parts each rank touches its own slice of the file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from sat_models.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How one weight is divided.
+
+    Attributes:
+        dim: dimension that is cut; None = every rank holds the whole.
+        parts: relative sizes of the blocks along `dim` that are cut each on its own and then joined: (1, 1, 1) for
+            QKV (q, k and v are cut separately), (1, 1) for the key_value of cross-attention, (1,) for the rest.
+    """
+
+    dim: int | None = None
+    parts: tuple[int, ...] = (1,)
+
+    def full_shape(self, local: Sequence[int], size: int) -> tuple[int, ...]:
+        """Shape of the whole weight, from the shape of one of `size` equal shards."""
+        return tuple(n * size if axis == self.dim else n for axis, n in enumerate(local))
+
+    def shard_shape(self, full: Sequence[int], size: int) -> tuple[int, ...]:
+        """Shape of one of `size` shards. Raises CheckpointError if the weight cannot be divided evenly."""
+        if self.dim is not None and full[self.dim] % (sum(self.parts) * size):
+            raise CheckpointError(
+                f"a weight of shape {list(full)} cannot be divided over {size} ranks: dimension {self.dim} must be a "
+                f"multiple of {sum(self.parts) * size}"
+            )
+        return tuple(n // size if axis == self.dim else n for axis, n in enumerate(full))
+
+
+REPLICATED = SplitRule()
+
+
+def split_rules(model: nn.Module) -> dict[str, SplitRule]:
+    """The rule of every parameter and persistent buffer of `model`, by its name in the state dict.
+
+    SAT uses a plain, replicated embedding for vocabularies below 1000; since the layer's class decides, that follows.
+    """
+    rules = dict.fromkeys(model.state_dict().keys(), REPLICATED)
+    for path, module in model.named_modules():
+        for name, rule in _rules_of_layer(module).items():
+            key = f"{path}.{name}" if path else name
+            if key in rules:
+                rules[key] = rule
+    return rules
+
+
+def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
+    if isinstance(module, VocabParallelEmbedding):
+        return {"weight": SplitRule(0)}
+    if isinstance(module, ColumnParallelLinear):
+        parts = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
+        return {"weight": SplitRule(0, parts), "bias": SplitRule(0, parts)}
+    if isinstance(module, RowParallelLinear):
+        return {"weight": SplitRule(1)}  # its bias stays whole
+    return {}
+
+
+def read_shard(
+    stored: Sequence[Tensor],
+    rule: SplitRule,
+    rank: int,
+    size: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The part of rank `rank` of `size`, out of a weight that is stored in `len(stored)` parts.
+
+    Args:
+        stored: the M stored shards in rank order, all of one shape (the whole weight if M is 1).
+        rule: how the weight is divided.
+        dtype, device: of the result; None keeps the stored one.
+
+    Returns:
+        A new contiguous tensor; nothing else of that size is allocated.
+
+    Raises:
+        CheckpointError: it cannot be divided evenly.
+    """
+    first = stored[0]
+    local = rule.shard_shape(rule.full_shape(first.shape, len(stored)), size)
+    out = torch.empty(local, dtype=dtype or first.dtype, device=device or first.device)
+    if rule.dim is None:
+        return out.copy_(first)
+    full = first.shape[rule.dim] * len(stored)
+    for target, shard, source, length in _pieces(full, rule.parts, len(stored), rank, size):
+        out.narrow(rule.dim, target, length).copy_(stored[shard].narrow(rule.dim, source, length))
+    return out
+
+
+def _pieces(
+    full: int, parts: tuple[int, ...], stored: int, rank: int, size: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Runs to copy along the cut dimension: (start in the result, stored shard, start in that shard, length)."""
+    unit = full // sum(parts)
+    target = block_in_shard = 0
+    for part in parts:
+        block = unit * part
+        per_shard, wanted = block // stored, block // size
+        start, stop = rank * wanted, (rank + 1) * wanted
+        while start < stop:
+            shard, offset = divmod(start, per_shard)
+            length = min(stop - start, per_shard - offset)
+            yield target, shard, block_in_shard + offset, length
+            start, target = start + length, target + length
+        block_in_shard += per_shard
+
+
+def slice_for_rank(tensor: Tensor, rule: SplitRule, rank: int, size: int) -> Tensor:
+    """The part of `rank` of `size` of a whole weight, as a copy."""
+    return read_shard([tensor], rule, rank, size)
+
+
+def merge(shards: Sequence[Tensor], rule: SplitRule) -> Tensor:
+    """The whole weight from its shards in rank order, as a copy."""
+    return read_shard(shards, rule, 0, 1)

@@ -1,0 +1,1 @@
+"""Prompt -> tokens, one at a time, with no I/O and no tokenizer inside."""

@@ -1,0 +1,104 @@
+"""From a model_class name and a typed config to a module, with or without memory behind its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mixins.base import ZooModel
+from sat_models.config import LLaMAConfig
+from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.models.cogvlm import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
+from sat_models.models.llama import LLaMAModel
+
+MODEL_CLASSES: dict[str, type[ZooModel]] = {
+    cls.__name__: cls for cls in (LLaMAModel, CogVLMModel, FineTuneTrainCogVLMModel, FineTuneTestCogVLMModel)
+}
+"""Every `model_class` that a `model_config.json` may name."""
+
+_FACTORIES = frozenset(
+    (torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.tensor)
+    + (torch.rand, torch.randn, torch.randint, torch.randperm, torch.empty_strided)
+)
+
+
+def model_class(name: str) -> type[ZooModel]:
+    """The class that a checkpoint's `model_class` names.
+
+    Raises:
+        UnknownNameError: with near matches.
+    """
+    if name not in MODEL_CLASSES:
+        raise UnknownNameError("model_class", str(name), MODEL_CLASSES, hint="It stands in model_config.json.")
+    return MODEL_CLASSES[name]
+
+
+def make_config(data: dict[str, Any]) -> LLaMAConfig:
+    """The typed config of the content of a `model_config.json`.
+
+    Raises:
+        ConfigError: no `model_class`, or sizes that are missing or contradict each other.
+        UnknownNameError: a `model_class` that the zoo does not have.
+    """
+    if "model_class" not in data:
+        raise ConfigError(f"the model config names no model_class; one of {', '.join(sorted(MODEL_CLASSES))} is needed")
+    return model_class(data["model_class"]).config_class.from_dict(data)
+
+
+class OnMeta(TorchFunctionMode):
+    """Makes every new tensor a meta tensor: shapes without memory.
+
+    `with torch.device("meta")` is not enough: SAT passes `device="cpu"` to its layers, which wins over that.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls `func`, with device="meta" if it makes a tensor."""
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def build_model(
+    config: LLaMAConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
+) -> ZooModel:
+    """This rank's part of the model that `config` describes; model-parallel groups must exist.
+
+    Args:
+        config: sizes and `model_class`.
+        dtype: of parameters and floating-point buffers.
+        device: "meta" gives shapes only (fill them with `sat_models.checkpoint.io.load_weights`); any other device
+            gives SAT's random initialisation, drawn on the CPU.
+
+    Raises:
+        UnknownNameError: unknown `model_class`.
+    """
+    cls = model_class(config.model_class)
+    if torch.device(device).type != "meta":
+        return cls(config).to(device=device, dtype=dtype)
+    with OnMeta():
+        model = cls(config)
+    return model.to(dtype)
+
+
+def computable_buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Buffers that follow from the sizes, as (full name, module, name).
+
+    By convention, buffer `x` is one if its module has a method `compute_x(device) -> Tensor`. Checkpoints may carry
+    such a buffer (SAT's carry `inv_freq`) or not.
+    """
+    for path, module in model.named_modules():
+        for name in module._buffers:
+            if hasattr(module, f"compute_{name}"):
+                yield f"{path}.{name}".lstrip("."), module, name
+
+
+def compute_buffer(module: nn.Module, name: str, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """The value of a buffer of `computable_buffers`."""
+    return getattr(module, f"compute_{name}")(device).to(dtype)

@@ -1,0 +1,173 @@
+"""Every model of the zoo by name: where its sizes, its prompt style, its weights and its licence are.
+
+Sources: the CogVLM repository at f7283b2 (README, "Model Zoo" and the demo's `--version` table) and the model cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sat_models.errors import ConfigError, UnknownNameError
+
+_PACKAGE = Path(__file__).resolve().parent
+_HUB = "https://huggingface.co"
+_ORGANISATIONS = ("THUDM", "zai-org")  # the same one, before and after its renaming
+
+COGVLM_WEIGHTS = "CogVLM model licence (weights), Apache-2.0 (code)"
+CLIP_IMAGE = "RGB, bicubic to a square of {size} px, CLIP mean and std"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model of the zoo. Its sizes stand in `configs/models/<name>.json`.
+
+    Attributes:
+        name: what users type, and the folder under SAT_HOME.
+        summary: one line for the table.
+        default_version: prompt style, where neither the user nor the checkpoint names one.
+        image_size: side of the square input picture in pixels.
+        cross_image_size: the same for the high-resolution branch; None for models without it.
+        licence, source: of the weights, and where they are.
+        hf_name: repository with the same weights in Hugging Face's form, without the organisation.
+        aliases: other names for the same weights.
+        bundled: the weights lie in this package.
+        available: False for a model whose code is still to come; loading it says so.
+    """
+
+    name: str
+    summary: str
+    default_version: str
+    image_size: int
+    cross_image_size: int | None = None
+    licence: str
+    source: str
+    hf_name: str | None = None
+    aliases: tuple[str, ...] = ()
+    bundled: bool = False
+    available: bool = True
+
+    @property
+    def preprocessing(self) -> str:
+        """What happens to a picture, in words."""
+        sizes = f"{self.image_size}" + (f" and {self.cross_image_size}" if self.cross_image_size else "")
+        return CLIP_IMAGE.format(size=sizes)
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """Hugging Face ids of the same weights."""
+        return tuple(f"{who}/{self.hf_name}" for who in _ORGANISATIONS) if self.hf_name else ()
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every name that means this model: its own, its aliases, its Hugging Face ids."""
+        return (self.name, *self.aliases, *self.hub_ids)
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        """Folders under SAT_HOME where the weights may lie."""
+        return tuple(name for name in (self.name, *self.aliases) if "/" not in name)
+
+
+def _cogvlm(name: str, summary: str, version: str, size: int = 490, *, aliases: tuple[str, ...] = ()) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=summary, default_version=version, image_size=size, licence=COGVLM_WEIGHTS,
+        source=f"{_HUB}/{_ORGANISATIONS[0]}/CogVLM", hf_name=f"{name}-hf", aliases=aliases,
+    )  # fmt: skip
+
+
+def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
+        licence="CogAgent model licence (weights), Apache-2.0 (code)", source=f"{_HUB}/{_ORGANISATIONS[0]}/CogAgent",
+        hf_name=f"{name}-hf", available=False,
+    )  # fmt: skip
+
+
+_GROUNDING_ALIASES = ("cogvlm-grounding-generalist-v1.1", *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS))
+
+_SPECS = (
+    ModelSpec(
+        name="cogvlm-tiny",
+        summary="taught on coloured shapes, to try everything without a download",
+        default_version="chat",
+        image_size=112,
+        licence="Apache-2.0",
+        source="bundled with this package",
+        bundled=True,
+    ),
+    _cogvlm("cogvlm-chat", "multi-turn dialogue about a picture", "chat_old", aliases=("cogvlm-chat-v1.1",)),
+    _cogvlm("cogvlm-grounding-generalist", "boxes for words and words for boxes", "base", aliases=_GROUNDING_ALIASES),
+    _cogvlm("cogvlm-grounding-base", "the grounding model before instruction tuning", "base"),
+    _cogvlm("cogvlm-base-224", "pre-trained at 224 px, for fine-tuning", "base", 224),
+    _cogvlm("cogvlm-base-490", "pre-trained at 490 px, for fine-tuning", "base"),
+    _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
+    _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
+)
+
+_COLLECTIONS = tuple(f"{who}/{name}" for who in _ORGANISATIONS for name in ("CogVLM", "CogAgent"))
+"""Hub repositories that hold the SAT weights of several models."""
+
+
+def _register(specs: tuple[ModelSpec, ...]) -> dict[str, ModelSpec]:
+    table: dict[str, ModelSpec] = {}
+    for spec in specs:
+        for name in spec.all_names:
+            if name in table:
+                raise ValueError(f"the name '{name}' is registered twice: {table[name].name} and {spec.name}")
+            table[name] = spec
+    return table
+
+
+_TABLE = _register(_SPECS)
+
+
+def specs() -> Iterator[ModelSpec]:
+    """All models, in the order of the table."""
+    return iter(_SPECS)
+
+
+def resolve(name: str) -> ModelSpec:
+    """The model that a name means: its own name, an alias, or a Hugging Face id.
+
+    Raises:
+        UnknownNameError: lists near matches.
+    """
+    if name in _TABLE:
+        return _TABLE[name]
+    hint = "`python -m sat_models.zoo` lists all; a path to a SAT folder, a step folder or a .pt file works too."
+    if name in _COLLECTIONS:
+        family = name.rpartition("/")[2].lower()
+        members = ", ".join(spec.name for spec in _SPECS if spec.name.startswith(family) and not spec.bundled)
+        hint = f"'{name}' is a collection of weights; name one of them: {members}."
+    raise UnknownNameError("model", name, _TABLE, hint=hint)
+
+
+def find_spec(name: str) -> ModelSpec | None:
+    """As `resolve`, but None for an unknown name."""
+    return _TABLE.get(name)
+
+
+def config_path(name: str) -> Path:
+    """The `model_config.json` with a model's sizes; in a checkout and in an installed wheel.
+
+    Raises:
+        UnknownNameError: unknown name.
+        ConfigError: the file is not there.
+    """
+    spec = resolve(name)
+    if spec.bundled:
+        places = [bundled_folder(spec.name) / "model_config.json"]
+    else:
+        # setup.py copies the checkout's configs/ into the package
+        places = [root / "configs" / "models" / f"{spec.name}.json" for root in (_PACKAGE.parent, _PACKAGE)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"the config of {spec.name} is missing (looked for {' and '.join(map(str, places))}); reinstall")
+
+
+def bundled_folder(name: str) -> Path:
+    """Where the weights of a bundled model lie."""
+    return _PACKAGE / "assets" / name

@@ -1,0 +1,1 @@
+"""Talking to a model: chat session, command line, web page, HTTP."""

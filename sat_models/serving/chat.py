@@ -1,0 +1,143 @@
+"""A conversation about a picture: what command line, web page and HTTP hold per user."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sat_models.errors import InputError
+from sat_models.generation.engine import Engine, GenerationResult, text_pieces
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.boxes import Box, parse_boxes
+from sat_models.processing.drawing import draw_boxes
+from sat_models.processing.image import ImageSource, load_image
+from sat_models.serving.ranks import SharedEngine
+
+if TYPE_CHECKING:
+    from sat_models.zoo import VLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer(GenerationResult):
+    """A finished turn; `boxes` are those in the text, in pixels of the session's picture."""
+
+    boxes: list[Box] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "boxes": [list(box.pixels) for box in self.boxes],
+        }
+
+
+def shared_engine(vlm: VLM) -> SharedEngine:
+    """The engine that serves `vlm`; call it on all processes."""
+    limit = min(vlm.config.max_sequence_length, vlm.processor.max_length)
+    return SharedEngine(
+        Engine(vlm.model, eos_id=vlm.config.eos_token_id, max_length=limit, device=vlm.device)
+    )
+
+
+class ChatSession:
+    """Picture, history and options of one conversation. A failed turn leaves it as it was.
+
+    Args:
+        vlm: a loaded model.
+        engine: shared by the sessions of one model; None makes one.
+        options: how to sample.
+        version: prompt style; None takes the model's own.
+        allow_empty_query: let an empty question through (`--no_prompt`).
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        engine: SharedEngine | None = None,
+        options: SamplingOptions | None = None,
+        version: str | None = None,
+        allow_empty_query: bool = False,
+    ) -> None:
+        self._vlm = vlm
+        self._engine = engine or shared_engine(vlm)
+        self.options = options or SamplingOptions()
+        self.version = version
+        self.allow_empty_query = allow_empty_query
+        self.image: Image.Image | None = None
+        self.history: list[tuple[str, str]] = []
+
+    def set_image(self, source: ImageSource | None) -> None:
+        """Take a picture (None: text only) and start over.
+
+        Raises:
+            InputError: it cannot be read; picture and history stay as they were.
+        """
+        self.image = None if source is None else load_image(source)
+        self.history = []
+
+    def clear(self) -> None:
+        """Forget picture and history."""
+        self.image, self.history = None, []
+
+    def ask(self, query: str, *, stream: Callable[[str], object] | None = None) -> Answer:
+        """One turn.
+
+        Args:
+            query: the question.
+            stream: called with each piece of text as soon as it is there; the pieces joined are the answer's text.
+
+        Raises:
+            InputError: an empty question, or a prompt that leaves no room for an answer.
+            Exception: whatever the model or `stream` raises; the model is left as it was.
+        """
+        inputs = self._vlm.processor(
+            self.image, query, history=self.history, version=self.version, allow_empty_query=self.allow_empty_query
+        )
+        tokenizer = self._vlm.processor.tokenizer
+        tokens = self._engine.tokens(inputs, self.options)
+        pieces = []
+        try:
+            for piece in text_pieces(tokens, tokenizer.stream()):
+                pieces.append(piece)
+                if stream is not None:
+                    stream(piece)
+        finally:
+            tokens.close()
+        text = "".join(pieces)
+        self.history.append((query, text))
+        return Answer(
+            text=text,
+            token_ids=tokens.token_ids,
+            finish_reason=tokens.finish_reason or "stop",
+            prompt_tokens=tokens.prompt_tokens,
+            boxes=parse_boxes(text, *self.image.size) if self.image is not None else [],
+        )
+
+    def draw(self, answer: Answer, path: Path) -> Path | None:
+        """Save the picture with the answer's boxes.
+
+        Args:
+            path: its ending chooses the format.
+
+        Returns:
+            The path, or None when there is nothing to draw or it could not be saved (a warning says why; an answer is
+            never lost to its drawing).
+        """
+        if self.image is None or not answer.boxes:
+            return None
+        try:
+            draw_boxes(self.image, answer.boxes).save(path)
+        except Exception as error:
+            logger.warning("the boxes could not be drawn to '%s': %s: %s", path, type(error).__name__, error)
+            return None
+        return path

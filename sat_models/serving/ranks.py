@@ -1,0 +1,122 @@
+"""One process in front, the others following: how a model split over processes is served.
+
+Process 0 does all input and output. It prepares a request completely (picture read, question tokenised, limits
+checked), so that what a user gets wrong fails there, before anybody else hears of it. The others get tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from sat_models import runtime
+from sat_models.generation.engine import Engine, TokenStream
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.layout import VLMInputs
+
+logger = logging.getLogger(__name__)
+
+_FOREVER = timedelta(days=365)
+SETTLE_SECONDS = 60.0
+"""How long a process that failed waits for the others before it gives up and ends the job."""
+
+
+class SharedEngine:
+    """`Engine.tokens` for process 0, which the other processes take part in by `follow`.
+
+    Make it on all processes. With one process it is the engine and nothing else. Control messages have gloo groups of
+    their own: waiting an hour for the next question is not an error, and needs no GPU.
+    """
+
+    def __init__(self, engine: Engine, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self._engine = engine
+        self._alone = runtime.world_size() == 1
+        self._broken = False
+        if not self._alone:
+            self._requests = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._outcomes = dist.new_group(backend="gloo", timeout=timedelta(seconds=settle_seconds))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one in front."""
+        return runtime.rank() == 0
+
+    def tokens(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> TokenStream:
+        """As `Engine.tokens`; the other processes join when the first token is asked for.
+
+        Raises:
+            InputError: as `Engine.tokens`; then the other processes were not bothered.
+            RuntimeError: later, from the stream: another process failed. The turn is over on all of them.
+        """
+        stream = self._engine.tokens(inputs, options)
+        if not self._alone:
+            stream.wrap(lambda source: self._lead(source, (inputs.to("cpu"), options)))
+        return stream
+
+    def follow(self) -> None:
+        """Take part in one request after the other until process 0 says stop. For the processes that do not lead."""
+        while (request := self._share(None)) is not None:
+            error = None
+            try:
+                for _ in self._engine.tokens(*request):
+                    pass
+            except Exception as failure:
+                logger.debug("this process failed in a turn", exc_info=True)
+                error = _describe(failure)
+            self._settle(error)
+
+    def stop(self) -> None:
+        """Let the other processes return from `follow`."""
+        if self._alone or self._broken:
+            return
+        self._broken = True
+        try:
+            self._share(None)
+        except RuntimeError:
+            logger.debug("the other processes are gone already", exc_info=True)
+
+    def _lead(self, source: Iterator[int], request: tuple[VLMInputs, SamplingOptions | None]) -> Iterator[int]:
+        """The tokens of one turn, with its announcement before and the agreement on its outcome after."""
+        if self._broken:
+            raise RuntimeError("the processes that share this model have ended; start the program again")
+        self._share(request)
+        error = None
+        try:
+            yield from source
+        except Exception as failure:
+            error = _describe(failure)
+            raise
+        except KeyboardInterrupt:
+            self._broken = True  # the others were interrupted too, wherever they were
+            raise
+        finally:
+            if not self._broken:
+                source.close()
+                others = self._settle(error)
+                if others and error is None:
+                    raise RuntimeError("; ".join(others))
+
+    def _share(self, request: Any) -> Any:
+        box = [request]
+        dist.broadcast_object_list(box, src=0, group=self._requests)
+        return box[0]
+
+    def _settle(self, error: str | None) -> list[str]:
+        """Every process's error on every process, so that all go on to the next turn together.
+
+        If one failed alone, the others may be waiting for it in the middle of a forward pass and never come here. Then
+        this raises after `settle_seconds`, the process ends, and its launcher ends the others: nobody waits forever.
+        """
+        everyone: list[str | None] = [None] * runtime.world_size()
+        self._broken = True
+        dist.all_gather_object(everyone, error, group=self._outcomes)
+        self._broken = False
+        return [message for message in everyone if message]
+
+
+def _describe(error: Exception) -> str:
+    return f"process {runtime.rank()}: {type(error).__name__}: {error}"

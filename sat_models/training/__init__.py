@@ -1,0 +1,1 @@
+"""Fine-tuning, and the synthetic world that the embedded model is trained on."""

@@ -1,0 +1,55 @@
+"""Train the embedded model `cogvlm-tiny` from random weights; run again to go on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/cogvlm-tiny"), help="states, metrics and weights")
+    parser.add_argument("--steps", type=int, help="total steps of both stages; the learning rate falls at the end")
+    parser.add_argument("--decay-steps", type=int, help="length of that fall")
+    parser.add_argument("--tower-steps", type=int, help="steps of the first stage")
+    parser.add_argument("--batch", type=int, help="pictures per step")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from sat_models import runtime
+    from sat_models.config import CogVLMConfig, read_json
+    from sat_models.processing.tokens import Tokenizer
+    from sat_models.training.tiny import TinyRecipe, train_tiny
+
+    device = torch.device(runtime.choose_device(args.device))
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    runtime.setup_logging()
+    runtime.init_distributed(device)
+    runtime.init_model_parallel(1)
+    root = Path(__file__).resolve().parents[1]
+    names = {f.name for f in dataclasses.fields(TinyRecipe)}
+    chosen = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    config = CogVLMConfig.from_dict(read_json(root / "configs/models/cogvlm-tiny.json"))
+    tokenizer = Tokenizer.from_file(root / "sat_models/assets/cogvlm-tiny/tokenizer.model")
+    train_tiny(config, tokenizer, TinyRecipe(**chosen), args.output, device=device, save_every=args.save_every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Golden data (see tests/golden) and a tokenizer for the tests of `sat_models.processing`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file
+
+from sat_models.processing.processor import Processor
+from sat_models.processing.tokens import Tokenizer
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def _golden(name: str) -> SimpleNamespace:
+    folder = GOLDEN / name
+    config = json.loads((folder / "model_config.json").read_text())
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
+    processor = Processor(
+        tokenizer,
+        image_size=config["eva_args"]["image_size"][0],
+        image_length=config["image_length"],
+        cross_image_size=config.get("cross_image_pix"),
+        max_length=256,
+        version="base",
+    )
+    return SimpleNamespace(
+        folder=folder,
+        reference=json.loads((folder / "reference.json").read_text()),
+        tensors=load_file(folder / "reference.safetensors"),
+        tokenizer=tokenizer,
+        processor=processor,
+        image=folder / "image.png",
+        image_length=config["image_length"],
+    )
+
+
+@pytest.fixture(scope="session", params=["cogvlm-mini", "cogagent-mini"])
+def golden(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """Each miniature in turn: folder, reference, tensors, tokenizer, processor, image, image_length."""
+    return _golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def mini() -> SimpleNamespace:
+    """The CogVLM miniature."""
+    return _golden("cogvlm-mini")
