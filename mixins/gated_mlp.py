@@ -1,4 +1,4 @@
-""""mlp" of a plain LLaMA: SwiGLU, `down(silu(gate(x)) * up(x))`, without biases."""
+"""The mixin "mlp" of a plain LLaMA: SwiGLU, `down(silu(gate(x)) * up(x))`, without biases."""
 
 from __future__ import annotations
 

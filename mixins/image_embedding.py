@@ -1,4 +1,4 @@
-""""eva": puts an image into the token sequence.
+"""The mixin "eva": puts an image into the token sequence.
 
 Legend: B batch, S tokens, N images, P image tokens, D language width.
 """
@@ -22,14 +22,23 @@ class ImageMixin(BaseMixin):
         vit_model: pixels [N, 3, H, W] -> features [N, P, V].
         linear_proj: [N, P, V] -> [N, P, D].
         hidden_size: D.
+        positions: (P, V) of a learned vector added to each image token before the projector (CogAgent); None without.
     """
 
-    def __init__(self, vit_model: nn.Module, linear_proj: nn.Module, hidden_size: int) -> None:
+    def __init__(
+        self,
+        vit_model: nn.Module,
+        linear_proj: nn.Module,
+        hidden_size: int,
+        *,
+        positions: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.vit_model = vit_model
         self.linear_proj = linear_proj
         self.boi = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.eoi = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.pos_embed = None if positions is None else nn.Parameter(torch.zeros(positions))
 
     def word_embedding_forward(
         self,
@@ -56,6 +65,9 @@ class ImageMixin(BaseMixin):
 
     def encode_images(self, vision_image: Tensor) -> Tensor:
         """Pixels [N, 3, H, W] -> [N, P + 2, D], with the begin and end vectors around the P image tokens."""
-        features = self.linear_proj(self.vit_model(vision_image))
+        features = self.vit_model(vision_image)
+        if self.pos_embed is not None:
+            features = features + self.pos_embed
+        features = self.linear_proj(features)
         count = features.shape[0]
         return torch.cat((self.boi.expand(count, -1, -1), features, self.eoi.expand(count, -1, -1)), dim=1)

@@ -1,4 +1,4 @@
-""""lm": logits over the vocabulary, gathered from all model-parallel ranks."""
+"""The mixin "lm": logits over the vocabulary, gathered from all model-parallel ranks."""
 
 from __future__ import annotations
 

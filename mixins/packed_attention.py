@@ -1,4 +1,4 @@
-""""packed": attention for rows that hold one picture and many independent questions about it.
+"""The mixin "packed": attention for rows that hold one picture and many independent questions about it.
 
 A row is a prefix (the picture) followed by R lanes of L tokens. A token sees the prefix and, as `lane_mask` says, its
 own lane; lanes do not see each other. The result is that of one dense [S, S] mask, at the cost of R small ones.
@@ -18,7 +18,7 @@ from mixins.sat_compat import BaseMixin, non_conflict
 
 
 class PackedLanesMixin(BaseMixin):
-    """Active in forwards that pass `lane_mask`; without it the model's own attention runs."""
+    """Active in forwards that pass `lane_mask`; without it, and in cross-attention, the model's own attention runs."""
 
     @non_conflict
     def attention_fn(
@@ -34,7 +34,7 @@ class PackedLanesMixin(BaseMixin):
         **kw: Any,
     ) -> Tensor:
         """q, k, v [B, N, S, H]; lane_mask bool [B, R, L, P + L], True = may look. -> [B, N, S, H]."""
-        if lane_mask is None:
+        if lane_mask is None or kw.get("cross_attention"):
             return old_impl(q, k, v, mask, dropout_fn, **kw)
         batch, heads, tokens, head_dim = q.shape
         lanes, lane_length = lane_mask.shape[1:3]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class GLUProjector(nn.Module):
-    """Linear, LayerNorm, GELU, SwiGLU: CogVLM's projector (`linear_proj` in its checkpoints), replicated on each rank."""
+    """CogVLM's projector, `linear_proj` in its checkpoints: Linear, LayerNorm, GELU, SwiGLU. The same on each rank."""
 
     def __init__(self, vision_size: int, hidden_size: int, inner_hidden_size: int) -> None:
         super().__init__()

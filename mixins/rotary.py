@@ -48,7 +48,12 @@ class RotaryEmbedding(nn.Module):
         """cos and sin, each [length, H/2], in the model's dtype; kept and grown by doubling."""
         dtype = self.table_dtype or self.inv_freq.dtype
         kept = self._table
-        if kept is None or kept[0].shape[0] < length or kept[0].dtype != dtype or kept[0].device != self.inv_freq.device:
+        if (
+            kept is None
+            or kept[0].shape[0] < length
+            or kept[0].dtype != dtype
+            or kept[0].device != self.inv_freq.device
+        ):
             rows = max(length, 2 * kept[0].shape[0] if kept is not None else 0)
             inv_freq = self.inv_freq
             if inv_freq.dtype != dtype:
@@ -79,7 +84,7 @@ def choose_rotate(x: Tensor) -> RotateFn:
 
 
 class RotaryMixin(BaseMixin):
-    """"rotary" of a plain LLaMA: attention with rotary positions.
+    """The mixin "rotary" of a plain LLaMA: attention with rotary positions.
 
     The projections are methods, so that a mixin with experts overrides these two and nothing else.
     """

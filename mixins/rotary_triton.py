@@ -38,7 +38,7 @@ if triton is not None:
         tl.store(out_ptr + base + lane, first * cos - second * sin, mask=inside)
         tl.store(out_ptr + base + HALF + lane, second * cos + first * sin, mask=inside)
 
-    def rotate_triton(x_BNSH: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:  # noqa: F811
+    def rotate_triton(x_BNSH: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, N, S, H] and rows [B or 1, 1, S, H/2] -> rotated x, contiguous."""
         x = x_BNSH.contiguous()
         cos, sin = (row.contiguous() for row in rows)

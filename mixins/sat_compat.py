@@ -123,13 +123,13 @@ from sat.transformer_defaults import HOOKS_DEFAULT  # noqa: E402
 
 __all__ = [
     "HOOKS_DEFAULT",
+    "TESTED_SAT_VERSION",
     "BaseMixin",
     "BaseModel",
     "BaseTransformer",
     "ColumnParallelLinear",
     "RMSNorm",
     "RowParallelLinear",
-    "TESTED_SAT_VERSION",
     "VocabParallelEmbedding",
     "copy_to_model_parallel_region",
     "gather_from_model_parallel_region",

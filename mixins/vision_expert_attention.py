@@ -1,4 +1,7 @@
-""""rotary" with a visual expert: image tokens have their own QKV and output projections (CogVLM, arXiv 2311.03079 §2.1)."""
+"""The mixin "rotary" with a visual expert: image tokens have their own QKV and output projections.
+
+Source: CogVLM, arXiv 2311.03079 §2.1.
+"""
 
 from __future__ import annotations
 

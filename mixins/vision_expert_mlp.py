@@ -1,4 +1,7 @@
-""""mlp" with a visual expert: image tokens have a SwiGLU of their own (CogVLM, arXiv 2311.03079 §2.1)."""
+"""The mixin "mlp" with a visual expert: image tokens have a SwiGLU of their own.
+
+Source: CogVLM, arXiv 2311.03079 §2.1.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mixins.sat_compat import BaseMixin
 
 
 class PatchEmbeddingMixin(BaseMixin):
-    """"patch_embedding": non-overlapping patches, with the class token (the word embedding of id 0) in front."""
+    """The mixin "patch_embedding": non-overlapping patches; the class token (word embedding 0) stands in front."""
 
     def __init__(self, in_channels: int, hidden_size: int, patch_size: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class PatchEmbeddingMixin(BaseMixin):
 
 
 class LearnedPositionMixin(BaseMixin):
-    """"pos_embedding": one learned vector per position of the one resolution the tower was made for."""
+    """The mixin "pos_embedding": one learned vector per position of the one resolution the tower was made for."""
 
     def position_embedding_forward(self, position_ids: Tensor | None, **kw: Any) -> Tensor:
         """-> [1, 1 + P, V]."""
@@ -35,7 +35,7 @@ class LearnedPositionMixin(BaseMixin):
 
 
 class DropClassTokenMixin(BaseMixin):
-    """"final": features are the patch tokens of the last layer, without norm and without the class token."""
+    """The mixin "final": features are the patch tokens of the last layer, without norm and without the class token."""
 
     def final_forward(self, logits: Tensor, **kw: Any) -> Tensor:
         """[N, 1 + P, V] -> [N, P, V]."""
@@ -43,7 +43,7 @@ class DropClassTokenMixin(BaseMixin):
 
 
 class PostNormLayerMixin(BaseMixin):
-    """"newpost": the norm sits on the sub-layer's output, `x + LN(attn(x))`, `x + LN(mlp(x))` (EVA-CLIP-E)."""
+    """The mixin "newpost": norms on the sub-layers' outputs, `x + LN(attn(x))`, `x + LN(mlp(x))` (EVA-CLIP-E)."""
 
     def layer_forward(self, hidden_states: Tensor, mask: Tensor, *args: Any, **kw: Any) -> Tensor:
         """[N, 1 + P, V] -> same."""

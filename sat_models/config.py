@@ -198,6 +198,121 @@ class CogVLMConfig(LLaMAConfig):
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossTowerConfig:
+    """The EVA2-CLIP-L tower of CogAgent (`cross_vision_args`).
+
+    The defaults are the released tower; released configs do not name them. `embed_dim` is the size of CLIP's head,
+    which is in the checkpoint and not used.
+    """
+
+    layers: int = 24
+    width: int = 1024
+    head_width: int = 64
+    mlp_ratio: float = 2.6667
+    patch_size: int = 14
+    pt_hw_seq_len: int = 16
+    in_channels: int = 3
+    embed_dim: int = 768
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "layers", "width", "head_width", "patch_size", "pt_hw_seq_len", "in_channels", "embed_dim"
+        )
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.inner_width < 1:
+            raise ConfigError(f"cross_vision_args.mlp_ratio must be a positive number, got {self.mlp_ratio!r}")
+        _require_divides("cross_vision_args.width", self.width, self.head_width, "head_width")
+        _require_divides("cross_vision_args.head_width", self.head_width, 4, "2-D rotary rotates pairs in each half")
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_width
+
+    @property
+    def inner_width(self) -> int:
+        """Inner width of the SwiGLU."""
+        return int(self.width * self.mlp_ratio)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> CrossTowerConfig:
+        """From the `cross_vision_args` of a config; what is absent takes the released value."""
+        known, extra = _take_known(cls, data)
+        return cls(**known, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `cross_vision_args`."""
+        return _fields_to_dict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CogAgentConfig(CogVLMConfig):
+    """CogAgent: a CogVLM with a high-resolution tower that its layers read by cross-attention.
+
+    Attributes:
+        cross_image_pix: side of the square high-resolution picture in pixels.
+        cross_attn_hidden_size: width of the tower's features.
+        cross_hidden_size_per_attention_head: width of one head of cross-attention.
+        is_decoder: which layers have cross-attention: all (True), or one flag for each.
+        cross_vision_args: the tower.
+    """
+
+    model_class: str = "CogAgentModel"
+    cross_image_pix: int
+    cross_attn_hidden_size: int
+    cross_hidden_size_per_attention_head: int
+    is_decoder: bool | tuple[bool, ...] = True
+    cross_vision_args: CrossTowerConfig = field(default_factory=CrossTowerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.cross_vision_args, dict):
+            object.__setattr__(self, "cross_vision_args", CrossTowerConfig.from_dict(self.cross_vision_args))
+        _require_positive(
+            self, "cross_image_pix", "cross_attn_hidden_size", "cross_hidden_size_per_attention_head"
+        )
+        tower = self.cross_vision_args
+        _require_divides("cross_image_pix", self.cross_image_pix, tower.patch_size, "cross_vision_args.patch_size")
+        if self.cross_attn_hidden_size != tower.width:
+            raise ConfigError(
+                f"cross_attn_hidden_size is {self.cross_attn_hidden_size}, but the high-resolution tower "
+                f"(cross_vision_args) is {tower.width} wide"
+            )
+        self._check_is_decoder()
+
+    def _check_is_decoder(self) -> None:
+        given = self.is_decoder
+        flags = (given,) * self.num_layers if isinstance(given, bool) else given
+        if not isinstance(flags, (list, tuple)) or not all(isinstance(flag, bool) for flag in flags):
+            raise ConfigError(f"is_decoder must be true or a list of true and false, got {given!r:.80}")
+        if len(flags) != self.num_layers or not any(flags):
+            raise ConfigError(
+                f"is_decoder must say for each of the {self.num_layers} layers whether it has cross-attention, and for "
+                f"at least one that it has; got {given!r:.80}"
+            )
+        if not isinstance(given, bool):
+            object.__setattr__(self, "is_decoder", tuple(given))
+
+    @property
+    def num_cross_patches(self) -> int:
+        """High-resolution features per picture."""
+        return (self.cross_image_pix // self.cross_vision_args.patch_size) ** 2
+
+    def cross_attention_args(self) -> dict[str, Any]:
+        """What SAT's `BaseTransformer` needs to make the cross-attention."""
+        return {
+            "is_decoder": self.is_decoder if isinstance(self.is_decoder, bool) else list(self.is_decoder),
+            "cross_attn_hidden_size": self.cross_attn_hidden_size,
+            "cross_hidden_size_per_attention_head": self.cross_hidden_size_per_attention_head,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the content of a `model_config.json`."""
+        own = {**self.cross_attention_args(), "cross_vision_args": self.cross_vision_args.to_dict()}
+        return {**super().to_dict(), **own}
+
+
 def _fields_to_dict(config: Any) -> dict[str, Any]:
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
     return {**config.extra, **{k: v for k, v in own.items() if v is not None}}

@@ -85,7 +85,10 @@ def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     )  # fmt: skip
 
 
-_GROUNDING_ALIASES = ("cogvlm-grounding-generalist-v1.1", *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS))
+_GROUNDING_ALIASES = (
+    "cogvlm-grounding-generalist-v1.1",
+    *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS),
+)
 
 _SPECS = (
     ModelSpec(
@@ -136,7 +139,10 @@ def resolve(name: str) -> ModelSpec:
     """
     if name in _TABLE:
         return _TABLE[name]
-    hint = "`python -m sat_models.zoo` lists all; a path to a SAT folder, a step folder or a .pt file works too."
+    hint = (
+        "No such path exists either (a SAT folder, a step folder, a .pt or .zip file). "
+        "`python -m sat_models.zoo` lists all names."
+    )
     if name in _COLLECTIONS:
         family = name.rpartition("/")[2].lower()
         members = ", ".join(spec.name for spec in _SPECS if spec.name.startswith(family) and not spec.bundled)

@@ -21,9 +21,10 @@ from sat_models.errors import ConfigError, ZooError
 T = TypeVar("T")
 
 _DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16,
-}  # fmt: skip
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+}
 
 
 def local_rank() -> int:
@@ -42,13 +43,15 @@ def world_size() -> int:
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """"auto" is this process's GPU where there is one, else the CPU.
+    """The device to run on; "auto" is this process's GPU where there is one, else the CPU.
 
     Raises:
         ConfigError: a device that this machine does not have.
     """
     if str(device) == "auto":
-        return torch.device("cuda", local_rank() % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -61,7 +64,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """"auto": fp32 on CPU; on a GPU bf16 where it has it, else fp16."""
+    """The dtype of weights; "auto" is fp32 on CPU; on a GPU bf16 where it has it, else fp16."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

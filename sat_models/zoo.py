@@ -16,7 +16,7 @@ from sat_models import registry, runtime
 from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, SATCheckpoint, find_checkpoint, rank_file
 from sat_models.config import LLaMAConfig
-from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
+from sat_models.errors import CheckpointError, ConfigError, InputError
 from sat_models.models.build import build_model, make_config
 from sat_models.processing.processor import Images, Processor
 from sat_models.processing.prompts import Turn, prompt_style
@@ -241,7 +241,9 @@ def _spec_of_path(path: Path) -> ModelSpec | None:
 
 
 def _spec_of_name(name: str, path: Path) -> ModelSpec:
-    looks_like_path = path.is_absolute() or name.startswith(".") or path.suffix in (".pt", ".zip") or name.count("/") > 1
+    looks_like_path = (
+        path.is_absolute() or name.startswith(".") or path.suffix in (".pt", ".zip") or name.count("/") > 1
+    )
     if looks_like_path and registry.find_spec(name) is None:
         raise CheckpointError(
             f"{path} does not exist. Give a SAT folder ({CONFIG_FILE}, '{LATEST_FILE}', <step>/{rank_file(0)}), a step "
@@ -306,8 +308,8 @@ def _make_processor(
     tokenizer = Tokenizer.from_file(file) if file else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
-            f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is {config.vocab_size}; "
-            "it belongs to another model. Name the right one with local_tokenizer (--local_tokenizer)."
+            f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is "
+            f"{config.vocab_size}: it belongs to another model. Name the right one with local_tokenizer (--local_tokenizer)."
         )
     processor = Processor(
         tokenizer,
@@ -326,9 +328,7 @@ def _tokenizer_file(
     """None where nothing is found: logits need no tokenizer, and asking for text names the flag."""
     released = "tokenizer_type" in checkpoint.config and config.vocab_size == _RELEASED_VOCABULARY
     try:
-        return find_tokenizer(
-            checkpoint.step_folder, local_tokenizer, default=DEFAULT_TOKENIZER if released else None
-        )
+        return find_tokenizer(checkpoint.step_folder, local_tokenizer, default=DEFAULT_TOKENIZER if released else None)
     except InputError as error:
         if local_tokenizer:
             raise

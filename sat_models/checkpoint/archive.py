@@ -52,7 +52,9 @@ def _unpack(archive: Path, target: Path) -> None:
     except OSError as error:
         if target.is_dir():  # another process was faster
             return
-        raise CheckpointError(f"cannot unpack {archive} beside itself: {error}. Unpack it by hand and name its folder.") from error
+        raise CheckpointError(
+            f"cannot unpack {archive} beside itself: {error}. Unpack it by hand and name its folder."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Weights between SAT's files and a model: read straight into place, written so that a crash leaves nothing half done."""
+"""Weights between SAT's files and a model: read straight into place, written so that a crash leaves nothing half."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from mixins.sat_compat import mpu
 from sat_models import runtime
-from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, SATCheckpoint, find_checkpoint, rank_file, replaced_name
+from sat_models.checkpoint.layout import (
+    CONFIG_FILE,
+    LATEST_FILE,
+    SATCheckpoint,
+    find_checkpoint,
+    rank_file,
+    replaced_name,
+)
 from sat_models.checkpoint.pickles import read_weights
 from sat_models.checkpoint.reshard import SplitRule, read_shard, split_rules
 from sat_models.config import LLaMAConfig
@@ -52,7 +59,9 @@ def load_weights(
         target = targets[key]
         kind = (dtype or target.dtype) if target.is_floating_point() else target.dtype
         if id(target) not in made:
-            made[id(target)] = read_shard([part[key] for part in stored], rules[key], rank, size, dtype=kind, device=device)
+            made[id(target)] = read_shard(
+                [part[key] for part in stored], rules[key], rank, size, dtype=kind, device=device
+            )
         _assign(model, key, made[id(target)])
     for module, name in computed.values():
         buffer = module._buffers[name]

@@ -1,8 +1,8 @@
-"""Where the parts of a checkpoint lie: SAT folders, step folders, single files, released archives.
+"""Where the parts of a checkpoint lie: SAT folders, step folders, single files, released archives. SAT's layout:
 
-    <folder>/model_config.json
-    <folder>/latest                                  a step number, or "release"
-    <folder>/<step>/mp_rank_00_model_states.pt       one per model-parallel rank; the weights under key "module"
+<folder>/model_config.json
+<folder>/latest                                  a step number, or "release"
+<folder>/<step>/mp_rank_00_model_states.pt       one per model-parallel rank; the weights under key "module"
 """
 
 from __future__ import annotations
@@ -107,9 +107,13 @@ def _step_folder(folder: Path) -> Path:
             raise CheckpointError(f"{latest} holds {step!r:.40}; it must hold a step number or 'release'")
         if not (folder / step).is_dir():
             if (folder / replaced_name(step)).is_dir():
-                logger.warning("%s/%s was being written again when a process was killed; taking the former one", folder, step)
+                logger.warning(
+                    "%s/%s was being written again when a process was killed; taking the former one", folder, step
+                )
                 return folder / replaced_name(step)
-            raise CheckpointError(f"{latest} says '{step}', but there is no folder {folder / step}{_steps_hint(folder)}")
+            raise CheckpointError(
+                f"{latest} says '{step}', but there is no folder {folder / step}{_steps_hint(folder)}"
+            )
         return folder / step
     steps = _steps(folder)
     if len(steps) == 1:
@@ -136,4 +140,6 @@ def _folder_of_config(step: Path) -> Path:
     for folder in (step, step.resolve().parent):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    raise CheckpointError(f"no {CONFIG_FILE} in {step} or in {step.resolve().parent}; copy it there: it holds the sizes")
+    raise CheckpointError(
+        f"no {CONFIG_FILE} in {step} or in {step.resolve().parent}; copy it there: it holds the sizes"
+    )

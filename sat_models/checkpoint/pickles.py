@@ -94,8 +94,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: key 'module' holds a {type(weights).__name__}, not a dict of weights")
     odd = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if odd or not weights:
-        raise CheckpointError(
-            f"{path} holds no weights: {'entries ' + ', '.join(odd[:5]) + ' are no tensors' if odd else 'it is empty'}. "
-            "SAT files have them under key 'module'."
-        )
+        found = f"its entries {', '.join(odd[:5])} are no tensors" if odd else "it is empty"
+        raise CheckpointError(f"{path} holds no weights: {found}. SAT files have them under key 'module'.")
     return weights

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..processing.boxes import parse_boxes, strip_boxes
+from sat_models.processing.boxes import parse_boxes, strip_boxes
 
 Box = tuple[int, int, int, int]
 

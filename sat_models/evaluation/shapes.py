@@ -15,11 +15,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..processing.prompts import prompt_style
-from ..training import shapes_questions as questions
-from ..training.shapes_questions import QA, VQA_KINDS
-from ..training.shapes_world import COLORS, FORMS, Scene, draw, sample_scene
-from . import metrics
+from sat_models.evaluation import metrics
+from sat_models.processing.prompts import prompt_style
+from sat_models.training import shapes_questions as questions
+from sat_models.training.shapes_questions import QA, VQA_KINDS
+from sat_models.training.shapes_world import COLORS, FORMS, Scene, draw, sample_scene
 
 AnswerFn = Callable[[list[tuple[Image.Image, str, str]]], list[str]]
 

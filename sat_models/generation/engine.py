@@ -115,7 +115,9 @@ class Engine:
         """How many tokens may be generated."""
         limit = options.max_length or self.max_length
         if limit > self.max_length:
-            logger.warning("max_length %d is more than this model's %d; using %d", limit, self.max_length, self.max_length)
+            logger.warning(
+                "max_length %d is more than this model's %d; using %d", limit, self.max_length, self.max_length
+            )
             limit = self.max_length
         if prompt >= limit:
             raise InputError(

@@ -12,11 +12,21 @@ from torch.overrides import TorchFunctionMode
 from mixins.base import ZooModel
 from sat_models.config import LLaMAConfig
 from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.models.cogagent import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
 from sat_models.models.cogvlm import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
 from sat_models.models.llama import LLaMAModel
 
 MODEL_CLASSES: dict[str, type[ZooModel]] = {
-    cls.__name__: cls for cls in (LLaMAModel, CogVLMModel, FineTuneTrainCogVLMModel, FineTuneTestCogVLMModel)
+    cls.__name__: cls
+    for cls in (
+        LLaMAModel,
+        CogVLMModel,
+        FineTuneTrainCogVLMModel,
+        FineTuneTestCogVLMModel,
+        CogAgentModel,
+        FineTuneTrainCogAgentModel,
+        FineTuneTestCogAgentModel,
+    )
 }
 """Every `model_class` that a `model_config.json` may name."""
 
@@ -91,9 +101,9 @@ def computable_buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]
     """Buffers that follow from the sizes, as (full name, module, name).
 
     By convention, buffer `x` is one if its module has a method `compute_x(device) -> Tensor`. Checkpoints may carry
-    such a buffer (SAT's carry `inv_freq`) or not.
+    such a buffer (SAT's carry `inv_freq`) or not. A module that several others share comes once under each name.
     """
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for name in module._buffers:
             if hasattr(module, f"compute_{name}"):
                 yield f"{path}.{name}".lstrip("."), module, name

@@ -21,6 +21,8 @@ class CogVLMModel(LLaMAModel):
     """LLaMA + "eva", with "mlp" and "rotary" exchanged for their expert versions."""
 
     config_class = CogVLMConfig
+    has_image_positions = False
+    """Whether a learned position is added to the image tokens before the projector."""
 
     def __init__(
         self,
@@ -33,11 +35,10 @@ class CogVLMModel(LLaMAModel):
         self.image_length = config.image_length
         tower = EVA2CLIPModel(config.eva_args)
         projector = GLUProjector(config.eva_args.hidden_size, config.hidden_size, config.inner_hidden_size)
-        self.add_mixin("eva", ImageMixin(tower, projector, config.hidden_size))
+        positions = (config.image_length, config.eva_args.hidden_size) if self.has_image_positions else None
+        self.add_mixin("eva", ImageMixin(tower, projector, config.hidden_size, positions=positions))
         self.del_mixin("mlp")
-        self.add_mixin(
-            "mlp", LlamaVisionExpertFCMixin(config.hidden_size, config.inner_hidden_size, config.num_layers)
-        )
+        self.add_mixin("mlp", LlamaVisionExpertFCMixin(config.hidden_size, config.inner_hidden_size, config.num_layers))
         self.del_mixin("rotary")
         self.add_mixin(
             "rotary", LlamaVisionExpertAttnMixin(config.hidden_size, config.num_attention_heads, config.num_layers)

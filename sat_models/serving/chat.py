@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sat_models.errors import InputError
-from sat_models.generation.engine import Engine, GenerationResult, text_pieces
+from sat_models.generation.engine import GenerationResult, text_pieces
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
@@ -41,11 +40,12 @@ class Answer(GenerationResult):
 
 
 def shared_engine(vlm: VLM) -> SharedEngine:
-    """The engine that serves `vlm`; call it on all processes."""
-    limit = min(vlm.config.max_sequence_length, vlm.processor.max_length)
-    return SharedEngine(
-        Engine(vlm.model, eos_id=vlm.config.eos_token_id, max_length=limit, device=vlm.device)
-    )
+    """The engine that serves `vlm`; make it on all processes.
+
+    Raises:
+        InputError: `vlm` has no tokenizer.
+    """
+    return SharedEngine(vlm.engine())
 
 
 class ChatSession:
@@ -84,6 +84,11 @@ class ChatSession:
         """
         self.image = None if source is None else load_image(source)
         self.history = []
+
+    @property
+    def usable(self) -> bool:
+        """Whether another question can be asked; False once the processes of a split model have lost each other."""
+        return self._engine.usable
 
     def clear(self) -> None:
         """Forget picture and history."""

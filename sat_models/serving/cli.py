@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +22,7 @@ from sat_models.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
     from sat_models.serving.chat import ChatSession
+    from sat_models.serving.ranks import SharedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except ZooError as error:
-        _complain(error)
+        complain(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -87,26 +90,115 @@ def _run(args: argparse.Namespace) -> int:
     one_shot = args.query is not None or (args.no_prompt and (args.json or args.image is not None))
     if args.json and not one_shot:
         raise ConfigError("--json prints one answer, so it needs a question: add --query TEXT (or --no_prompt).")
-    with only_answers_on_stdout() as out:
-        from sat_models.serving.chat import ChatSession, shared_engine
+    if args.version is not None:
+        from sat_models.processing.prompts import prompt_style
 
-        options = _sampling_options(args)
-        vlm = _load(args)
-        engine = shared_engine(vlm)
+        prompt_style(args.version)
+    with only_answers_on_stdout():
+        session, engine = _load(args)
+    if engine.leads:
         try:
-            if not engine.leads:
-                engine.follow()
-                return 0
-            if args.max_length is None:
-                options = _default_length(options, vlm.processor.max_length)
-            session = ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt)
-            if one_shot:
-                _answer_once(session, args, out)
-            else:
-                from sat_models.serving.dialogue import Dialogue
-
-                Dialogue(session, args, out).run()
+            _talk(session, args, one_shot=one_shot)
         finally:
-            if engine.leads:
-                engine.stop()
+            engine.stop()
+    else:
+        with only_answers_on_stdout():
+            engine.follow()
+    engine.leave()
     return 0
+
+
+def _talk(session: ChatSession, args: argparse.Namespace, *, one_shot: bool) -> None:
+    if one_shot:
+        with only_answers_on_stdout() as answers:
+            answer_once(session, args, answers)
+        return
+    from sat_models.serving.dialogue import Dialogue
+
+    Dialogue(
+        session,
+        language=args.language,
+        image=args.image,
+        ask_first=args.no_prompt,
+        stream=args.stream_chat,
+        output=args.output,
+    ).run()
+
+
+def _load(args: argparse.Namespace) -> tuple[ChatSession, SharedEngine]:
+    """Everything heavy: torch, the model, and the session that talks to it."""
+    from sat_models.generation.sampling import SamplingOptions
+    from sat_models.runtime import setup_logging
+    from sat_models.serving.chat import ChatSession, shared_engine
+
+    setup_logging(logging.WARNING)
+    options = SamplingOptions(
+        max_new_tokens=args.max_new_tokens,
+        max_length=args.max_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+    )
+    from sat_models.zoo import load_pretrained
+
+    vlm = load_pretrained(
+        args.from_pretrained,
+        device=args.device,
+        dtype=args.dtype,
+        local_tokenizer=args.local_tokenizer,
+        quant=args.quant,
+        version=args.version,
+    )
+    engine = shared_engine(vlm)
+    if args.max_length is None:
+        options = replace(options, max_length=min(DEFAULT_MAX_LENGTH, engine.max_length))
+    return ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt), engine
+
+
+def answer_once(session: ChatSession, args: argparse.Namespace, out: TextIO) -> None:
+    """`--query`: one question, its answer as text or as one JSON line; boxes are drawn if `--output` says where."""
+    if args.image is not None:
+        session.set_image(args.image)
+    streaming = args.stream_chat and not args.json
+    answer = session.ask(args.query or "", stream=partial(print, end="", flush=True, file=out) if streaming else None)
+    if args.json:
+        print(json.dumps(answer.as_json()), file=out, flush=True)
+    else:
+        print("" if streaming else answer.text, file=out, flush=True)
+    if args.output is not None:
+        if session.draw(answer, args.output):
+            print(f"Boxes drawn in {args.output}", file=sys.stderr)
+        elif not answer.boxes:
+            print(f"The answer holds no boxes, so {args.output} was not written", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def only_answers_on_stdout() -> Iterator[TextIO]:
+    """Send whatever libraries print to stderr, C++ code included, and give a stream that is the real stdout."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed, or not a file at all
+        yield sys.stdout
+        return
+    with os.fdopen(kept, "w", encoding="utf-8", errors="replace") as answers, contextlib.redirect_stdout(sys.stderr):
+        os.dup2(2, 1)
+        try:
+            yield answers
+        finally:
+            sys.stdout.flush()
+            answers.flush()
+            os.dup2(answers.fileno(), 1)
+
+
+def complain(error: Exception) -> None:
+    """One line on stderr.
+
+    Processes of one job mostly fail alike and their launcher ends all with the first, so those behind wait a little:
+    what they still live to say is then the real reason.
+    """
+    if int(os.environ.get("RANK", "0")):
+        time.sleep(3)
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr, flush=True)

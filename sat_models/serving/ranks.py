@@ -41,6 +41,11 @@ class SharedEngine:
             self._outcomes = dist.new_group(backend="gloo", timeout=timedelta(seconds=settle_seconds))
 
     @property
+    def max_length(self) -> int:
+        """Most tokens in all, prompt and image included."""
+        return self._engine.max_length
+
+    @property
     def leads(self) -> bool:
         """Whether this process is the one in front."""
         return runtime.rank() == 0
@@ -78,6 +83,16 @@ class SharedEngine:
             self._share(None)
         except RuntimeError:
             logger.debug("the other processes are gone already", exc_info=True)
+
+    def leave(self) -> None:
+        """Part from the other processes for good; call it on all of them, after `stop`."""
+        if not self._alone:
+            dist.destroy_process_group()
+
+    @property
+    def usable(self) -> bool:
+        """False once the processes have lost each other; then only ending the program helps."""
+        return not self._broken
 
     def _lead(self, source: Iterator[int], request: tuple[VLMInputs, SamplingOptions | None]) -> Iterator[int]:
         """The tokens of one turn, with its announcement before and the agreement on its outcome after."""

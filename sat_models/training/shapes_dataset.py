@@ -6,9 +6,9 @@ import json
 import random
 from pathlib import Path
 
-from . import shapes_questions as questions
-from .shapes_questions import QA
-from .shapes_world import Scene, draw, sample_scene
+from sat_models.training import shapes_questions as questions
+from sat_models.training.shapes_questions import QA
+from sat_models.training.shapes_world import Scene, draw, sample_scene
 
 DATASET_TASKS = ("caption", "vqa", "rec", "reg", "grounded_caption")
 DATASET_FILE = "example_inputs.jsonl"

@@ -54,7 +54,7 @@ class LaneBatch:
 
     def model_inputs(self) -> dict[str, torch.Tensor]:
         """Arguments of the model's forward (with the "packed" mixin)."""
-        names = "input_ids position_ids lane_mask vision_expert_mask image_embed_mask vision_image".split()
+        names = ["input_ids", "position_ids", "lane_mask", "vision_expert_mask", "image_embed_mask", "vision_image"]
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device | str) -> LaneBatch:
@@ -73,7 +73,6 @@ def make_lane_batch(
     shape: LaneShape = LaneShape(),
     image_size: int = 112,
     patch: int = 14,
-    with_text: bool = True,
 ) -> LaneBatch:
     """The batch of one step; a function of its arguments alone, so that a resumed run sees the same data."""
     rows, pixels, classes, boxes = [], [], [], []
@@ -81,7 +80,7 @@ def make_lane_batch(
         rng = random.Random(f"train/{seed}/{step}/{row}")
         scene = sample_scene(rng, max_objects=max_objects)
         segments = [encode_qa(tokenizer, qa, version) for qa, version in sample_questions(scene, rng, mix)]
-        rows.append(segments if with_text else [])
+        rows.append(segments)
         pixels.append(image_to_tensor(draw(scene), image_size))
         color, form, size, box = dense_targets(scene, image_size // patch)
         classes.append(np.stack((color, form, size), axis=-1))

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .shapes_world import COLORS, FORMS, Scene, ShapeObject
+from sat_models.training.shapes_world import COLORS, FORMS, Scene, ShapeObject
 
 TASKS = ("caption", "vqa", "rec", "reg", "grounded_caption", "chat")
 VQA_KINDS = ("color", "form", "count", "exist", "size", "left_right", "above_below")

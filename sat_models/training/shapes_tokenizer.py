@@ -14,9 +14,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from ..processing.prompts import build_prompt
-from .shapes_questions import any_question
-from .shapes_world import sample_scene
+from sat_models.processing.prompts import build_prompt
+from sat_models.training.shapes_questions import any_question
+from sat_models.training.shapes_world import sample_scene
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ Stage "tower": the vision tower alone, told densely what lies on each patch (col
 comes pre-trained; this is how a tiny one gets there in minutes. Stage "full": everything, many questions about each
 picture, with the dense task kept at a low weight. First pictures hold one object, later up to three.
 
-The learning rate warms up, stays, and falls in the last `decay_steps` (warmup-stable-decay, arXiv 2404.06395), so that a
-run can be lengthened without repeating it. Batches are functions of (seed, step): a resumed run sees the same data.
+The learning rate warms up, stays, and falls in the last `decay_steps` (warmup-stable-decay, arXiv 2404.06395), so a run
+can be lengthened without repeating it. Batches are functions of (seed, step): a resumed run sees the same data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,10 @@ class TinyRecipe:
     weight_decay: float = 0.05
     two_objects_at: int = 250  # steps into the full stage
     three_objects_at: int = 700
-    lanes: LaneShape = LaneShape()
+    lanes: LaneShape = field(default_factory=LaneShape)
 
     def stage(self, step: int) -> str:
-        """"tower" or "full"."""
+        """The stage of a step: tower or full."""
         return "tower" if step < self.tower_steps else "full"
 
     def max_objects(self, step: int) -> int:

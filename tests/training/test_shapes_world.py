@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import sat_models
 from sat_models.processing.prompts import build_prompt
 from sat_models.processing.tokens import Tokenizer
 from sat_models.training import shapes_questions as questions
-from sat_models.training.shapes_data import TASK_ID, TaskMix, dense_targets, encode_qa, make_batch
+from sat_models.training.shapes_data import TASK_ID, Segment, TaskMix, dense_targets, encode_qa
 from sat_models.training.shapes_dataset import write_dataset
+from sat_models.training.shapes_lanes import LaneShape, fit_into_lanes, make_lane_batch
 from sat_models.training.shapes_questions import QA, TASKS, VQA_KINDS
 from sat_models.training.shapes_world import Background, Scene, ShapeObject, draw, sample_scene
 
@@ -102,7 +104,7 @@ def test_vqa_answers_follow_from_the_scene() -> None:
     for _ in range(400):
         qa = questions.vqa(scene, rng)
         words = qa.question.rstrip("?").replace(",", "").split()
-        named = [f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if b in ("circle", "square", "triangle")]
+        named = [f"{a} {b}" for a, b in itertools.pairwise(words) if b in ("circle", "square", "triangle")]
         if qa.kind == "exist":
             assert qa.answer == ("yes" if named[0] in names else "no")
         elif qa.kind == "left_right":
@@ -145,32 +147,46 @@ def test_patches() -> None:
 
 
 def test_batch_is_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
-    first, again, other = (make_batch(tokenizer, seed=1, step=step, batch_size=2) for step in (5, 5, 6))
+    first, again, other = (
+        make_lane_batch(tokenizer, seed=1, step=step, batch_size=2, max_objects=3, mix=TaskMix()) for step in (5, 5, 6)
+    )
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
     assert not torch.equal(first.vision_image, other.vision_image)
 
 
 def test_each_question_stands_alone(tokenizer: Tokenizer) -> None:
-    batch = make_batch(tokenizer, seed=0, step=0, batch_size=3)
-    ids, positions, look = batch.input_ids, batch.position_ids, batch.attention_mask[:, 0]
-    assert positions[0, :HEAD].tolist() == [0, 1, *[2] * 64, 3]
+    shape = LaneShape(lanes=4, length=128)
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=3, max_objects=3, mix=TaskMix(), shape=shape)
+    assert batch.position_ids[0, :HEAD].tolist() == [0, 1, *[2] * 64, 3]
     assert batch.vision_expert_mask[0, :HEAD].tolist() == [0, *[1] * 65, 0]
     assert batch.image_embed_mask.sum().item() == 3 * 66 and batch.labels[:, :HEAD].eq(-100).all()
+    by_lane = {name: getattr(batch, name)[:, HEAD:].view(3, 4, 128) for name in ("input_ids", "position_ids", "labels")}
+    questions_seen = 0
     for b in range(3):
-        starts = [t for t in range(HEAD, ids.shape[1]) if positions[b, t] == 4 and ids[b, t] != 0]
-        ends = [*starts[1:], HEAD + int((positions[b, HEAD:] > 0).sum())]
-        assert len(starts) >= 6
-        for start, end in zip(starts, ends, strict=True):
-            assert look[b, start:end, :HEAD].all()
-            assert torch.equal(look[b, start:end, start:end], torch.ones(end - start, end - start).tril().bool())
-            assert not look[b, start:end, HEAD:start].any() and not look[b, start:end, end:].any()
-            assert positions[b, start:end].tolist() == list(range(4, 4 + end - start))
-            labels = batch.labels[b, start:end]
-            assert labels[-1] == tokenizer.eos_id
-            trained = (labels[:-1] != -100) & (labels[:-1] != tokenizer.eos_id)
-            assert torch.equal(labels[:-1][trained], ids[b, start + 1 : end][trained])
-        assert look[b].any(-1).all()
+        for lane in range(4):
+            ids, positions, labels = (by_lane[name][b, lane] for name in ("input_ids", "position_ids", "labels"))
+            look = batch.lane_mask[b, lane]
+            starts = [t for t in range(128) if positions[t] == 4]
+            ends = [*starts[1:], int((positions > 0).sum())][: len(starts)]
+            questions_seen += len(starts)
+            assert look.any(-1).all()
+            for start, end in zip(starts, ends, strict=True):
+                assert look[start:end, :HEAD].all()
+                own = look[start:end, HEAD:]
+                assert torch.equal(own[:, start:end], torch.ones(end - start, end - start).tril().bool())
+                assert not own[:, :start].any() and not own[:, end:].any()
+                assert positions[start:end].tolist() == list(range(4, 4 + end - start))
+                assert labels[end - 1] == tokenizer.eos_id
+                trained = (labels[start : end - 1] != -100) & (labels[start : end - 1] != tokenizer.eos_id)
+                assert torch.equal(labels[start : end - 1][trained], ids[start + 1 : end][trained])
+    assert questions_seen >= 18
     assert torch.equal(batch.task_ids >= 0, batch.labels != -100)
+
+
+def test_lanes_hold_what_fits_longest_first(tokenizer: Tokenizer) -> None:
+    segments = [Segment([7] * n, [1] * n, 0) for n in (30, 100, 60, 90, 20, 200)]
+    lanes = fit_into_lanes(segments, LaneShape(lanes=2, length=128))
+    assert [[len(s.ids) for s in lane] for lane in lanes] == [[100, 20], [90, 30]]
 
 
 def test_prompt_and_answer_are_inferences_own(tokenizer: Tokenizer) -> None:
@@ -188,16 +204,16 @@ def test_every_turn_of_a_conversation_is_trained(tokenizer: Tokenizer, version: 
     segment = encode_qa(tokenizer, QA("chat", "vqa", turns[-1].question, "2", {"turns": turns}), version)
     history = [(turn.question, turn.answer) for turn in turns[:-1]]
     assert segment.ids == tokenizer.encode(build_prompt(version, turns[-1].question, history)) + tokenizer.encode("2")
-    answers = [tokenizer.encode(turn.answer) + [tokenizer.eos_id] for turn in turns]
-    assert [label for label in segment.labels if label != -100] == sum(answers, [])
+    answers = [[*tokenizer.encode(turn.answer), tokenizer.eos_id] for turn in turns]
+    assert [label for label in segment.labels if label != -100] == list(itertools.chain(*answers))
     assert segment.task_id == TASK_ID["chat"]
 
 
 def test_mix_of_tasks(tokenizer: Tokenizer) -> None:
     only_rec = TaskMix(caption=0, grounded_caption=0, rec=2, reg=0, vqa=0, chat=0)
-    batch = make_batch(tokenizer, seed=0, step=0, batch_size=4, mix=only_rec)
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=4, max_objects=3, mix=only_rec)
     assert set(batch.task_ids.unique().tolist()) == {-1, TASK_ID["rec"]}
-    batch = make_batch(tokenizer, seed=0, step=0, batch_size=12)
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=12, max_objects=3, mix=TaskMix())
     assert set(batch.task_ids.unique().tolist()) == {-1, *range(len(TASKS))}
 
 

@@ -1,0 +1,13 @@
+"""The older name of `cli_demo_sat.py`; the same flags."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+
+from sat_models.serving.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

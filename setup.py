@@ -1,0 +1,58 @@
+"""Packaging. `requirements.txt` lists the same base dependencies; a test keeps the two in step."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# Bounds are what the tests ran with; docs/architecture.md says why each package is here.
+INSTALL = [
+    "torch>=2.11,<2.14",
+    "SwissArmyTransformer==0.4.12",
+    "deepspeed>=0.19.8,<0.20",
+    "sentencepiece>=0.2.0,<0.3",
+    "pillow>=11,<13",
+    "safetensors>=0.5,<1",
+    "numpy>=1.26,<3",
+    "huggingface_hub>=1.0,<3",
+    "tqdm>=4.66,<5",
+    "spacy>=3.8,<3.9",
+    "ninja>=1.11",
+]
+EXTRAS = {
+    "serve": ["gradio>=6,<7", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", "prometheus-client>=0.20,<1"],
+    "quant": ["bitsandbytes>=0.50,<0.51"],
+    "test": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
+}
+
+
+def packaged_configs() -> list[str]:
+    """`configs/` is a top-level folder of the repository and package data of the wheel (`sat_models/configs`)."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*") if path.is_dir())
+
+
+PACKAGES = find_packages(include=["sat_models", "sat_models.*", "mixins", "mixins.*"])
+CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["configs", *packaged_configs()]}
+
+setup(
+    name="cogvlm-sat-zoo",
+    version="0.1.0",
+    description="A zoo of vision-language models made of SwissArmyTransformer mixins: CogVLM, CogAgent and more",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=[*PACKAGES, *CONFIG_PACKAGES],
+    package_dir=CONFIG_PACKAGES,
+    package_data={"": ["*.json", "*.yaml", "*.model", "*.md", "latest", "*.pt", "*/*.pt"]},
+    include_package_data=False,
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "sat-chat=sat_models.serving.cli:main",
+            "sat-zoo=sat_models.zoo:main",
+        ]
+    },
+)
