@@ -1,4 +1,4 @@
-"""What every model of the zoo gains over SAT's `BaseModel`: refused typos, and changes that succeed or leave no trace."""
+"""What every model of the zoo gains over SAT's `BaseModel`: refused typos; changes that succeed or leave no trace."""
 
 from __future__ import annotations
 

@@ -128,7 +128,9 @@ class LLaMAConfig:
         _require_divides("head size", self.head_dim, 2, "rotary rotates pairs")
         for name, value in self._REQUIRED_VALUES.items():
             if getattr(self, name) != value:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is not supported for {self.model_class}: {value!r}")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is not supported for {self.model_class}: {value!r}"
+                )
 
     @property
     def head_dim(self) -> int:
@@ -269,9 +271,7 @@ class CogAgentConfig(CogVLMConfig):
         super().__post_init__()
         if isinstance(self.cross_vision_args, dict):
             object.__setattr__(self, "cross_vision_args", CrossTowerConfig.from_dict(self.cross_vision_args))
-        _require_positive(
-            self, "cross_image_pix", "cross_attn_hidden_size", "cross_hidden_size_per_attention_head"
-        )
+        _require_positive(self, "cross_image_pix", "cross_attn_hidden_size", "cross_hidden_size_per_attention_head")
         tower = self.cross_vision_args
         _require_divides("cross_image_pix", self.cross_image_pix, tower.patch_size, "cross_vision_args.patch_size")
         if self.cross_attn_hidden_size != tower.width:

@@ -81,7 +81,7 @@ def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
         licence="CogAgent model licence (weights), Apache-2.0 (code)", source=f"{_HUB}/{_ORGANISATIONS[0]}/CogAgent",
-        hf_name=f"{name}-hf", available=False,
+        hf_name=f"{name}-hf",
     )  # fmt: skip
 
 

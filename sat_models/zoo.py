@@ -15,7 +15,7 @@ from mixins.sat_compat import mpu
 from sat_models import registry, runtime
 from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, SATCheckpoint, find_checkpoint, rank_file
-from sat_models.config import LLaMAConfig
+from sat_models.config import LLaMAConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, InputError
 from sat_models.models.build import build_model, make_config
 from sat_models.processing.processor import Images, Processor
@@ -159,6 +159,11 @@ def sat_home() -> Path:
     return Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
 
 
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """Where the weights of a name or path lie, without reading them; raises as `load_pretrained`."""
+    return _locate(name_or_path, None)[0]
+
+
 def load_pretrained(
     name_or_path: str | os.PathLike[str],
     *,
@@ -212,6 +217,39 @@ def load_pretrained(
     return VLM(
         model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
     )
+
+
+def load_processor(
+    name_or_path: str | os.PathLike[str],
+    *,
+    local_tokenizer: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+) -> Processor:
+    """The tokenizer and picture sizes of a model without its weights, to look at training data, say.
+
+    The weights need not be there: a folder with `model_config.json` will do, and the sizes of a name of the zoo are
+    known. Arguments and errors are those of `load_pretrained`.
+    """
+    checkpoint, spec = _without_weights(name_or_path)
+    config = make_config(checkpoint.config)
+    return _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))[0]
+
+
+def _without_weights(name_or_path: str | os.PathLike[str]) -> tuple[SATCheckpoint, ModelSpec | None]:
+    """A checkpoint whose config may be read; its weights may be absent."""
+    given = Path(name_or_path).expanduser()
+    if given.is_dir() and (given / CONFIG_FILE).is_file():
+        file, spec = given / CONFIG_FILE, _spec_of_path(given)
+    else:
+        try:
+            path, spec = _locate(name_or_path, None)
+            return find_checkpoint(path), spec
+        except CheckpointError:
+            if given.exists():
+                raise
+            spec = _spec_of_name(os.fspath(name_or_path), given)
+            file = registry.config_path(spec.name)
+    return SATCheckpoint(file.parent, (file,), read_json(file)), spec
 
 
 def _model_parallel_size() -> int:
@@ -309,7 +347,8 @@ def _make_processor(
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is "
-            f"{config.vocab_size}: it belongs to another model. Name the right one with local_tokenizer (--local_tokenizer)."
+            f"{config.vocab_size}: it belongs to another model. Name the right one with local_tokenizer "
+            "(--local_tokenizer)."
         )
     processor = Processor(
         tokenizer,

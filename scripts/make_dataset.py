@@ -1,26 +1,42 @@
-"""Writes pictures of the synthetic world and a JSONL of questions and answers, ready for fine-tuning."""
+"""Writes pictures with their answers, ready for fine-tuning: of the synthetic world with a JSONL, or captchas whose
+file names are the answers."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sat_models.errors import ZooError
+from sat_models.training.captcha import write_captchas
 from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made where missing")
     parser.add_argument("--count", type=int, default=100, help="pictures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files")
-    parser.add_argument("--task", choices=(*DATASET_TASKS, "mixed"), default="mixed", help="mixed: each in turn")
+    tasks = (*DATASET_TASKS, "mixed", "captcha")
+    parser.add_argument("--task", choices=tasks, default="mixed", help="mixed: each but captcha in turn")
+    parser.add_argument("--digits", type=int, default=4, help="of a captcha (default: %(default)s)")
     parser.add_argument("--min-objects", type=int, default=1, help="fewest objects in a picture (default: %(default)s)")
     parser.add_argument("--max-objects", type=int, default=3, help="most objects in a picture (default: %(default)s)")
     parser.add_argument("--canonical", action="store_true", help="documented wordings only, no paraphrases")
     parser.add_argument(
         "--image-prefix", default="", help="put before the file names in the JSONL (default: relative to the JSONL)"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    if args.task == "captcha":
+        paths = write_captchas(args.output, count=args.count, digits=args.digits, seed=args.seed)
+        print(f"wrote {len(paths)} captchas, the first {paths[0]}")
+        return 0
     path = write_dataset(
         args.output,
         count=args.count,
@@ -32,7 +48,12 @@ def main() -> None:
         image_prefix=args.image_prefix,
     )
     print(f"wrote {args.count} pictures and {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

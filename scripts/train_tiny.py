@@ -1,4 +1,7 @@
-"""Train the embedded model `cogvlm-tiny` from random weights; run again to go on where it stopped."""
+"""Train the embedded model `cogvlm-tiny` from random weights; run again to go on where it stopped.
+
+Writes the weights in SAT layout to OUTPUT/cogvlm-tiny, which `--from_pretrained` takes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/cogvlm-tiny"), help="states, metrics and weights")
     parser.add_argument("--steps", type=int, help="total steps of both stages; the learning rate falls at the end")
     parser.add_argument("--decay-steps", type=int, help="length of that fall")
@@ -33,7 +36,7 @@ def main() -> None:
     from sat_models import runtime
     from sat_models.config import CogVLMConfig, read_json
     from sat_models.processing.tokens import Tokenizer
-    from sat_models.training.tiny import TinyRecipe, train_tiny
+    from sat_models.training.tiny import TinyRecipe, export_tiny, train_tiny
 
     device = torch.device(runtime.choose_device(args.device))
     if device.type == "cpu":
@@ -47,8 +50,11 @@ def main() -> None:
     names = {f.name for f in dataclasses.fields(TinyRecipe)}
     chosen = {k: v for k, v in vars(args).items() if k in names and v is not None}
     config = CogVLMConfig.from_dict(read_json(root / "configs/models/cogvlm-tiny.json"))
-    tokenizer = Tokenizer.from_file(root / "sat_models/assets/cogvlm-tiny/tokenizer.model")
-    train_tiny(config, tokenizer, TinyRecipe(**chosen), args.output, device=device, save_every=args.save_every)
+    tokenizer_file = root / "sat_models/assets/cogvlm-tiny/tokenizer.model"
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    recipe = TinyRecipe(**chosen)
+    engine = train_tiny(config, tokenizer, recipe, args.output, device=device, save_every=args.save_every)
+    print("weights:", export_tiny(engine.module.model, config, tokenizer_file, args.output / "cogvlm-tiny"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from sat_models.config import LLaMAConfig
 from sat_models.errors import CheckpointError
 from sat_models.models.build import computable_buffers, compute_buffer
 
-__all__ = ["SATCheckpoint", "find_checkpoint", "load_weights", "read_weights", "save_checkpoint"]
+__all__ = ["SATCheckpoint", "find_checkpoint", "load_weights", "read_weights", "save_checkpoint", "write_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def load_weights(
     rules = split_rules(model)
     targets = model.state_dict(keep_vars=True)
     computed = {key: (module, name) for key, module, name in computable_buffers(model)}
-    _check_fit(checkpoint, stored, targets, rules, size, optional=set(computed))
+    check_fit(checkpoint, stored, targets, rules, size, optional=set(computed))
     made: dict[int, Tensor] = {}
     for key in [key for key in stored[0] if key in targets]:
         target = targets[key]
@@ -84,7 +85,7 @@ def _assign(model: nn.Module, key: str, value: Tensor) -> None:
     module._parameters[name] = after
 
 
-def _check_fit(
+def check_fit(
     checkpoint: SATCheckpoint,
     stored: Sequence[Mapping[str, Tensor]],
     targets: Mapping[str, Tensor],
@@ -174,6 +175,41 @@ def save_checkpoint(
     return final
 
 
+def write_parts(
+    parts: Iterable[Mapping[str, Tensor]],
+    folder: str | os.PathLike[str],
+    config: Mapping[str, object],
+    *,
+    step: int | str,
+    tokenizer_file: Path | None = None,
+) -> Path:
+    """Write a checkpoint from one process, as safely as `save_checkpoint`.
+
+    Args:
+        parts: weights of model-parallel rank 0, 1, …; each is written before the next one is asked for.
+        config: content of `model_config.json`; its `model_parallel_size` is the caller's to set.
+
+    Returns:
+        The step folder.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    staging, final = folder / f".{step}.writing", folder / str(step)
+
+    def write() -> None:
+        _start_staging(staging)
+        files = (staging / rank_file(rank) for rank in itertools.count())
+        for weights in parts:
+            _write_file(weights, next(files))
+            del weights  # two parts are never in memory at once
+        _publish(staging, final, config, tokenizer_file)
+
+    _everywhere(write, only=True)
+    return final
+
+
 def _everywhere(step: Callable[[], None], *, only: bool) -> None:
     """Run `step` where `only` holds; wait for all ranks, and raise on all if it failed on one."""
     error = None
@@ -199,8 +235,12 @@ def _write_rank(model: nn.Module, staging: Path, dtype: torch.dtype | None) -> N
         value = value.detach().to("cpu", kind)
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         weights[key] = value if whole else value.clone()  # torch.save writes the whole storage behind a view
-    with (staging / rank_file(mpu.get_model_parallel_rank())).open("wb") as file:
-        torch.save({"module": weights}, file)
+    _write_file(weights, staging / rank_file(mpu.get_model_parallel_rank()))
+
+
+def _write_file(weights: Mapping[str, Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({"module": dict(weights)}, file)
         file.flush()
         os.fsync(file.fileno())
 

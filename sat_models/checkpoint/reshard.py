@@ -69,6 +69,8 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
         return {"weight": SplitRule(0, parts), "bias": SplitRule(0, parts)}
     if isinstance(module, RowParallelLinear):
         return {"weight": SplitRule(1)}  # its bias stays whole
+    if hasattr(module, "split_dims"):  # LoRA, p-tuning: modules that know how they divide their own parameters
+        return {name: SplitRule(dim) for name, dim in module.split_dims().items()}
     return {}
 
 

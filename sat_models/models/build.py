@@ -31,9 +31,11 @@ MODEL_CLASSES: dict[str, type[ZooModel]] = {
 """Every `model_class` that a `model_config.json` may name."""
 
 _FACTORIES = frozenset(
-    (torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.tensor)
-    + (torch.rand, torch.randn, torch.randint, torch.randperm, torch.empty_strided)
+    (torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn)
 )
+
+_FILLERS = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_))
+_INIT_MODULE = "torch.nn.init"
 
 
 def model_class(name: str) -> type[ZooModel]:
@@ -62,14 +64,20 @@ def make_config(data: dict[str, Any]) -> LLaMAConfig:
 class OnMeta(TorchFunctionMode):
     """Makes every new tensor a meta tensor: shapes without memory.
 
-    `with torch.device("meta")` is not enough: SAT passes `device="cpu"` to its layers, which wins over that.
+    `with torch.device("meta")` is not enough: SAT passes `device="cpu"` to its layers, which wins over that. Random
+    initialisation is skipped, and tables (`arange`, `tensor`) are computed on the CPU: torch would import its compiler
+    to work out what they are on meta (seconds). `build_model` moves them.
     """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls `func`, with device="meta" if it makes a tensor."""
+        """Calls `func`, with device="meta" if it makes a tensor, and not at all if it fills one."""
         kwargs = kwargs or {}
+        if func in _FILLERS or getattr(func, "__module__", None) == _INIT_MODULE:
+            target = args[0] if args else kwargs["tensor"]
+            if target.is_meta:
+                return target
         if func in _FACTORIES:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
@@ -94,6 +102,9 @@ def build_model(
         return cls(config).to(device=device, dtype=dtype)
     with OnMeta():
         model = cls(config)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to("meta")
     return model.to(dtype)
 
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, TextIO
 from sat_models.errors import ConfigError, ZooError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sat_models.serving.chat import ChatSession
     from sat_models.serving.ranks import SharedEngine
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "cogvlm-tiny"
 DEFAULT_MAX_LENGTH = 2048
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except ZooError as error:
-        complain(error)
+        _complain(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -95,10 +95,14 @@ def _run(args: argparse.Namespace) -> int:
 
         prompt_style(args.version)
     with only_answers_on_stdout():
+        picture = _picture(args.image) if one_shot else None
         session, engine = _load(args)
     if engine.leads:
         try:
-            _talk(session, args, one_shot=one_shot)
+            if one_shot:
+                _ask_once(session, args, picture)
+            else:
+                _dialogue(session, args)
         finally:
             engine.stop()
     else:
@@ -108,21 +112,13 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _talk(session: ChatSession, args: argparse.Namespace, *, one_shot: bool) -> None:
-    if one_shot:
-        with only_answers_on_stdout() as answers:
-            answer_once(session, args, answers)
-        return
-    from sat_models.serving.dialogue import Dialogue
+def _picture(source: str | None) -> Image | None:
+    """The picture of `--image`, read in front only; a bad one is found before minutes go into loading weights."""
+    if source is None or _rank():
+        return None
+    from sat_models.processing.image import load_image
 
-    Dialogue(
-        session,
-        language=args.language,
-        image=args.image,
-        ask_first=args.no_prompt,
-        stream=args.stream_chat,
-        output=args.output,
-    ).run()
+    return load_image(source)
 
 
 def _load(args: argparse.Namespace) -> tuple[ChatSession, SharedEngine]:
@@ -156,21 +152,32 @@ def _load(args: argparse.Namespace) -> tuple[ChatSession, SharedEngine]:
     return ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt), engine
 
 
-def answer_once(session: ChatSession, args: argparse.Namespace, out: TextIO) -> None:
+def _ask_once(session: ChatSession, args: argparse.Namespace, picture: Image | None) -> None:
     """`--query`: one question, its answer as text or as one JSON line; boxes are drawn if `--output` says where."""
-    if args.image is not None:
-        session.set_image(args.image)
-    streaming = args.stream_chat and not args.json
-    answer = session.ask(args.query or "", stream=partial(print, end="", flush=True, file=out) if streaming else None)
-    if args.json:
-        print(json.dumps(answer.as_json()), file=out, flush=True)
-    else:
-        print("" if streaming else answer.text, file=out, flush=True)
+    session.set_image(picture)
+    with only_answers_on_stdout() as out:
+        show = partial(print, end="", flush=True, file=out) if args.stream_chat and not args.json else None
+        answer = session.ask(args.query or "", stream=show)
+        if args.json:
+            print(json.dumps(answer.as_json()), file=out, flush=True)
+        else:
+            print("" if show else answer.text, file=out, flush=True)
     if args.output is not None:
-        if session.draw(answer, args.output):
-            print(f"Boxes drawn in {args.output}", file=sys.stderr)
-        elif not answer.boxes:
-            print(f"The answer holds no boxes, so {args.output} was not written", file=sys.stderr)
+        drawn = session.draw(answer, args.output)
+        print(f"Boxes drawn in {drawn}" if drawn else f"{args.output} was not written: no boxes drawn", file=sys.stderr)
+
+
+def _dialogue(session: ChatSession, args: argparse.Namespace) -> None:
+    from sat_models.serving.dialogue import Dialogue
+
+    Dialogue(
+        session,
+        language=args.language,
+        image=args.image,
+        ask_first=args.no_prompt,
+        stream=args.stream_chat,
+        output=args.output,
+    ).run()
 
 
 @contextlib.contextmanager
@@ -192,13 +199,16 @@ def only_answers_on_stdout() -> Iterator[TextIO]:
             os.dup2(answers.fileno(), 1)
 
 
-def complain(error: Exception) -> None:
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _complain(error: Exception) -> None:
     """One line on stderr.
 
     Processes of one job mostly fail alike and their launcher ends all with the first, so those behind wait a little:
     what they still live to say is then the real reason.
     """
-    if int(os.environ.get("RANK", "0")):
+    if _rank():
         time.sleep(3)
-    message = " ".join(str(error).split())
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -81,6 +81,7 @@ class Dialogue:
         self._session, self._words = session, WORDINGS[language]
         self._image, self._ask_first, self._stream = image, ask_first, stream
         self._output, self._read_line = output, read
+        self._piece_shown = False
 
     def run(self) -> None:
         """Talk until the user ends it."""
@@ -139,8 +140,6 @@ class Dialogue:
         if answer.finish_reason == "length":
             self._say(self._words.cut_off)
         self._draw(answer)
-
-    _piece_shown = False
 
     def _show_piece(self, piece: str) -> None:
         print(piece if self._piece_shown else self._words.model + piece, end="", flush=True)

@@ -70,7 +70,7 @@ class SharedEngine:
                 for _ in self._engine.tokens(*request):
                     pass
             except Exception as failure:
-                logger.debug("this process failed in a turn", exc_info=True)
+                logger.debug("a turn failed on process %d", runtime.rank(), exc_info=True)
                 error = _describe(failure)
             self._settle(error)
 
@@ -128,7 +128,11 @@ class SharedEngine:
         """
         everyone: list[str | None] = [None] * runtime.world_size()
         self._broken = True
-        dist.all_gather_object(everyone, error, group=self._outcomes)
+        try:
+            dist.all_gather_object(everyone, error, group=self._outcomes)
+        except RuntimeError as failure:
+            what = error or f"process {runtime.rank()} did not fail itself"
+            raise RuntimeError(f"{what}; the processes that share this model have lost each other") from failure
         self._broken = False
         return [message for message in everyone if message]
 

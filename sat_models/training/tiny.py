@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixins.packed_attention import PackedLanesMixin
+from sat_models.checkpoint.io import save_checkpoint
 from sat_models.config import CogVLMConfig
 from sat_models.models.cogvlm import CogVLMModel
+from sat_models.training.muon import MuonAdamW
 from sat_models.training.shapes_data import TASKS, TaskMix, TextTokenizer
 from sat_models.training.shapes_lanes import LaneBatch, LaneShape, make_lane_batch
 from sat_models.training.shapes_world import COLORS, FORMS, SIZES
@@ -43,19 +45,19 @@ class TinyRecipe:
     """What is done when. Steps count from 0 over both stages."""
 
     seed: int = 0
-    tower_steps: int = 700
-    steps: int = 6000
-    decay_steps: int = 1000
-    warmup_steps: int = 100
+    tower_steps: int = 500
+    steps: int = 3000
+    decay_steps: int = 600
+    warmup_steps: int = 30
     tower_batch: int = 48
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # of vectors and embeddings (AdamW)
+    muon_rate: float = 10.0  # matrices (Muon) learn at this multiple of it
     final_learning_rate: float = 5e-5
     tower_rate_in_full: float = 0.3  # scale of the tower's learning rate in the full stage
     dense_weight: float = 0.1
-    weight_decay: float = 0.05
-    two_objects_at: int = 250  # steps into the full stage
-    three_objects_at: int = 700
+    two_objects_at: int = 150  # steps into the full stage
+    three_objects_at: int = 400
     lanes: LaneShape = field(default_factory=LaneShape)
 
     def stage(self, step: int) -> str:
@@ -89,17 +91,17 @@ def prepare_for_training(model: CogVLMModel, seed: int) -> None:
     of a post-norm tower, and position vectors of 0.02 are too faint to place anything.
     """
     torch.manual_seed(seed)
+    eva = model.get_mixin("eva")
+    tower = eva.vit_model.transformer
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and "embeddings" not in name and "patch_embedding" not in name:
-                nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter.shape[-1]))
-        nn.init.normal_(model.transformer.word_embeddings.weight, std=0.3)
-        eva = model.get_mixin("eva")
-        nn.init.normal_(eva.boi, std=0.3)
-        nn.init.normal_(eva.eoi, std=0.3)
-        tower = eva.vit_model.transformer
-        nn.init.normal_(tower.position_embeddings.weight, std=0.5)
-        nn.init.normal_(tower.word_embeddings.weight, std=0.5)
+            if parameter.ndim == 2 and "embeddings" not in name:
+                gain = 0.5 if ".vit_model." in name or "lm_head" in name else 1.5 if ".linear_proj." in name else 1.0
+                nn.init.normal_(parameter, std=gain / math.sqrt(parameter.shape[1]))
+        for vector in (model.transformer.word_embeddings.weight, eva.boi, eva.eoi):
+            nn.init.normal_(vector, std=0.3)
+        for vector in (tower.position_embeddings.weight, tower.word_embeddings.weight):
+            nn.init.normal_(vector, std=0.5)
         for layer in tower.layers:
             layer.input_layernorm.weight.fill_(0.2)
             layer.post_attention_layernorm.weight.fill_(0.2)
@@ -164,18 +166,15 @@ class TinyObjective(nn.Module):
         return (each * weights).sum() / weights.sum() + self.dense_weight * sum(dense.values()), parts
 
 
-def parameter_groups(objective: TinyObjective, recipe: TinyRecipe) -> list[dict[str, Any]]:
-    """Tower and rest apart (the tower learns slower in the full stage); no decay on vectors and embeddings."""
+def parameter_groups(objective: TinyObjective) -> list[dict[str, Any]]:
+    """Tower apart from the rest (it learns slower in the full stage); hidden matrices apart from everything else."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         in_tower = ".vit_model." in name or name.startswith("head.")
-        decays = parameter.ndim >= 2 and "embeddings" not in name
+        hidden = parameter.ndim == 2 and not any(part in name for part in ("embeddings", "lm_head", "head."))
         parameter.model_parallel = getattr(parameter, "model_parallel", False)
-        groups.setdefault((in_tower, decays), []).append(parameter)
-    return [
-        {"params": params, "weight_decay": recipe.weight_decay if decays else 0.0, "in_tower": in_tower, "lr": 1e-3}
-        for (in_tower, decays), params in groups.items()
-    ]
+        groups.setdefault((in_tower, hidden), []).append(parameter)
+    return [{"params": p, "in_tower": in_tower, "muon": hidden} for (in_tower, hidden), p in groups.items()]
 
 
 def start_engine(config: CogVLMConfig, recipe: TinyRecipe, device: torch.device) -> Any:
@@ -193,7 +192,7 @@ def start_engine(config: CogVLMConfig, recipe: TinyRecipe, device: torch.device)
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,
     }
-    optimizer = torch.optim.AdamW(parameter_groups(objective, recipe), lr=1e-3, betas=(0.9, 0.98))
+    optimizer = MuonAdamW(parameter_groups(objective))
     engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
     return engine
 
@@ -261,11 +260,18 @@ def train_tiny(
     return engine
 
 
+def export_tiny(model: CogVLMModel, config: CogVLMConfig, tokenizer_file: Path, folder: Path) -> Path:
+    """Write the trained weights in SAT layout, fp16, without what served training only. Returns `folder`."""
+    model.del_mixin("packed")
+    save_checkpoint(model, folder, config, step=1, dtype=torch.float16, tokenizer_file=tokenizer_file)
+    return folder
+
+
 def _one_step(engine: Any, recipe: TinyRecipe, batch: LaneBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     stage, rate = recipe.stage(step), recipe.learning_rate_at(step)
     for group in engine.optimizer.param_groups:
-        slow = group["in_tower"] and stage == "full"
-        group["lr"] = rate * (recipe.tower_rate_in_full if slow else 1.0)
+        slow = recipe.tower_rate_in_full if group["in_tower"] and stage == "full" else 1.0
+        group["lr"] = rate * slow * (recipe.muon_rate if group["muon"] else 1.0)
     loss, parts = engine(batch, stage)
     if not math.isfinite(float(loss.detach())):
         raise FloatingPointError(f"the loss of step {step} is {float(loss.detach())}; lower the learning rate")

@@ -150,7 +150,7 @@ class EVALargeTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         for vector in (self.cls_token, self.pos_embed):
-            nn.init.trunc_normal_(vector, std=0.02)
+            nn.init.normal_(vector, std=0.02)
 
     @property
     def never_run(self) -> tuple[nn.Module, ...]:

@@ -1,0 +1,262 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353) on SAT's parallel linears and on plain ones.
+
+A wrapped linear gives `W x + scale · B A x`; W is frozen, A starts random and B at zero. Names are those of the
+original checkpoints: `….original.weight`, `….matrix_A.{p}`, `….matrix_B.{p}`, one pair per block p of a strided weight
+(three for QKV, in the order q, k, v); DoRA adds `….magnitude.{p}`. `scale = alpha / rank`; alpha is 1 by default, as
+in the originals, so that a file of theirs means the same here.
+
+How the matrices are divided over model-parallel ranks, and what is sent for them:
+
+| linear | A | B | sent |
+|---|---|---|---|
+| column-parallel | whole | rows, as the weight's | backward: the gradient of `A x`, a few numbers per token |
+| row-parallel | columns, as the weight's | whole | forward: `A x`, inside the base product's all-reduce |
+| plain | whole | whole | nothing |
+
+So whole matrices get the same gradient on all ranks. SAT's own `lora2.py` never reduces the row-parallel term: its
+ranks disagree, and its merged weight is not what was trained. The initial A depends on the seed and on the layer's name
+alone, not on the number of ranks. With dropout, torch's generator must be in step on the ranks of one model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.lora_settings import LoRASettings, choose_linears
+from mixins.sat_compat import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_model_parallel_region,
+    gather_from_model_parallel_region,
+    mpu,
+    reduce_from_model_parallel_region,
+)
+
+
+def low_rank_product(matrices_A: Iterable[Tensor], matrices_B: Iterable[Tensor]) -> Tensor:
+    """`B A`, one block of rows per pair, in fp32: [outputs, inputs]."""
+    return torch.cat([b.float() @ a.float() for a, b in zip(matrices_A, matrices_B, strict=True)])
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear with a trained low-rank update.
+
+    Args:
+        original: a SAT parallel linear, or `nn.Linear` or a subclass (a quantised one too, but not for DoRA).
+        settings: rank, scale, dropout.
+        name: the layer's name in the model; with the seed it decides the initial A.
+
+    Raises:
+        TypeError: another kind of layer.
+        ValueError: DoRA where it cannot be.
+    """
+
+    def __init__(self, original: nn.Module, settings: LoRASettings, *, name: str) -> None:
+        super().__init__()
+        self.original = original.requires_grad_(False)
+        self.settings, self.scale = settings, settings.scale
+        self.dropout = nn.Dropout(settings.dropout)
+        self.kind, inputs, blocks = _layout(original)
+        self.gathers = self.kind == "column" and original.gather_output
+        weight = original.weight
+        place = {"device": weight.device, "dtype": weight.dtype if weight.is_floating_point() else None}
+        rows = (_initial_A(f"{name}.{p}", settings, inputs, self.kind == "row", place) for p in range(len(blocks)))
+        self.matrix_A = nn.ParameterList(rows)
+        self.matrix_B = nn.ParameterList(torch.zeros(block, settings.rank, **place) for block in blocks)
+        self.magnitude = None
+        if settings.use_dora:
+            self.magnitude = nn.ParameterList(self._initial_magnitude(name, blocks))
+        dims = self.split_dims()
+        for key, parameter in self.own_parameters():
+            parameter.model_parallel = parameter.tensor_model_parallel = key in dims
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What this wrapper adds, by name relative to it."""
+        return ((key, p) for key, p in self.named_parameters() if not key.startswith("original."))
+
+    def split_dims(self) -> dict[str, int]:
+        """Dimension along which a matrix is divided over model-parallel ranks, for those that are."""
+        if self.kind == "row":
+            return {"matrix_A.0": 1}
+        if self.kind == "column":
+            divided = [key for key, _ in self.own_parameters() if not key.startswith("matrix_A.")]
+            return dict.fromkeys(divided, 0)
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, inputs] -> […, outputs], each in the layout of the original layer."""
+        if self.kind == "row":
+            output, low = self._row_products(x)
+        else:
+            output, low = self.original(x), self._down(x)
+            if self.kind == "column":
+                low = copy_to_model_parallel_region(low)
+        update = self._up(low)
+        if self.gathers:
+            update = gather_from_model_parallel_region(update)
+        return output + update if self.magnitude is None else self._rescale(output, update)
+
+    def delta(self) -> Tensor:
+        """What the update adds to this rank's weight, fp32, without DoRA's rescaling."""
+        return self.scale * low_rank_product(self.matrix_A, self.matrix_B)
+
+    def merged_weight(self) -> Tensor:
+        """This rank's weight with the update in it, in the weight's dtype; with DoRA, all ranks must call it."""
+        merged = self.original.weight.float() + self.delta()
+        if self.magnitude is not None:
+            merged = merged * (torch.cat(list(self.magnitude)).float() / self._row_norms())[:, None]
+        return merged.to(self.original.weight.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged weight, for code that multiplies by a plain linear's weight itself (dropout has no say there)."""
+        return self.merged_weight()
+
+    def _down(self, x: Tensor) -> Tensor:
+        matrices = list(self.matrix_A)
+        return F.linear(self.dropout(x), matrices[0] if len(matrices) == 1 else torch.cat(matrices))
+
+    def _up(self, low: Tensor) -> Tensor:
+        low = low * self.scale
+        parts = [F.linear(part, b) for part, b in zip(low.split(self.settings.rank, -1), self.matrix_B, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _row_products(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`W x + bias` and `A x`, summed over ranks by one all-reduce; as `RowParallelLinear.forward`."""
+        base, size = self.original, mpu.get_model_parallel_world_size()
+        if not base.input_is_parallel:
+            x = mpu.scatter_to_model_parallel_region(x)
+        bias_inside = None if base.bias is None or base.final_bias else base.bias / size
+        output, low = F.linear(x, base.weight, bias_inside), self._down(x)
+        if size > 1:
+            both = reduce_from_model_parallel_region(torch.cat((output, low), dim=-1))
+            output, low = both.split((output.shape[-1], low.shape[-1]), dim=-1)
+        return (output + base.bias if base.final_bias and base.bias is not None else output), low
+
+    def _rescale(self, output: Tensor, update: Tensor) -> Tensor:
+        """DoRA: everything but the bias times magnitude / row norm, the norm taken as a constant (section 4.3)."""
+        factor = (torch.cat(list(self.magnitude)).float() / self._row_norms() - 1).to(output.dtype)
+        product = output if self.original.bias is None else output - self.original.bias
+        return output + update + factor * (product + update)
+
+    @torch.no_grad()
+    def _row_norms(self) -> Tensor:
+        """Lengths of the rows of `W + scale · B A`, fp32, over the columns of all ranks."""
+        squares = (self.original.weight.float() + self.delta()).square().sum(dim=1)
+        return (reduce_from_model_parallel_region(squares) if self.kind == "row" else squares).sqrt()
+
+    def _initial_magnitude(self, name: str, blocks: Sequence[int]) -> list[Tensor]:
+        weight = self.original.weight
+        if self.gathers or not weight.is_floating_point():
+            raise ValueError(
+                f"DoRA cannot adapt {name}: it gathers its output or is quantised. Leave it out of targets"
+            )
+        lengths = torch.empty_like(weight[:, 0]) if weight.is_meta else self._row_norms().to(weight.dtype)
+        return [part.clone() for part in lengths.split(list(blocks))]
+
+
+def _layout(layer: nn.Module) -> tuple[str, int, list[int]]:
+    """Kind of a linear, its inputs over all ranks, and its outputs on this rank by block."""
+    if isinstance(layer, ColumnParallelLinear):
+        strides = [1] * layer.stride if isinstance(layer.stride, int) else list(layer.stride)
+        unit = layer.output_size_per_partition // sum(strides)
+        return "column", layer.input_size, [unit * stride for stride in strides]
+    if isinstance(layer, RowParallelLinear):
+        return "row", layer.input_size, [layer.output_size]
+    if isinstance(layer, nn.Linear):
+        return "plain", layer.in_features, [layer.out_features]
+    raise TypeError(f"LoRA adapts ColumnParallelLinear, RowParallelLinear and nn.Linear, not {type(layer).__name__}")
+
+
+def _initial_A(name: str, settings: LoRASettings, inputs: int, divided: bool, place: dict[str, Any]) -> Tensor:
+    """Uniform in ±1/sqrt(inputs), as the originals; this rank's columns if the matrix is divided."""
+    size, rank = (mpu.get_model_parallel_world_size(), mpu.get_model_parallel_rank()) if divided else (1, 0)
+    if place["device"].type == "meta":
+        return torch.empty(settings.rank, inputs // size, **place)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {name}".encode()))
+    bound = inputs**-0.5
+    whole = torch.empty(settings.rank, inputs, dtype=torch.float32, device="cpu")
+    whole.uniform_(-bound, bound, generator=generator)
+    return whole.chunk(size, dim=1)[rank].to(**place, copy=True)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """The wrapped linears by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of the linears that LoRA can adapt and that are not wrapped yet."""
+    inside = tuple(f"{name}.original" for name in lora_layers(model))
+    kinds = (ColumnParallelLinear, RowParallelLinear, nn.Linear)
+    return [
+        name for name, m in model.named_modules() if isinstance(m, kinds) and not name.startswith(inside or ("\0",))
+    ]
+
+
+def apply_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
+    """Wrap the linears that `settings` mean, in place; their own weights are frozen, all else is left as it is.
+
+    All ranks call it, after the weights are loaded (or on a meta model, to load weights that hold the matrices).
+
+    Returns:
+        The names of the wrapped linears.
+
+    Raises:
+        ValueError: a pattern or a layer number that fits nothing.
+    """
+    chosen = choose_linears(settings, linear_names(model), wrapped=lora_layers(model))
+    for name in chosen:
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), settings, name=name))
+    return chosen
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> list[str]:
+    """Write every update into its weight and take the wrappers off, in place; weights stay frozen. All ranks call it.
+
+    Returns:
+        The names of the merged linears.
+
+    Raises:
+        ValueError: nothing is wrapped.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError(f"this {type(model).__name__} has no LoRA to merge; apply_lora comes first")
+    for name, layer in layers.items():
+        layer.original.weight.copy_(layer.merged_weight())
+        model.set_submodule(name, layer.original)
+    return list(layers)
+
+
+def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """This rank's LoRA matrices by name, and nothing else. `checkpoint.adapter` writes files that fit all ranks."""
+    layers = lora_layers(model).items()
+    return {f"{name}.{key}": p.detach() for name, layer in layers for key, p in layer.own_parameters()}
+
+
+@torch.no_grad()
+def load_lora_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fill this rank's LoRA matrices.
+
+    Raises:
+        ValueError: names or shapes that do not fit; nothing is changed then.
+    """
+    own = lora_state_dict(model)
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [
+        f"{name} {list(state[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"the LoRA matrices do not fit the model's {len(own)}: {', '.join(wrong[:6])}")
+    for name, parameter in own.items():
+        parameter.copy_(state[name])

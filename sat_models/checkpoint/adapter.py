@@ -1,0 +1,213 @@
+"""Adapter files: what a fine-tuning run trained and nothing else, megabytes instead of the whole model.
+
+A safetensors file with whole tensors under the model's own names, whatever the number of model-parallel ranks, and in
+its header, under "adapter", a JSON object: format, base_model, lora (rank, alpha, targets, …; null without), and extra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mixins.base import ZooModel
+from mixins.lora import LoRALinear, LoRASettings, apply_lora, lora_layers, lora_state_dict
+from mixins.ptuning import PTUNING_NAME, PTuningMixin, add_ptuning
+from mixins.sat_compat import mpu
+from sat_models import runtime
+from sat_models.checkpoint.reshard import SplitRule, merge, slice_for_rank, split_rules
+from sat_models.errors import CheckpointError
+
+ADAPTER_FILE = "adapter.safetensors"
+PREFIX_START = f"mixins.{PTUNING_NAME}.prefix."
+_FORMAT = "sat-adapter-1"
+_HEADER = "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """The content of an adapter file.
+
+    Attributes:
+        tensors: whole tensors by name; LoRA matrices, prefixes, and weights that were trained in full.
+        base_model: name or path of the model it was trained on, as `load_pretrained` takes it.
+        lora: None where no LoRA was trained.
+        extra: what the writer added (step, data, …).
+    """
+
+    tensors: dict[str, Tensor]
+    base_model: str
+    lora: LoRASettings | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the p-tuning prefix; 0 without one."""
+        return next((value.shape[2] for name, value in self.tensors.items() if name.startswith(PREFIX_START)), 0)
+
+
+def adapter_path(path: str | os.PathLike[str]) -> Path:
+    """The adapter file that a path means: the file itself, or the one in a folder."""
+    path = Path(path).expanduser()
+    return path / ADAPTER_FILE if path.is_dir() else path
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What an adapter of `model` holds: LoRA matrices, prefixes, and every other parameter that requires a gradient."""
+    wrappers = [(f"{n}.", m) for n, m in model.named_modules() if isinstance(m, LoRALinear | PTuningMixin)]
+    added = {
+        start + key
+        for start, module in wrappers
+        for key, _ in (module.own_parameters() if isinstance(module, LoRALinear) else module.named_parameters())
+    }
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or name in added}
+
+
+def save_adapter(
+    model: nn.Module, path: str | os.PathLike[str], *, base_model: str, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write what is trained in `model`; call it on every rank. Under ZeRO-3, inside `GatheredParameters`.
+
+    Args:
+        path: a folder (made if absent), or a file that ends in `.safetensors`.
+        base_model: what `load_pretrained` was given; written into the header.
+        extra: JSON values to keep with it.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: on all ranks; nothing is trained, or the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    file = path if path.suffix == ".safetensors" else path / ADAPTER_FILE
+    rules, trained = split_rules(model), trained_parameters(model)
+    if not trained:
+        raise CheckpointError("there is nothing to save: no parameter of the model is trained")
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in trained.items():
+        whole = _whole(parameter.detach(), rules[name])
+        if runtime.rank() == 0:
+            tensors[name] = whole
+    settings = {layer.settings for layer in lora_layers(model).values()}
+    if len(settings) > 1:
+        raise CheckpointError("the LoRA layers have different settings; an adapter file holds one rank, alpha, …")
+    header = {
+        "format": _FORMAT,
+        "base_model": base_model,
+        "lora": next((s.to_dict() for s in settings), None),
+        "extra": dict(extra or {}),
+    }
+    runtime.in_step(lambda: _write(tensors, header, file) if runtime.rank() == 0 else None)
+    return file
+
+
+def _whole(local: Tensor, rule: SplitRule) -> Tensor:
+    """The whole tensor on the CPU, from the parts of this model-parallel group."""
+    size = mpu.get_model_parallel_world_size()
+    if rule.dim is None or size == 1:
+        return local.to("cpu", copy=True).contiguous()
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, local.contiguous(), group=mpu.get_model_parallel_group())
+    return merge([part.cpu() for part in parts], rule)
+
+
+def _write(tensors: Mapping[str, Tensor], header: Mapping[str, Any], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    staging = file.with_name(f".{file.name}.writing")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), staging, metadata={"format": "pt", _HEADER: json.dumps(header)})
+        with staging.open("rb") as handle:
+            os.fsync(handle.fileno())
+        staging.replace(file)
+    except OSError as error:
+        raise CheckpointError(
+            f"the adapter was not saved: cannot write {error.filename or file}: {error.strerror or error}. "
+            "Free space or choose another folder."
+        ) from error
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter file, or the one in a folder.
+
+    Raises:
+        CheckpointError: it is not there, damaged, or no adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = adapter_path(path)
+    if not file.is_file():
+        raise CheckpointError(f"there is no adapter at {file}; give an {ADAPTER_FILE} or the folder that holds it")
+    try:
+        with safe_open(file, framework="pt") as content:
+            header = json.loads((content.metadata() or {}).get(_HEADER, "null"))
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
+        if header is None or header.get("format") != _FORMAT:
+            raise CheckpointError(f"{file} is no adapter of this project: its header lacks '{_HEADER}' ({_FORMAT})")
+        lora = LoRASettings.from_dict(header["lora"]) if header["lora"] else None
+        return Adapter(tensors=tensors, base_model=header["base_model"], lora=lora, extra=header.get("extra", {}))
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({str(error)[:200]}). Copy it again.") from error
+
+
+def load_adapter(model: ZooModel, path: str | os.PathLike[str]) -> Adapter:
+    """Put an adapter onto its base model, in place: wrappers and prefix are added where they are not there yet.
+
+    Call it on every rank, after the base weights are loaded. What trains is not changed, except that the weights behind
+    new LoRA matrices are frozen.
+
+    Raises:
+        CheckpointError: it is unreadable or fits another model.
+    """
+    adapter = read_adapter(path)
+    present = next(iter(lora_layers(model).values()), None)
+    if present is not None and adapter.lora is not None and not _alike(present.settings, adapter.lora):
+        raise CheckpointError(
+            f"{adapter_path(path)} has LoRA {adapter.lora}, but the model already has {present.settings}; load the "
+            "base model again, or merge what it has"
+        )
+    try:
+        if adapter.lora is not None and present is None:
+            apply_lora(model, adapter.lora)
+        if adapter.prefix_length and PTUNING_NAME not in model.mixins:
+            add_ptuning(model, adapter.prefix_length)
+    except ValueError as error:
+        raise CheckpointError(f"{adapter_path(path)} was trained on another model: {error}") from error
+    _fill(model, adapter, adapter_path(path))
+    return adapter
+
+
+def _alike(one: LoRASettings, other: LoRASettings) -> bool:
+    """Whether the same matrices mean the same weights."""
+    return (one.rank, one.alpha, one.use_dora) == (other.rank, other.alpha, other.use_dora)
+
+
+@torch.no_grad()
+def _fill(model: ZooModel, adapter: Adapter, file: Path) -> None:
+    rules, parameters = split_rules(model), dict(model.named_parameters())
+    rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
+    wanted = {*lora_state_dict(model), *(name for name in parameters if name.startswith(PREFIX_START))}
+    wrong = sorted((wanted - adapter.tensors.keys()) | (adapter.tensors.keys() - parameters.keys()))
+    wrong += [
+        f"{name} {list(value.shape)}"
+        for name, value in adapter.tensors.items()
+        if name in parameters and rules[name].full_shape(parameters[name].shape, size) != tuple(value.shape)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{file} does not fit this {type(model).__name__} ({len(wrong)} names or shapes, such as "
+            f"{', '.join(wrong[:4])}); it was trained on {adapter.base_model}"
+        )
+    for name, value in adapter.tensors.items():
+        parameters[name].copy_(slice_for_rank(value, rules[name], rank, size))

@@ -1,0 +1,274 @@
+"""Records -> training batches.
+
+Labels are unshifted, as `processing.layout` makes them: `labels[i]` is what should stand at position i, so it equals
+`input_ids[i]` there (at the end of an earlier answer it is EOS although the input goes on with the next question), -100
+where nothing is trained. The loss compares `logits[:, :-1]` with `labels[:, 1:]`.
+
+A batch is padded on the right to its longest sample; the mask stays causal (None), so no real token sees padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from sat_models.errors import ConfigError, InputError, ZooError
+from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate, prompt_length
+from sat_models.processing.processor import Processor
+from sat_models.processing.prompts import Turn, build_prompt, prompt_style
+from sat_models.training.records import Record
+from sat_models.training.sampler import LengthGroupedSampler
+
+logger = logging.getLogger(__name__)
+
+BAD_POLICIES = ("error", "skip")
+_AHEAD = 4
+"""Batches that are loaded while one is used."""
+_TOKENS = re.compile(r"[A-Za-z]{1,6}|[^A-Za-z\s]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it was taken: `index` is another than asked for where a bad one was replaced."""
+
+    inputs: VLMInputs
+    index: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank reads in one step.
+
+    Attributes:
+        inputs: on the CPU, pixels in fp32. `vision_image` is None in a batch of text alone.
+        step: counted from 0 over all epochs.
+        indices: into the dataset, one per row.
+        sources: "file:line", one per row.
+    """
+
+    inputs: VLMInputs
+    step: int
+    indices: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+class VLMDataset:
+    """Training samples of records.
+
+    `chat` and `chat_old` make one sample of all turns of a record, `base` and `vqa` one of each turn.
+
+    With `on_bad="skip"`, samples whose question does not fit are left out at once. A picture that proves unreadable
+    when it is loaded is replaced by the next good sample, the same on every rank and in every run, so that the size of
+    the dataset, of an epoch and of each batch never changes.
+
+    Attributes:
+        lengths: roughly the tokens of each sample, for grouping; cheap, and the same everywhere.
+        bad: reasons of samples found bad, by source.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: Processor,
+        *,
+        version: str | None = None,
+        max_length: int | None = None,
+        on_bad: str = "error",
+    ) -> None:
+        """Args:
+            records: see `formats.read_records`.
+            processor: of the model to be trained.
+            version: prompt style; None takes the processor's.
+            max_length: longest sample in tokens, pictures included; None takes the processor's.
+            on_bad: "error" raises at the first bad sample, "skip" goes on without it.
+
+        Raises:
+            ConfigError: unknown `on_bad`.
+            InputError: no tokenizer, a question that does not fit (with "error"), or no usable sample at all.
+            UnknownNameError: unknown `version`.
+        """
+        if on_bad not in BAD_POLICIES:
+            raise ConfigError(f"on_bad is '{on_bad}'; it must be one of {', '.join(BAD_POLICIES)}")
+        self.processor, self.on_bad = processor, on_bad
+        self.version = version or processor.version
+        self.max_length = max_length or processor.max_length
+        self.bad: dict[str, str] = {}
+        self._items: list[tuple[Record, tuple[Turn, ...]]] = []
+        self._tokenizer = processor.tokenizer
+        whole = prompt_style(self.version).keeps_history
+        for record in records:
+            for turns in [record.turns] if whole else [(turn,) for turn in record.turns]:
+                if self._fits(record, turns[0][0]):
+                    self._items.append((record, turns))
+        self.lengths = [rough_length(processor, len(record.images), turns) for record, turns in self._items]
+        if self.bad:
+            logger.warning("%d sample(s) left out: %s", len(self.bad), next(iter(self.bad.items())))
+        if not self._items:
+            reason = next(iter(self.bad.values()), "there is nothing to read")
+            raise InputError(f"no usable sample in {len(records)} record(s): {reason}")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> VLMInputs:
+        """One sample, a batch of one with labels; see `take`."""
+        return self.take(index).inputs
+
+    def source(self, index: int) -> str:
+        """ "file:line" of a sample."""
+        return self._items[index][0].source
+
+    def take(self, index: int) -> Sample:
+        """One sample.
+
+        Raises:
+            InputError: it is bad (with "error"; the message names its file and line), or all are (with "skip").
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        for at in itertools.chain(range(index, len(self)), range(index)):
+            record, turns = self._items[at]
+            try:
+                (inputs,) = self.processor.training_samples(
+                    list(record.images), turns, version=self.version, max_length=self.max_length
+                )
+                return Sample(inputs, at, record.source)
+            except InputError as error:
+                self._reject(record.source, error)
+        raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[record.source]}")
+
+    def _fits(self, record: Record, question: str) -> bool:
+        """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
+        room = self.max_length - MIN_ANSWER_ROOM - prompt_length(0, self.processor.image_length, len(record.images))
+        prompt = build_prompt(self.version, question)
+        if len(prompt.encode()) < room:  # a token is at least one byte, but for the leading space
+            return True
+        needed = len(self._tokenizer.encode(prompt))
+        if needed <= room:
+            return True
+        self._reject(
+            record.source,
+            InputError(
+                f"the question takes {needed} tokens, but max_length {self.max_length} leaves {max(room, 0)} beside "
+                f"{len(record.images)} picture(s) and the answer; raise max_length or shorten it"
+            ),
+        )
+        return False
+
+    def _reject(self, source: str, error: ZooError) -> None:
+        """Raises, or remembers the reason and says it once."""
+        if self.on_bad == "error":
+            raise InputError(f"{source}: {error} (on_bad='skip' leaves bad samples out)") from error
+        if source not in self.bad:
+            self.bad[source] = str(error)
+            logger.warning("bad sample %s: %s", source, error)
+
+
+def rough_length(processor: Processor, pictures: int, turns: Iterable[Turn]) -> int:
+    """About as many tokens as a sample takes, without tokenising: only its order is relied on."""
+    text = sum(len(_TOKENS.findall(part)) for turn in turns for part in turn)
+    return prompt_length(text, processor.image_length, pictures)
+
+
+def batches(
+    dataset: VLMDataset,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    group_by_length: bool = True,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Training batches without end. Batch k depends on (seed, k) alone: start at k to resume.
+
+    Args:
+        dataset: the same on all ranks.
+        batch_size: samples per rank and step.
+        seed: of the order.
+        rank, world: data-parallel rank and their number; ranks that share one model pass the same rank.
+        start_step: the first step.
+        group_by_length: put samples of like length together; less padding, the same samples per epoch.
+        workers: threads that load ahead; 0 loads when asked. The batches are the same.
+
+    Raises:
+        ConfigError: numbers out of range.
+        InputError: a bad sample, where the dataset's policy is "error".
+    """
+    sampler = LengthGroupedSampler(
+        dataset.lengths, batch_size=batch_size, seed=seed, rank=rank, world=world, start_step=start_step,
+        group=group_by_length,
+    )  # fmt: skip
+    plan = ((step, sampler.batch(step)) for step in itertools.count(start_step))
+    for step, samples in _load(dataset, plan, workers):
+        yield _join(dataset, step, samples)
+
+
+def evaluation_batches(
+    dataset: VLMDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Every sample once, in order, and equally many batches on each rank.
+
+    Where the samples do not fill the last batches, and where a bad one is replaced, the row's labels are all -100. Sum
+    losses and count targets over all ranks before dividing: a batch may have no target at all.
+
+    Args:
+        limit: most batches per rank; None takes all.
+    """
+    size = batch_size * world
+    steps = -(-len(dataset) // size)
+    steps = steps if limit is None else min(steps, limit)
+    wanted = [[step * size + row * world + rank for row in range(batch_size)] for step in range(steps)]
+    plan = ((step, [index % len(dataset) for index in indices]) for step, indices in enumerate(wanted))
+    for step, samples in _load(dataset, plan, workers):
+        asked = wanted[step]
+        yield _join(dataset, step, [s if s.index == i else _muted(s) for s, i in zip(samples, asked, strict=True)])
+
+
+def _load(
+    dataset: VLMDataset, plan: Iterator[tuple[int, list[int]]], workers: int
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The samples of each planned step, in order."""
+    if workers < 1:
+        yield from ((step, [dataset.take(index) for index in indices]) for step, indices in plan)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="samples")
+    waiting: deque = deque()
+    try:
+        for step, indices in plan:
+            waiting.append((step, [pool.submit(dataset.take, index) for index in indices]))
+            if len(waiting) > _AHEAD:
+                ready, futures = waiting.popleft()
+                yield ready, [future.result() for future in futures]
+        for ready, futures in waiting:
+            yield ready, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _join(dataset: VLMDataset, step: int, samples: list[Sample]) -> Batch:
+    """One batch. Padding is EOS, an id that every vocabulary has; nothing looks at it."""
+    inputs = collate([sample.inputs for sample in samples], dataset.processor.tokenizer.eos_id)
+    return Batch(inputs, step, tuple(s.index for s in samples), tuple(s.source for s in samples))
+
+
+def _muted(sample: Sample) -> Sample:
+    """The same without targets."""
+    labels = torch.full_like(sample.inputs.labels, IGNORE)
+    return dataclasses.replace(sample, inputs=dataclasses.replace(sample.inputs, labels=labels))

@@ -1,0 +1,292 @@
+"""Training data of many forms -> records. What a path holds is seen by looking at it.
+
+    a .json or .jsonl file       entries of any style that `entries.py` knows, one per line or in a list
+    a folder with one such file  that file
+    images/ beside labels/       CogVLM-SFT-311K: `labels/x.json` describes `images/x.jpg`; or a folder of such folders
+    pictures alone               captchas: the file name up to its first "_" is the answer, the question is "CAPTCHA:"
+    a folder with train/         what `train/` holds
+
+JSON is taken strictly: a trailing comma, as the document's print of SFT-311K shows, is an error that names its place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sat_models.errors import InputError, UnknownNameError
+from sat_models.training.entries import parse_entry
+from sat_models.training.records import EntryError, OnProblem, PictureFinder, Problem, Record, raise_problem
+
+logger = logging.getLogger(__name__)
+
+CAPTCHA_PROMPT = "CAPTCHA:"
+"""The originals' question for a captcha."""
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
+HELD_OUT = ("valid", "val", "test")
+"""Sub-folders that are not read as part of the training data around them."""
+
+
+def read_records(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    prompt: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    on_problem: OnProblem = raise_problem,
+) -> list[Record]:
+    """All records of a file or folder, in a fixed order.
+
+    Args:
+        path: see the table at the top of this file.
+        format: one of `FORMATS` to force it; None looks.
+        prompt: question where the data carry none (captchas, SFT-311K captions); None takes the format's own.
+        image_root: folder that picture names are tried in first.
+        on_problem: called with each fault; the default raises it.
+
+    Raises:
+        InputError: the path is not there or holds nothing known, there is no record at all, or `on_problem` raises.
+        UnknownNameError: unknown `format`.
+    """
+    path = Path(path).expanduser()
+    if format is not None and format not in FORMATS:
+        raise UnknownNameError("data format", format, FORMATS)
+    found, place = (format, _existing(path)) if format else detect_format(path)
+    root = Path(image_root).expanduser() if image_root is not None else None
+    problems = 0
+
+    def report(problem: Problem) -> None:
+        nonlocal problems
+        problems += 1
+        on_problem(problem)
+
+    records = list(FORMATS[found](place, prompt, root, report))
+    logger.info("%s: %d record(s), read as %s%s", place, len(records), found, _example(found, records))
+    if not records and not problems:
+        raise InputError(f"{place} holds no records (read as {found}). Check the path, or force another format.")
+    return records
+
+
+def detect_format(path: str | os.PathLike[str]) -> tuple[str, Path]:
+    """The format of a path and the file or folder to read.
+
+    Raises:
+        InputError: not there, nothing known in it, or several files of which one must be named.
+    """
+    path = _existing(Path(path).expanduser())
+    if path.is_file():
+        if path.suffix.lower() in JSON_SUFFIXES:
+            return "json", path
+        raise InputError(f"{path} is no training data: a .json or .jsonl file is wanted, or a folder.")
+    if _sft_folders(path):
+        return "sft311k", path
+    entries = [e for e in sorted(path.iterdir()) if not e.name.startswith(".")]
+    files = [e for e in entries if e.suffix.lower() in JSON_SUFFIXES and e.is_file()]
+    if len(files) == 1:
+        return "json", files[0]
+    if files:
+        raise InputError(
+            f"{path} holds {len(files)} JSON files ({', '.join(f.name for f in files[:6])}); name the one to train on."
+        )
+    if (path / "train").is_dir():
+        return detect_format(path / "train")
+    if next(pictures_in(path), None):
+        return "captcha", path
+    raise InputError(
+        f"{path} holds no training data: a .json or .jsonl file, images/ beside labels/, or pictures named by their "
+        f"answers are wanted."
+    )
+
+
+def json_entries(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
+    """The entries of a JSON list, of a file with one JSON value per line, or of a file with one object.
+
+    Yields:
+        ("file:line", parsed entry); broken lines go to `on_problem`. In a list nothing behind a fault can be read.
+    """
+    if path.suffix.lower() != ".json":
+        yield from _lines(path, on_problem)
+        return
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        on_problem(Problem(f"{path}:1", "json", f"is not UTF-8 ({error.reason} at byte {error.start})"))
+        return
+    if text.lstrip().startswith("["):
+        yield from _array(text, path, on_problem)
+        return
+    try:
+        yield f"{path}:1", json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _lines(path, on_problem)
+        else:
+            on_problem(Problem(f"{path}:{error.lineno}", "json", _fault(error)))
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """Pictures under a folder, sorted; hidden folders and, at its top, valid/, val/ and test/ are passed over."""
+    seen = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        at_top = Path(name) == folder
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (at_top and f in HELD_OUT))
+        for file in sorted(files):
+            if file.lower().endswith(PICTURE_SUFFIXES) and not file.startswith("."):
+                yield Path(name, file)
+
+
+def captcha_answer(path: Path) -> str:
+    """The answer in a captcha's file name: up to the first "_", so that `0427_000001.png` is 0427."""
+    return path.stem.split("_")[0]
+
+
+def _read_json(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+    """Entries of one file."""
+    finder = PictureFinder(path, root)
+    for source, entry in json_entries(path, on_problem):
+        try:
+            yield from parse_entry(entry, source, finder, prompt=prompt)
+        except EntryError as error:
+            on_problem(error.at(source))
+
+
+def _read_sft311k(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+    """Labels with the picture of the same stem."""
+    for folder in _sft_folders(path):
+        pictures = {picture.stem: picture for picture in reversed(list(pictures_in(folder / "images")))}
+        labelled = set()
+        for label in sorted(file for labels in _label_folders(folder) for file in labels.glob("*.json")):
+            labelled.add(label.stem)
+            for source, entry in json_entries(label, on_problem):
+                try:
+                    if label.stem not in pictures:
+                        raise EntryError("image", f"no picture {folder / 'images' / label.stem}.* belongs to it")
+                    finder = PictureFinder(label, root)
+                    yield from parse_entry(entry, source, finder, prompt=prompt, pictures=[pictures[label.stem]])
+                except EntryError as error:
+                    on_problem(error.at(source))
+        bare = sorted(set(pictures) - labelled)
+        if bare:
+            logger.warning("%s: %d picture(s) without a label are not used, such as '%s'", folder, len(bare), bare[0])
+
+
+def _read_captchas(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+    """One record per picture."""
+    for picture in pictures_in(path):
+        answer, source = captcha_answer(picture), f"{picture}:1"
+        if answer.strip():
+            yield Record(source, (picture,), ((CAPTCHA_PROMPT if prompt is None else prompt, answer),), source)
+        else:
+            on_problem(Problem(source, "empty", "the file name holds no answer before its first '_'"))
+
+
+FORMATS: dict[str, Callable[[Path, str | None, Path | None, OnProblem], Iterator[Record]]] = {
+    "json": _read_json,
+    "sft311k": _read_sft311k,
+    "captcha": _read_captchas,
+}
+
+
+def _sft_folders(path: Path) -> list[Path]:
+    """`path` itself, or its sub-folders, where they hold images/ and labels/."""
+    if not path.is_dir():
+        return []
+    inside = (e for e in sorted(path.iterdir()) if e.is_dir() and e.name not in (*HELD_OUT, "train"))
+    return [folder for folder in ([path] if _is_sft(path) else inside) if _is_sft(folder)]
+
+
+def _is_sft(folder: Path) -> bool:
+    return (folder / "images").is_dir() and bool(_label_folders(folder))
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    """`labels/`, and `labels_zh/`, `labels-en/` and the like."""
+    return [e for e in sorted(folder.glob("labels*")) if e.is_dir() and re.fullmatch(r"labels([-_]\w+)?", e.name)]
+
+
+def _lines(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
+    """One JSON value per line, empty lines passed over."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            source = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if not text:
+                    continue
+                entry = json.loads(text)
+            except json.JSONDecodeError as error:
+                on_problem(Problem(source, "json", _fault(error)))
+            except UnicodeDecodeError as error:
+                on_problem(Problem(source, "json", f"is not UTF-8 ({error.reason} at byte {error.start} of the line)"))
+            except RecursionError:
+                on_problem(Problem(source, "json", "is nested too deeply"))
+            else:
+                yield source, entry
+
+
+def _array(text: str, path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
+    """The items of a JSON list, each with the line on which it begins."""
+    decoder = json.JSONDecoder()
+    at = _skip_space(text, text.index("[") + 1)
+    line, counted, number = 1, 0, 0
+    try:
+        while text[at : at + 1] != "]":
+            value, end = decoder.raw_decode(text, at)
+            newlines = text.count("\n", counted, at)
+            line, counted, number = line + newlines, at, number + 1
+            yield f"{path}:{line}" + ("" if newlines or number == 1 else f" (entry {number})"), value
+            at = _skip_space(text, end)
+            if text[at : at + 1] == ",":
+                at = _skip_space(text, at + 1)
+                if text[at : at + 1] == "]":
+                    raise json.JSONDecodeError("Expecting value", text, at)
+            elif text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    except json.JSONDecodeError as error:
+        on_problem(Problem(f"{path}:{error.lineno}", "json", f"{_fault(error)}; nothing behind it is read"))
+    except RecursionError:
+        on_problem(Problem(f"{path}:{line}", "json", "is nested too deeply; nothing behind it is read"))
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _skip_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()
+
+
+def _fault(error: json.JSONDecodeError) -> str:
+    """What is wrong, in a line."""
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    hint = ""
+    if after[:1] in ("]", "}") and before.endswith(","):
+        hint = "; JSON allows no comma before a closing bracket"
+    elif after[:1] == "'":
+        hint = '; JSON wants double quotes (")'
+    elif not after:
+        hint = "; it ends too early"
+    return f"is not JSON ({error.msg}, column {error.colno}{hint})"
+
+
+def _example(found: str, records: list[Record]) -> str:
+    """For captchas, what a file name is taken to say: any folder of pictures would be read as one."""
+    if found != "captcha" or not records:
+        return ""
+    return f": the answer to '{records[0].turns[0][0]}' of {records[0].images[0]} is '{records[0].turns[0][1]}'"
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"Training data '{path}' do not exist. Give a .json or .jsonl file, or a folder.")
+    return path

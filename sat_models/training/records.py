@@ -1,0 +1,128 @@
+"""One training record, what can be wrong with one, and where its pictures are."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sat_models.errors import InputError
+from sat_models.processing.prompts import Turn
+
+logger = logging.getLogger(__name__)
+
+Picture = Path | str
+"""A file, or a URL as text."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One dialogue about some pictures.
+
+    Attributes:
+        id: from the data, else the same as `source`.
+        images: files that exist, or URLs; empty for text only.
+        turns: (question, answer) pairs; answers are never empty.
+        source: "file:line", for messages.
+    """
+
+    id: str
+    images: tuple[Picture, ...]
+    turns: tuple[Turn, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with the data. `kind` is one of `PROBLEM_KINDS`."""
+
+    source: str
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+PROBLEM_KINDS = {
+    "json": "not JSON, or not UTF-8",
+    "fields": "keys or roles missing, unknown or of the wrong type",
+    "empty": "empty text",
+    "slots": "as many <image> as pictures are needed",
+    "image": "a picture is missing or cannot be read",
+    "too long": "does not fit into max_length",
+    "duplicate": "the same pictures and turns again",
+}
+
+OnProblem = Callable[[Problem], None]
+"""What is done about a problem; when it returns, the record is left out and reading goes on."""
+
+
+def raise_problem(problem: Problem) -> None:
+    """The strict way: the first problem ends the reading. Raises InputError."""
+    raise InputError(
+        f"{problem}. Mend or remove it; scripts/validate_dataset.py lists all such places, and on_bad='skip' leaves "
+        f"bad samples out."
+    )
+
+
+def count_kinds(problems: Iterable[Problem]) -> str:
+    """ "3 image, 1 json": how often each kind came."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
+
+
+class EntryError(Exception):
+    """An entry that cannot be used; whoever reads it adds the place."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def at(self, source: str) -> Problem:
+        """As a problem of that place."""
+        return Problem(source, self.kind, str(self))
+
+
+class PictureFinder:
+    """From the names in one file to pictures on disk.
+
+    A name is tried in `image_root` (where given), relative to the file, relative to the working directory, and at last
+    by its base name beside the file, which is said once per file.
+    """
+
+    def __init__(self, file: Path, image_root: Path | None = None, *, quiet: bool = False) -> None:
+        self._file, self._root = file, image_root
+        self._warned = quiet
+
+    def find(self, name: str) -> Picture:
+        """The picture of a name; URLs stay as they are.
+
+        Raises:
+            EntryError: it is nowhere.
+        """
+        if re.match(r"(https?://|data:)", name):
+            return name
+        folder = self._file.parent
+        tried = [*([self._root / name] if self._root else []), folder / name, Path(name)]
+        found = next((path for path in tried if _is_file(path)), None)
+        if found:
+            return found
+        beside = folder / re.split(r"[\\/]", name)[-1]
+        if not _is_file(beside):
+            places = ", ".join(dict.fromkeys(str(path)[:200] for path in (*tried, beside)))
+            raise EntryError("image", f"picture '{name[:200]}' is not there (tried {places})")
+        if not self._warned:
+            logger.warning("%s: '%s' and maybe more is not where the path says; taking %s", self._file, name, beside)
+            self._warned = True
+        return beside
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

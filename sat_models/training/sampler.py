@@ -1,0 +1,126 @@
+"""Which samples make which batch: a function of (seed, step) alone, so that a resumed run sees what a straight one saw.
+
+An epoch is a shuffled order of all samples. With grouping, each window of it is sorted by length and cut into batches,
+which are shuffled in turn: a batch holds samples of like length and little padding. The end is filled up from the
+epoch's beginning, so that all ranks make equally many steps of equally many samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sat_models.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 64
+"""Global batches that are sorted together."""
+
+
+class LengthGroupedSampler:
+    """This rank's indices of each step, without end.
+
+    Attributes:
+        step: the step that comes next; set it to start elsewhere.
+        steps_per_epoch: the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        group: bool = True,
+    ) -> None:
+        """Args:
+            lengths: one number per sample; only their order matters.
+            batch_size: samples per rank and step.
+            seed: of the order.
+            rank: data-parallel rank; ranks that share one model pass the same.
+            world: number of data-parallel ranks.
+            start_step: the first step, counted from 0 over all epochs.
+            group: put samples of like length together.
+
+        Raises:
+            ConfigError: no samples, or numbers out of range.
+        """
+        if not lengths:
+            raise ConfigError("there are no samples to choose from; check the training data")
+        if batch_size < 1 or world < 1 or not 0 <= rank < world or start_step < 0:
+            raise ConfigError(
+                f"batch_size {batch_size}, rank {rank} of {world}, start_step {start_step}: batch_size must be "
+                f"at least 1, rank below the number of ranks, start_step at least 0"
+            )
+        self._lengths, self._group = list(lengths), group
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.step = start_step
+        self.steps_per_epoch = -(-len(self._lengths) // (batch_size * world))
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def batch(self, step: int) -> list[int]:
+        """This rank's indices of a step; `batch_size` of them, always."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self._order(epoch)
+        return self._epoch[1][at][self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            self.step += 1
+            yield self.batch(self.step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the same on all ranks."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "samples": len(self._lengths),
+            "batch_size": self.batch_size,
+            "world": self.world,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position. With another batch size or number of ranks, to the same number of samples seen.
+
+        Raises:
+            ConfigError: the position belongs to other data or another seed.
+        """
+        for name, own in (("samples", len(self._lengths)), ("seed", self.seed)):
+            if state[name] != own:
+                raise ConfigError(
+                    f"the saved position belongs to a run with {name} = {state[name]}, but this one has {own}; resume "
+                    f"with the same data and seed, or start anew"
+                )
+        then, now = state["batch_size"] * state["world"], self.batch_size * self.world
+        self.step = state["step"] * then // now
+        if (state["batch_size"], state["world"]) != (self.batch_size, self.world):
+            logger.warning(
+                "saved with %d x %d samples per step, now %d x %d: going on at step %d, with batches of another order",
+                state["batch_size"], state["world"], self.batch_size, self.world, self.step,
+            )  # fmt: skip
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        """The global batches of an epoch, `batch_size * world` indices each."""
+        rng = random.Random(f"order/{self.seed}/{epoch}")
+        size = self.batch_size * self.world
+        order = list(range(len(self._lengths)))
+        rng.shuffle(order)
+        total = self.steps_per_epoch * size
+        order = (order * -(-total // len(order)))[:total]
+        if self._group:
+            for start in range(0, total, WINDOW * size):
+                window = order[start : start + WINDOW * size]
+                order[start : start + WINDOW * size] = sorted(window, key=self._lengths.__getitem__, reverse=True)
+        batches = [order[start : start + size] for start in range(0, total, size)]
+        rng.shuffle(batches)
+        if epoch == 0:  # the longest sample first: memory runs out at once or never
+            longest = max(range(len(batches)), key=lambda b: max(self._lengths[i] for i in batches[b]))
+            batches[0], batches[longest] = batches[longest], batches[0]
+        return batches

@@ -1,0 +1,266 @@
+"""Training data looked through before any training: what is wrong and where, how long samples are, what is trained."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sat_models.errors import InputError, UnknownNameError
+from sat_models.processing.image import load_image
+from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, TAIL_ROOM, VLMInputs, prompt_length
+from sat_models.processing.processor import Processor
+from sat_models.processing.prompts import build_prompt, prompt_style
+from sat_models.processing.tokens import Tokenizer
+from sat_models.training.formats import detect_format, read_records
+from sat_models.training.records import PROBLEM_KINDS, Picture, Problem, Record, count_kinds
+
+_NO_LIMIT = 2**31
+"""A max_length at which nothing is cut."""
+_BAR = 40
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        path, format: what was read, and as what.
+        records: dialogues that can be used as far as reading goes.
+        problems: in the order of the data, kind by kind.
+        lengths: tokens of each sample before any cut, pictures included; empty where no model was named.
+        max_length: the limit in tokens; None where no model was named.
+        sample: (source, text) of one decoded sample; None where there is none or no model was named.
+    """
+
+    path: str
+    format: str
+    records: int
+    problems: list[Problem] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    max_length: int | None = None
+    sample: tuple[str, str] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "ok": self.ok,
+            "path": self.path,
+            "format": self.format,
+            "records": self.records,
+            "samples": len(self.lengths) if self.max_length else None,
+            "problems": [asdict(problem) for problem in self.problems],
+            "max_length": self.max_length,
+            "lengths": _summary(self.lengths),
+            "histogram": histogram(self.lengths),
+            "sample": {"source": self.sample[0], "text": self.sample[1]} if self.sample else None,
+        }
+
+
+def validate(
+    path: str | os.PathLike[str],
+    processor: Processor | None = None,
+    *,
+    version: str | None = None,
+    max_length: int | None = None,
+    format: str | None = None,
+    prompt: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    ignore: Iterable[str] = (),
+    decode_pictures: bool = True,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Looks through training data.
+
+    Args:
+        path, format, prompt, image_root: see `formats.read_records`.
+        processor: of the model to be trained; without one nothing that needs tokens is looked at.
+        version: prompt style; None takes the processor's.
+        max_length: longest sample in tokens; None takes the processor's.
+        ignore: kinds of problems (`records.PROBLEM_KINDS`) to pass over.
+        decode_pictures: read every picture to its end; else only that the files exist.
+        workers: threads for that; None chooses.
+        progress: show progress bars.
+
+    Raises:
+        InputError: the path is not there or holds nothing known.
+        UnknownNameError: an unknown format, version or kind.
+    """
+    ignored = set(ignore)
+    for kind in ignored - set(PROBLEM_KINDS):
+        raise UnknownNameError("kind of problem", kind, PROBLEM_KINDS)
+    found, place = (format, Path(path)) if format else detect_format(path)
+    problems: list[Problem] = []
+    records = read_records(place, format=found, prompt=prompt, image_root=image_root, on_problem=problems.append)
+    problems += duplicates(records)
+    if decode_pictures:
+        problems += unreadable_pictures(records, workers=workers, progress=progress)
+    report = Report(str(place), found, len(records))
+    if processor is not None:
+        report.max_length = max_length or processor.max_length
+        chosen = version or processor.version
+        bar = tqdm(records, desc="lengths", unit="record", disable=not progress)
+        for record in bar:
+            lengths, long = check_lengths(record, processor, version=chosen, max_length=report.max_length)
+            report.lengths += lengths
+            problems += long
+        report.sample = first_sample(records, processor, version=chosen, max_length=report.max_length)
+    report.problems = [problem for problem in problems if problem.kind not in ignored]
+    return report
+
+
+def duplicates(records: Sequence[Record]) -> Iterator[Problem]:
+    """Records whose pictures and turns were there before."""
+    seen: dict[Any, str] = {}
+    for record in records:
+        first = seen.setdefault((record.images, record.turns), record.source)
+        if first is not record.source:
+            yield Problem(record.source, "duplicate", f"is the same as {first}")
+
+
+def unreadable_pictures(
+    records: Sequence[Record], *, workers: int | None = None, progress: bool = False
+) -> Iterator[Problem]:
+    """Pictures that cannot be read to their end; each is read once."""
+    sources: dict[Picture, str] = {}
+    for record in records:
+        for picture in record.images:
+            sources.setdefault(picture, record.source)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        faults = tqdm(
+            pool.map(_picture_fault, sources), total=len(sources), desc="pictures", unit="file", disable=not progress
+        )
+        for source, fault in zip(sources.values(), faults, strict=True):
+            if fault:
+                yield Problem(source, "image", fault)
+
+
+def check_lengths(
+    record: Record, processor: Processor, *, version: str, max_length: int
+) -> tuple[list[int], list[Problem]]:
+    """Tokens of each sample of a record before any cut, and what does not fit."""
+    whole = prompt_style(version).keeps_history
+    lengths, problems = [], []
+    pictures = prompt_length(0, processor.image_length, len(record.images)) - 1
+    for number, turns in enumerate([record.turns] if whole else [(turn,) for turn in record.turns], 1):
+        (sample,) = processor.training_samples(None, turns, version=version, max_length=_NO_LIMIT)
+        length = sample.length + pictures
+        lengths.append(length)
+        if length <= max_length - TAIL_ROOM + 1:
+            continue
+        question = len(processor.tokenizer.encode(build_prompt(version, turns[0][0]))) + pictures + 1
+        if question > max_length - MIN_ANSWER_ROOM:
+            outcome = f"the question alone takes {question}, so that it cannot be trained on"
+        else:
+            outcome = "its last turns or the end of the last answer will be cut off"
+        where = "" if len(record.turns) == 1 or whole else f"turn {number} "
+        limit = f"the {max_length - TAIL_ROOM + 1} that max_length {max_length} leaves"
+        problems.append(Problem(record.source, "too long", f"{where}takes {length} tokens of {limit}; {outcome}"))
+    return lengths, problems
+
+
+def first_sample(
+    records: Sequence[Record], processor: Processor, *, version: str, max_length: int
+) -> tuple[str, str] | None:
+    """Source and text of the first sample that can be made."""
+    for record in records:
+        try:
+            samples = processor.training_samples(
+                list(record.images), record.turns, version=version, max_length=max_length
+            )
+        except InputError:
+            continue
+        return record.source, marked_text(samples[0], processor.tokenizer)
+    return None
+
+
+def marked_text(sample: VLMInputs, tokenizer: Tokenizer) -> str:
+    """A sample as text, what is trained in « »; </s> is the end that the model learns to say.
+
+    At the end of an earlier answer the target is </s>, although the input goes on with the next question.
+    """
+    ids, labels = sample.input_ids[0].tolist(), sample.labels[0].tolist()
+    slots = sample.image_embed_mask[0].tolist()
+    parts: list[tuple[bool, bytes]] = []
+    for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if slots[at]:
+            if sample.vision_expert_mask[0, at] and not slots[at - 1] or not sample.vision_expert_mask[0, at - 1]:
+                parts.append((False, b"<picture>"))
+            continue
+        if label != IGNORE and label != token:
+            parts.append((True, _bytes_of(label, tokenizer)))
+        parts.append((label == token, _bytes_of(token, tokenizer)))
+    text, trained = b"", False
+    for is_trained, piece in parts:
+        if is_trained != trained:
+            text += "«".encode() if is_trained else "»".encode()
+            trained = is_trained
+        text += piece
+    return (text + ("»".encode() if trained else b"")).decode("utf-8", "replace")
+
+
+def histogram(lengths: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:
+    """(from, to, how many) with both ends in; bins of equal width."""
+    if not lengths:
+        return []
+    low, high = min(lengths), max(lengths)
+    width = max(1, -(-(high - low + 1) // bins))
+    counts = [0] * (-(-(high - low + 1) // width))
+    for length in lengths:
+        counts[(length - low) // width] += 1
+    return [(low + i * width, low + (i + 1) * width - 1, count) for i, count in enumerate(counts)]
+
+
+def report_text(report: Report, *, most: int = 50) -> str:
+    """A report for people; at most so many problems one by one."""
+    lines = [f"data: {report.path}, read as {report.format}, {report.records} record(s)"]
+    lines.append(f"problems: {count_kinds(report.problems) if report.problems else 'none'}")
+    lines += [f"  {problem} [{problem.kind}]" for problem in report.problems[:most]]
+    if len(report.problems) > most:
+        lines.append(f"  ... and {len(report.problems) - most} more")
+    if report.max_length is None:
+        lines.append("lengths and trained tokens: name the model with --from_pretrained to see them")
+    if report.lengths:
+        summary = _summary(report.lengths)
+        lines.append(f"{len(report.lengths)} sample(s), tokens with pictures, max_length {report.max_length}:")
+        lines.append("  " + ", ".join(f"{name} {value}" for name, value in summary.items()))
+        rows = histogram(report.lengths)
+        peak = max(count for *_, count in rows)
+        digits = len(str(rows[-1][1]))
+        for low, high, count in rows:
+            bar = "#" * -(-count * _BAR // peak)
+            lines.append(f"  {low:>{digits}}-{high:<{digits}} {bar:<{_BAR}} {count}")
+    if report.sample:
+        lines += [f"a sample, {report.sample[0]}, trained tokens in « »:", f"  {report.sample[1]}"]
+    return "\n".join(lines)
+
+
+def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:
+    special = {tokenizer.bos_id: b"<s>", tokenizer.eos_id: b"</s>"}
+    return special.get(token) or tokenizer.token_bytes(token)[0]
+
+
+def _summary(lengths: Sequence[int]) -> dict[str, int]:
+    if not lengths:
+        return {}
+    return {"shortest": min(lengths), "median": round(statistics.median(lengths)), "longest": max(lengths)}
+
+
+def _picture_fault(picture: Picture) -> str | None:
+    try:
+        load_image(picture)
+    except InputError as error:
+        return str(error)
+    return None

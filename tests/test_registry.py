@@ -1,0 +1,111 @@
+"""Names, aliases, sizes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sat_models import registry, runtime
+from sat_models.config import read_json
+from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.models.build import build_model, make_config, model_class
+
+RELEASED = [spec for spec in registry.specs() if not spec.bundled]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("cogvlm-chat-v1.1", "cogvlm-chat"),
+        ("THUDM/cogvlm-chat-hf", "cogvlm-chat"),
+        ("zai-org/cogvlm-chat-hf", "cogvlm-chat"),
+        ("cogvlm-grounding-generalist-v1.1", "cogvlm-grounding-generalist"),
+        ("THUDM/cogvlm-grounding-generalist", "cogvlm-grounding-generalist"),
+        ("THUDM/cogvlm-grounding-generalist-hf", "cogvlm-grounding-generalist"),
+        ("THUDM/cogvlm-grounding-base-hf", "cogvlm-grounding-base"),
+        ("THUDM/cogvlm-base-224-hf", "cogvlm-base-224"),
+        ("THUDM/cogvlm-base-490-hf", "cogvlm-base-490"),
+        ("THUDM/cogagent-chat-hf", "cogagent-chat"),
+        ("zai-org/cogagent-vqa-hf", "cogagent-vqa"),
+        ("cogvlm-tiny", "cogvlm-tiny"),
+    ],
+)
+def test_every_name_that_users_type(given, name):
+    assert registry.resolve(given).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("cogagent-chat", "chat"),
+        ("cogagent-vqa", "chat_old"),
+        ("cogvlm-chat-v1.1", "chat_old"),
+        ("cogvlm-grounding-generalist", "base"),
+        ("cogvlm-base-224", "base"),
+        ("cogvlm-base-490", "base"),
+    ],
+)
+def test_the_usual_prompt_style_of_each(name, version):
+    assert registry.resolve(name).default_version == version
+
+
+def test_an_unknown_name_lists_near_ones():
+    with pytest.raises(UnknownNameError, match=r"Unknown model 'cogvlm-chatt'. Did you mean cogvlm-chat\b"):
+        registry.resolve("cogvlm-chatt")
+    with pytest.raises(UnknownNameError, match="collection of weights; name one of them: cogvlm-chat, "):
+        registry.resolve("THUDM/CogVLM")
+    with pytest.raises(UnknownNameError, match="Did you mean CogVLMModel"):
+        model_class("CogVLModel")
+
+
+def test_a_name_cannot_be_registered_twice():
+    spec = registry.resolve("cogvlm-chat")
+    with pytest.raises(ValueError, match="registered twice"):
+        registry._register((spec, spec))
+
+
+@pytest.mark.parametrize("spec", RELEASED, ids=lambda spec: spec.name)
+def test_the_config_agrees_with_the_entry(spec):
+    data = read_json(registry.config_path(spec.name))
+    assert data["eva_args"]["image_size"] == [spec.image_size] * 2
+    assert data.get("cross_image_pix") == spec.cross_image_size
+    assert data.get("text_processor_version", spec.default_version) == spec.default_version
+    if spec.available:
+        assert make_config(data).image_size == spec.image_size
+
+
+def test_configs_are_found_in_an_installed_wheel(tmp_path, monkeypatch):
+    """setup.py installs the checkout's configs/ as sat_models/configs."""
+    expected = registry.config_path("cogvlm-chat")
+    package = tmp_path / "site" / "sat_models"
+    shutil.copytree(expected.parents[1], package / "configs")
+    monkeypatch.setattr(registry, "_PACKAGE", package)
+    assert registry.config_path("cogvlm-chat").read_bytes() == expected.read_bytes()
+    shutil.rmtree(package / "configs")
+    with pytest.raises(ConfigError, match="cogvlm-chat is missing"):
+        registry.config_path("cogvlm-chat")
+
+
+@pytest.mark.parametrize("name", ["cogvlm-chat", "cogvlm-base-224"])
+def test_the_released_model_has_its_number_of_parameters(name):
+    runtime.init_model_parallel(1)
+    model = build_model(make_config(read_json(registry.config_path(name))), dtype=torch.bfloat16)
+    positions = (490 // 14) ** 2 - (registry.resolve(name).image_size // 14) ** 2
+    assert sum(weight.numel() for weight in model.parameters()) == 17_639_685_376 - positions * 1792
+
+
+def test_building_on_meta_does_not_import_torchs_compiler():
+    code = (
+        "import sys; from sat_models import registry, runtime\n"
+        "from sat_models.config import read_json\n"
+        "from sat_models.models.build import build_model, make_config\n"
+        "runtime.init_model_parallel(1)\n"
+        "build_model(make_config(read_json(registry.config_path('cogvlm-chat'))))\n"
+        "sys.exit('sympy' in sys.modules)\n"
+    )
+    root = registry._PACKAGE.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=600).returncode == 0

@@ -1,0 +1,218 @@
+"""The public contract: load_pretrained, list_models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sat_models import registry, zoo
+from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
+from sat_models.zoo import list_models, load_pretrained
+
+MINI = Path(__file__).resolve().parent / "golden" / "cogvlm-mini"
+CASES = json.loads((MINI / "reference.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load_file(MINI / "reference.safetensors")
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load_pretrained(MINI, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """The miniature, from the two parts that the original loader made."""
+    folder = tmp_path_factory.mktemp("mp2")
+    shutil.copytree(MINI.parent / "cogvlm-mini-mp2", folder, dirs_exist_ok=True)
+    shutil.copy(MINI / "model_config.json", folder)
+    return load_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy that a test may change."""
+    target = tmp_path / "mine"
+    shutil.copytree(MINI, target, ignore=shutil.ignore_patterns("reference.*"))
+    return target
+
+
+def _edit_config(folder, **changes) -> None:
+    path = folder / "model_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("source", ["vlm", "merged"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
+def test_logits_are_the_originals(request, source, case, reference):
+    model = request.getfixturevalue(source).model
+    given = {name: reference[f"{case['key']}.{name}"] for name in ("input_ids", "position_ids", "vision_expert_mask")}
+    given["image_embed_mask"] = reference[f"{case['key']}.image_embed_mask"]
+    with torch.inference_mode():
+        logits = model(
+            **{name: value[None] for name, value in given.items()},
+            attention_mask=None,
+            vision_image=reference["pixels.vision"],
+        )[0]
+    assert (logits[0] - reference[f"{case['key']}.logits"]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
+def test_greedy_answers_are_the_originals(vlm, case):
+    history = [tuple(turn) for turn in case["history"]]
+    given = {"history": history, "version": case["version"], "max_new_tokens": 20}
+    result = vlm.generate(MINI / "image.png", case["query"], **given)
+    eos = vlm.config.eos_token_id
+    assert result.token_ids == [token for token in case["generated"] if token != eos]
+    assert result.text == case["text"]
+    assert result.finish_reason == ("stop" if eos in case["generated"] else "length")
+    assert "".join(vlm.stream(MINI / "image.png", case["query"], **given)) == result.text
+
+
+def test_what_is_loaded_is_for_inference(vlm):
+    assert not vlm.model.training
+    assert not any(weight.requires_grad for weight in vlm.model.parameters())
+    assert vlm.device == torch.device("cpu") and vlm.dtype == torch.float32
+    assert vlm.tokenizer_file == MINI / "tokenizer.model"
+
+
+def test_dtype_and_forms_of_path(folder):
+    for path in (folder / "1", str(folder / "1" / "mp_rank_00_model_states.pt")):
+        loaded = load_pretrained(path, device="cpu", dtype="bfloat16")
+        assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
+        assert loaded.processor.has_tokenizer
+
+
+@pytest.mark.parametrize("name", ["FineTuneTrainCogVLMModel", "FineTuneTestCogVLMModel"])
+def test_classes_of_the_originals_fine_tuning(folder, name, vlm):
+    _edit_config(folder, model_class=name)
+    loaded = load_pretrained(folder, device="cpu")
+    assert type(loaded.model).__name__ == name
+    assert loaded.model.state_dict().keys() == vlm.model.state_dict().keys()
+
+
+def test_unknown_classes_say_so(folder):
+    _edit_config(folder, model_class="CogVLMModell")
+    with pytest.raises(UnknownNameError, match="Did you mean CogVLMModel"):
+        load_pretrained(folder, device="cpu")
+    _edit_config(folder, model_class="CogVLMModel", num_layers=0)
+    with pytest.raises(ConfigError, match="num_layers must be a positive integer"):
+        load_pretrained(folder, device="cpu")
+
+
+def test_a_name_lies_under_sat_home(folder, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    folder.rename(home / "cogvlm-chat-v1.1")
+    monkeypatch.setenv("SAT_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    for name in ("cogvlm-chat", "cogvlm-chat-v1.1", "THUDM/cogvlm-chat-hf"):
+        loaded = load_pretrained(name, device="cpu")
+        assert loaded.checkpoint.folder == home / "cogvlm-chat-v1.1"
+        assert loaded.processor.version == "chat_old"
+
+
+def test_a_name_may_be_a_zip_under_sat_home(folder, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.make_archive(str(home / "cogvlm-base-224"), "zip", folder.parent, folder.name)
+    monkeypatch.setenv("SAT_HOME", str(home))
+    assert load_pretrained("cogvlm-base-224", device="cpu").checkpoint.folder == home / "cogvlm-base-224"
+
+
+def test_absent_weights_say_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained("cogvlm-chat", device="cpu")
+    for part in (str(tmp_path / "cogvlm-chat" / "latest"), "cogvlm-chat.zip", "huggingface.co/THUDM/CogVLM", "icence"):
+        assert part in str(caught.value)
+    with pytest.raises(UnknownNameError, match="Did you mean cogvlm-chat"):
+        load_pretrained("cogvlm-chta", device="cpu")
+    with pytest.raises(CheckpointError, match=r"does not exist. Give a SAT folder"):
+        load_pretrained(tmp_path / "nothing", device="cpu")
+
+
+@pytest.fixture
+def to_come(monkeypatch):
+    """A registered model whose code is still to come."""
+    spec = dataclasses.replace(registry.resolve("cogvlm-chat"), name="later-vlm", aliases=(), available=False)
+    monkeypatch.setitem(registry._TABLE, spec.name, spec)
+    monkeypatch.setattr(registry, "_SPECS", (*registry._SPECS, spec))
+    return spec
+
+
+def test_what_is_to_come_says_so(folder, tmp_path, to_come):
+    with pytest.raises(ConfigError, match="later-vlm is known, but"):
+        load_pretrained(to_come.name, device="cpu")
+    with pytest.raises(ConfigError, match="quant=4 is not supported yet"):
+        load_pretrained(folder, device="cpu", quant=4)
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="Hugging Face folder"):
+        load_pretrained(hub, device="cpu")
+
+
+def test_bad_device_dtype_and_version_fail_before_anything_is_read(tmp_path):
+    for wrong in ({"device": "gpu"}, {"dtype": "float8"}):
+        with pytest.raises(ConfigError):
+            load_pretrained(tmp_path, **wrong)
+    with pytest.raises(UnknownNameError, match="prompt version"):
+        load_pretrained(tmp_path, device="cpu", version="chatt")
+
+
+def test_precedence_of_prompt_styles(folder, caplog, tmp_path):
+    assert load_pretrained(folder, device="cpu").processor.version == "base"
+    named = folder.rename(tmp_path / "cogvlm-chat")
+    assert load_pretrained(named, device="cpu").processor.version == "chat_old"
+    _edit_config(named, text_processor_version="vqa")
+    with caplog.at_level(logging.WARNING):
+        assert load_pretrained(named, device="cpu").processor.version == "vqa"
+        assert load_pretrained(named, device="cpu", version="vqa").processor.version == "vqa"
+        assert "was trained with" not in caplog.text
+        assert load_pretrained(named, device="cpu", version="chat").processor.version == "chat"
+    assert "version 'chat' was asked for, but this checkpoint was trained with 'vqa'" in caplog.text
+
+
+def test_without_a_tokenizer_logits_work_and_text_names_the_flag(folder):
+    (folder / "tokenizer.model").rename(folder.parent / "elsewhere.model")
+    loaded = load_pretrained(folder, device="cpu")
+    assert loaded.model(input_ids=torch.tensor([[1, 5, 7]]))[0].shape == (1, 3, 488)
+    with pytest.raises(InputError, match="--local_tokenizer"):
+        loaded.generate(None, "hello")
+    given = load_pretrained(folder, device="cpu", local_tokenizer=folder.parent / "elsewhere.model")
+    assert given.generate(None, "hello", max_new_tokens=2).token_ids
+    with pytest.raises(InputError, match="does not exist"):
+        load_pretrained(folder, device="cpu", local_tokenizer=folder / "absent.model")
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(
+        zoo.Tokenizer, "from_file", classmethod(lambda cls, path: type("T", (), {"vocab_size": 9999})())
+    )
+    with pytest.raises(ConfigError, match="9999 pieces, but the model's vocabulary is 488"):
+        load_pretrained(folder, device="cpu")
+
+
+def test_the_list_and_its_table(capsys, to_come):
+    assert "cogvlm-tiny" in list_models() and to_come.name in list_models()
+    assert "cogvlm-tiny" in list_models(available_only=True) and to_come.name not in list_models(available_only=True)
+    zoo._print_table()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(list_models()) and lines[0].startswith("name")
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_a_number_of_processes_that_does_not_divide(vlm, size):
+    with pytest.raises(ConfigError, match=rf"model-parallel size {size} does not divide"):
+        vlm.config.check_model_parallel(size)
