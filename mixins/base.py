@@ -5,33 +5,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import Any
 
 from mixins.sat_compat import HOOKS_DEFAULT, BaseMixin, BaseModel
 
 _LOOKS_LIKE_A_HOOK = ("_forward", "_fn")
 
 
-def check_hook_names(mixin: BaseMixin) -> None:
-    """Refuse a mixin with a method that looks like a hook but is none.
+def check_hook_names(owner: BaseMixin | BaseModel) -> None:
+    """Refuse a mixin or model with a method that looks like a hook but is none.
 
     SAT looks hooks up by name, so a misspelt one would be accepted and never run.
 
     Raises:
         AttributeError: names the method, the nearest hook and all hooks.
     """
-    for cls in type(mixin).__mro__:
-        if cls is BaseMixin:
-            return
+    sats = {*BaseMixin.__mro__, *BaseModel.__mro__}
+    for cls in type(owner).__mro__:
         for name, value in vars(cls).items():
-            if name.startswith("_") or name in HOOKS_DEFAULT or not callable(value):
+            if cls in sats or name.startswith("_") or name in HOOKS_DEFAULT or not callable(value):
                 continue
             near = difflib.get_close_matches(name, HOOKS_DEFAULT, n=1, cutoff=0.8)
             if near or name.endswith(_LOOKS_LIKE_A_HOOK):
                 guess = f" Did you mean '{near[0]}'?" if near else ""
                 raise AttributeError(
-                    f"{type(mixin).__name__}.{name} looks like a hook, but SAT has no hook of that name, so it would "
+                    f"{type(owner).__name__}.{name} looks like a hook, but SAT has no hook of that name, so it would "
                     f"never run.{guess} Hooks: {', '.join(sorted(HOOKS_DEFAULT))}. "
                     "If it is a helper, give it a name that starts with '_'."
                 )
@@ -39,6 +37,10 @@ def check_hook_names(mixin: BaseMixin) -> None:
 
 class ZooModel(BaseModel):
     """SAT's `BaseModel` whose mixins are checked when added, and which is unchanged when a change fails."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        check_hook_names(self)
+        super().__init__(*args, **kwargs)
 
     def add_mixin(self, name: str, new_mixin: BaseMixin, reinit: bool = False) -> None:
         """Add `new_mixin` under `name` (the name is part of the checkpoint format).
@@ -76,6 +78,7 @@ class ZooModel(BaseModel):
         try:
             yield
         except BaseException:
-            self.mixins = torch.nn.ModuleDict(before)
+            self.mixins.clear()
+            self.mixins.update(before)
             self.collect_hooks_()
             raise

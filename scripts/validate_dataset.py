@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     flag(
         "from_pretrained",
         metavar="NAME_OR_PATH",
-        help="model whose tokenizer and picture size count; no weights needed",
+        help="model whose tokenizer and picture size are used; needs no weights",
     )
     flag("local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
     flag("version", metavar="{base,chat,vqa,chat_old}", help="prompt style (default: the model's own)")

@@ -197,6 +197,8 @@ def _rewrite(
     alpha: float = 1.0,
     added: Mapping[str, Tensor] | None = None,
 ) -> Path:
+    if runtime.world_size() > 1:
+        raise ConfigError("merging is the work of one process, which reads all parts: start it without torchrun")
     folder = Path(folder).expanduser()
     step = step or (name if re.fullmatch(r"\d+|release", name := source.step_folder.name) else "1")
     if (folder / step).resolve() == source.step_folder.resolve():

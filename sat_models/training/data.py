@@ -111,7 +111,9 @@ class VLMDataset:
                     self._items.append((record, turns))
         self.lengths = [rough_length(processor, len(record.images), turns) for record, turns in self._items]
         if self.bad:
-            logger.warning("%d sample(s) left out: %s", len(self.bad), next(iter(self.bad.items())))
+            logger.warning(
+                "%d record(s) with samples left out, the first: %s: %s", len(self.bad), *next(iter(self.bad.items()))
+            )
         if not self._items:
             reason = next(iter(self.bad.values()), "there is nothing to read")
             raise InputError(f"no usable sample in {len(records)} record(s): {reason}")

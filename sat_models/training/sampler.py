@@ -1,8 +1,9 @@
 """Which samples make which batch: a function of (seed, step) alone, so that a resumed run sees what a straight one saw.
 
-An epoch is a shuffled order of all samples. With grouping, each window of it is sorted by length and cut into batches,
-which are shuffled in turn: a batch holds samples of like length and little padding. The end is filled up from the
-epoch's beginning, so that all ranks make equally many steps of equally many samples.
+An epoch is a shuffled order of all samples. With grouping, each window of it (at most a quarter, so that batches differ
+from epoch to epoch) is sorted by length and cut into batches, which are shuffled in turn: a batch holds samples of like
+length and little padding. The end is filled up from the epoch's beginning, so that all ranks make equally many steps of
+equally many samples.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sat_models.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 WINDOW = 64
-"""Global batches that are sorted together."""
+"""Most global batches that are sorted together."""
 
 
 class LengthGroupedSampler:
@@ -115,9 +116,9 @@ class LengthGroupedSampler:
         total = self.steps_per_epoch * size
         order = (order * -(-total // len(order)))[:total]
         if self._group:
-            for start in range(0, total, WINDOW * size):
-                window = order[start : start + WINDOW * size]
-                order[start : start + WINDOW * size] = sorted(window, key=self._lengths.__getitem__, reverse=True)
+            width = size * max(1, min(WINDOW, self.steps_per_epoch // 4))
+            for start in range(0, total, width):
+                order[start : start + width] = sorted(order[start : start + width], key=self._lengths.__getitem__)
         batches = [order[start : start + size] for start in range(0, total, size)]
         rng.shuffle(batches)
         if epoch == 0:  # the longest sample first: memory runs out at once or never

@@ -55,7 +55,7 @@ class TinyRecipe:
     muon_rate: float = 10.0  # matrices (Muon) learn at this multiple of it
     final_learning_rate: float = 5e-5
     tower_rate_in_full: float = 0.3  # scale of the tower's learning rate in the full stage
-    dense_weight: float = 0.1
+    dense_weight: float = 0.5
     two_objects_at: int = 150  # steps into the full stage
     three_objects_at: int = 400
     lanes: LaneShape = field(default_factory=LaneShape)

@@ -192,11 +192,11 @@ def marked_text(sample: VLMInputs, tokenizer: Tokenizer) -> str:
     At the end of an earlier answer the target is </s>, although the input goes on with the next question.
     """
     ids, labels = sample.input_ids[0].tolist(), sample.labels[0].tolist()
-    slots = sample.image_embed_mask[0].tolist()
+    slots, expert = sample.image_embed_mask[0].tolist(), sample.vision_expert_mask[0].tolist()
     parts: list[tuple[bool, bytes]] = []
     for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if slots[at]:
-            if sample.vision_expert_mask[0, at] and not slots[at - 1] or not sample.vision_expert_mask[0, at - 1]:
+            if expert[at] and not expert[at - 1]:  # BOI
                 parts.append((False, b"<picture>"))
             continue
         if label != IGNORE and label != token:

@@ -48,99 +48,92 @@ def stubs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-FIND_LOADED = f"print([name for name in {NOT_NEEDED} if name in sys.modules])"
+FIND_LOADED = f"[name for name in {NOT_NEEDED} if name in sys.modules]"
 
-
-@pytest.fixture(scope="module")
-def after_the_door() -> dict[str, Any]:
-    """What a process that went through the door sees."""
-    code = f"""
+GO_THROUGH_THE_DOOR = f"""
 import json, os, sys
-import mixins.sat_compat
-from torch.utils._triton import has_triton_package
-loaded = [name for name in {NOT_NEEDED} if name in sys.modules]
-import importlib.util
-print(json.dumps({{
-    "loaded": loaded,
-    "deepspeed": importlib.util.find_spec("deepspeed") is not None,
-    "triton": has_triton_package(),
-    "SAT_LOGLEVEL": os.environ.get("SAT_LOGLEVEL"),
-}}))
-"""
-    return json.loads(last_line(code))
-
-
-def test_loads_nothing_that_is_not_needed(after_the_door: dict[str, Any]) -> None:
-    assert after_the_door["loaded"] == []
-
-
-def test_deepspeed_can_be_imported_afterwards(after_the_door: dict[str, Any]) -> None:
-    assert after_the_door["deepspeed"] == (importlib.util.find_spec("deepspeed") is not None)
-
-
-def test_torch_sees_the_truth_about_triton(after_the_door: dict[str, Any]) -> None:
-    assert after_the_door["triton"] == (importlib.util.find_spec("triton") is not None)
-
-
-def test_the_log_level_of_the_user_is_left_alone(after_the_door: dict[str, Any]) -> None:
-    assert after_the_door["SAT_LOGLEVEL"] == os.environ.get("SAT_LOGLEVEL")
-
-
-def test_loads_no_deepspeed_where_there_is_a_gpu_either() -> None:
-    code = f"import sys, torch\ntorch.cuda.is_available = lambda: True\nimport mixins.sat_compat\n{FIND_LOADED}"
-    assert last_line(code) == "[]"
-
-
-def test_sat_after_the_door_is_the_real_one() -> None:
-    code = """
 import mixins.sat_compat as door
+facts = {{"loaded": {FIND_LOADED}, "SAT_LOGLEVEL": os.environ.get("SAT_LOGLEVEL")}}
+
+import importlib.machinery, importlib.util, pickle
+from torch.utils._triton import has_triton_package
+facts["deepspeed"] = importlib.util.find_spec("deepspeed") is not None
+facts["triton"] = has_triton_package()
+
 import sat, sat.model, sat.mpu
-import importlib.machinery, importlib.util
-where = importlib.machinery.PathFinder.find_spec("sat").origin
-assert sat.__file__ == where == sat.__spec__.origin, (sat.__file__, where)
-assert sat.mpu is door.mpu and sat.model.base_model.BaseModel is door.BaseModel
-assert sat.__version__ == door.TESTED_SAT_VERSION
 from sat import mpu
 from sat.model.base_model import BaseMixin
-assert mpu is door.mpu and BaseMixin is door.BaseMixin
-print("real")
-"""
-    assert last_line(code) == "real"
+where = importlib.machinery.PathFinder.find_spec("sat").origin
+facts["files"] = [where, sat.__file__, sat.__spec__.origin]
+facts["same objects"] = sat.mpu is mpu is door.mpu and sat.model.base_model.BaseModel is door.BaseModel
+facts["same objects"] &= BaseMixin is door.BaseMixin
+facts["version"] = sat.__version__
 
-
-def test_asking_for_a_name_of_sats_body_runs_it_or_says_what_sat_lacks() -> None:
-    code = """
-import mixins.sat_compat, sat
-said = []
-for _ in range(2):
-    try:
-        said.append(sat.get_args.__module__)
-    except ModuleNotFoundError as error:
-        said.append(error.name)
-print(*said)
-"""
-    first, second = last_line(code).split()
-    assert first == second, "a body that failed must fail again, not leave half of itself"
-    if importlib.util.find_spec("triton") and importlib.util.find_spec("wandb"):
-        assert first == "sat.arguments"
-    else:
-        assert first.partition(".")[0] in NOT_NEEDED
-
-
-def test_asking_for_other_names_does_not_run_the_body() -> None:
-    code = f"""
-import sys, mixins.sat_compat, sat, sat.model
-assert not hasattr(sat, "random_name") and not hasattr(sat.model, "__wrapped__")
-import pickle
+facts["odd names"] = [hasattr(sat, "random_name"), hasattr(sat.model, "__wrapped__")]
 def lost(): pass
 lost.__module__ = None
 try:
     pickle.dumps(lost)  # looks for "lost" in every module there is
 except pickle.PicklingError:
     pass
-{FIND_LOADED}
+facts["loaded by odd names"] = {FIND_LOADED}
+
+facts["body"] = []
+for _ in range(2):
+    try:
+        facts["body"].append(sat.get_args.__module__)
+    except ModuleNotFoundError as error:
+        facts["body"].append("lacks " + error.name)
+print(json.dumps(facts))
 """
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    """What a process that goes through the door sees."""
+    return json.loads(last_line(GO_THROUGH_THE_DOOR))
+
+
+def test_loads_nothing_that_is_not_needed(facts: dict[str, Any]) -> None:
+    assert facts["loaded"] == []
+
+
+def test_loads_no_deepspeed_where_there_is_a_gpu_either() -> None:
+    code = f"import sys, torch\ntorch.cuda.is_available = lambda: True\nimport mixins.sat_compat\nprint({FIND_LOADED})"
     assert last_line(code) == "[]"
+
+
+def test_deepspeed_can_be_imported_afterwards(facts: dict[str, Any]) -> None:
+    assert facts["deepspeed"] == (importlib.util.find_spec("deepspeed") is not None)
+
+
+def test_torch_sees_the_truth_about_triton(facts: dict[str, Any]) -> None:
+    assert facts["triton"] == (importlib.util.find_spec("triton") is not None)
+
+
+def test_the_log_level_of_the_user_is_left_alone(facts: dict[str, Any]) -> None:
+    assert facts["SAT_LOGLEVEL"] == os.environ.get("SAT_LOGLEVEL")
+
+
+def test_sat_after_the_door_is_the_real_one(facts: dict[str, Any]) -> None:
+    real, *seen = facts["files"]
+    assert seen == [real, real]
+    assert facts["same objects"]
+    assert facts["version"] == sat_compat.TESTED_SAT_VERSION
+
+
+def test_asking_for_odd_names_does_not_run_the_body(facts: dict[str, Any]) -> None:
+    assert facts["odd names"] == [False, False]
+    assert facts["loaded by odd names"] == []
+
+
+def test_asking_for_a_name_of_sats_body_runs_it_or_says_what_sat_lacks(facts: dict[str, Any]) -> None:
+    first, second = facts["body"]
+    assert first == second, "a body that failed must fail again, not leave half of itself"
+    if importlib.util.find_spec("triton") and importlib.util.find_spec("wandb"):
+        assert first == "sat.arguments"
+    else:
+        assert first.partition(".")[0] in {f"lacks {name}" for name in NOT_NEEDED}
 
 
 @pytest.mark.slow
@@ -206,7 +199,7 @@ def test_a_body_that_fails_with_an_attribute_error_is_not_taken_for_a_missing_na
     package.write_text("wanted = None.nothing\n")
     deferred = sat_compat._DeferredPackage("zoo_test_package")
     deferred.__spec__ = importlib.util.spec_from_file_location("zoo_test_package", package)
-    deferred.__file__ = str(package)
+    deferred.__file__, deferred.__path__ = str(package), [str(tmp_path)]
     sys.modules["zoo_test_package"] = deferred
     try:
         with pytest.raises(ImportError, match="'NoneType' object has no attribute 'nothing'"):

@@ -266,7 +266,7 @@ def test_configs_that_contradict_themselves(change: dict[str, Any], message: str
 
 
 def test_a_config_names_what_it_lacks() -> None:
-    with pytest.raises(ConfigError, match="lacks the key.s. cross_image_pix"):
+    with pytest.raises(ConfigError, match=r"lacks the key\(s\) cross_image_pix"):
         make_config({key: value for key, value in TINY.items() if key != "cross_image_pix"})
 
 

@@ -168,7 +168,7 @@ def test_words_and_ranks_of_the_command_are_checked() -> None:
     for rank in (0, -2, 1.5):
         with pytest.raises(ConfigError, match="LORA_RANK must be a positive integer, or -1"):
             plan_of("all", rank)
-    with pytest.raises(UnknownNameError, match="Unknown parameter group 'vitt'. Did you mean vit?"):
+    with pytest.raises(UnknownNameError, match=r"Unknown parameter group 'vitt'\. Did you mean vit\?"):
         plan_of("all", 8, rate_scales={"vitt": 0.1})
     with pytest.raises(ConfigError, match="scale of 'vit' must be positive, got 0"):
         plan_of("all", 8, rate_scales={"vit": 0})
