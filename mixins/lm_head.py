@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mixins.parallel import leave_model_parallel_region
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 
 
@@ -20,4 +21,5 @@ class LMMixin(BaseMixin):
 
     def final_forward(self, logits: Tensor, *, last_position_only: bool = False, **kw: Any) -> Tensor:
         """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when only the last position is asked for."""
-        return self.lm_head(logits[:, -1:] if last_position_only else logits)
+        hidden = leave_model_parallel_region(logits)
+        return self.lm_head(hidden[:, -1:] if last_position_only else hidden)

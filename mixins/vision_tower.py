@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixins.parallel import leave_model_parallel_region
 from mixins.sat_compat import BaseMixin
 
 
@@ -39,7 +40,7 @@ class DropClassTokenMixin(BaseMixin):
 
     def final_forward(self, logits: Tensor, **kw: Any) -> Tensor:
         """[N, 1 + P, V] -> [N, P, V]."""
-        return logits[:, 1:]
+        return leave_model_parallel_region(logits)[:, 1:]
 
 
 class PostNormLayerMixin(BaseMixin):

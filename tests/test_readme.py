@@ -50,7 +50,10 @@ def test_file_tree_is_the_disk() -> None:
     assert all(any(Path(path).match(pattern) for path in disk) for pattern in grouped)
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_zh.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+PAGES = ["README.md", "README_zh.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
@@ -61,7 +64,8 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def tiny_commands() -> list[str]:
     """Commands in README that need nothing but the bundled model."""
-    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     commands = [line.removeprefix("pip install -e . && ") for line in lines if "--query" in line]
     assert len(commands) >= 3
     return commands

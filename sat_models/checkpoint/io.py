@@ -49,7 +49,7 @@ def load_weights(
     Raises:
         CheckpointError: unreadable files, or names and shapes that do not fit the model, as lists.
     """
-    stored = [read_weights(file) for file in checkpoint.files]
+    stored = checkpoint.read()
     rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
     rules = split_rules(model)
     targets = model.state_dict(keep_vars=True)
@@ -95,11 +95,11 @@ def check_fit(
     optional: set[str],
 ) -> None:
     """Raise CheckpointError with all that is missing, unexpected or of a wrong shape."""
-    for file, part in zip(checkpoint.files[1:], stored[1:], strict=True):
+    for rank, part in enumerate(stored[1:], start=1):
         if part.keys() != stored[0].keys():
             raise CheckpointError(
-                f"{file.name} holds other names than {checkpoint.files[0].name} in {checkpoint.step_folder}: "
-                f"{_shorten(sorted(part.keys() ^ stored[0].keys()))}. The files do not belong together."
+                f"{checkpoint.files[rank].name} holds other names than {checkpoint.files[0].name} in "
+                f"{checkpoint.step_folder}: {_shorten(sorted(part.keys() ^ stored[0].keys()))}. The files do not belong together."
             )
     missing = sorted(targets.keys() - stored[0].keys() - optional)
     unexpected = sorted(stored[0].keys() - targets.keys())
@@ -107,14 +107,14 @@ def check_fit(
     for key in targets.keys() & stored[0].keys():
         wanted = rules[key].shard_shape(rules[key].full_shape(targets[key].shape, size), len(stored))
         wrong += [
-            f"{key} {list(part[key].shape)} (the config needs {list(wanted)})"
+            f"{checkpoint.stored_name(key)} {list(part[key].shape)} (the config needs {list(wanted)})"
             for part in stored
             if tuple(part[key].shape) != wanted
         ][:1]
     if not (missing or unexpected or wrong):
         return
-    lines = [f"the weights in {checkpoint.step_folder} do not fit {checkpoint.folder / CONFIG_FILE}:"]
-    lines += [f"  {len(missing)} missing: {_shorten(missing)}"] if missing else []
+    lines = [f"the weights in {checkpoint.step_folder} do not fit {checkpoint.config_file}:"]
+    lines += [f"  {len(missing)} missing: {_shorten(list(map(checkpoint.stored_name, missing)))}"] if missing else []
     lines += [f"  {len(unexpected)} unexpected: {_shorten(unexpected)}"] if unexpected else []
     lines += [f"  {len(wrong)} of a wrong shape: {_shorten(sorted(wrong))}"] if wrong else []
     raise CheckpointError("\n".join([*lines, f"  {_remedy(checkpoint, unexpected, bool(wrong))}"]))
@@ -128,12 +128,13 @@ def _remedy(checkpoint: SATCheckpoint, unexpected: Sequence[str], wrong_shapes: 
     declared = checkpoint.config.get("model_parallel_size")
     if any(".matrix_A." in name or ".original." in name for name in unexpected):
         return "These are LoRA weights that were not merged; merge them with scripts/merge_lora.py first."
-    if wrong_shapes and declared not in (None, len(checkpoint.files)):
+    if wrong_shapes and checkpoint.config_file.name == CONFIG_FILE and declared not in (None, len(checkpoint.files)):
         return (
             f"The config says model_parallel_size {declared}, but {len(checkpoint.files)} weight file(s) are there: "
             f"copy the other mp_rank files into {checkpoint.step_folder}."
         )
-    return f"Check that {CONFIG_FILE} belongs to these weights (model_class {checkpoint.config.get('model_class')})."
+    name = checkpoint.config.get("model_class")
+    return f"Check that {checkpoint.config_file.name} belongs to these weights (model_class {name})."
 
 
 def save_checkpoint(

@@ -3,6 +3,8 @@
 <folder>/model_config.json
 <folder>/latest                                  a step number, or "release"
 <folder>/<step>/mp_rank_00_model_states.pt       one per model-parallel rank; the weights under key "module"
+
+Hugging Face folders (`config.json`) are found here, too; `sat_models.checkpoint.huggingface` reads them.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sat_models.checkpoint.archive import unpack_beside
+from sat_models.checkpoint.pickles import read_weights
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "model_config.json"
+HF_CONFIG_FILE = "config.json"
 LATEST_FILE = "latest"
 _RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _STEP = re.compile(r"\d+|release")
@@ -55,17 +61,35 @@ class SATCheckpoint:
         """The folder of the weight files."""
         return self.files[0].parent
 
+    @property
+    def config_file(self) -> Path:
+        """The file that holds the sizes."""
+        return self.folder / CONFIG_FILE
+
+    def read(self) -> list[dict[str, Tensor]]:
+        """The weights of each stored part under SAT's names, memory-mapped. Raises CheckpointError."""
+        return [read_weights(file) for file in self.files]
+
+    def stored_name(self, name: str) -> str:
+        """What the files call the weight that SAT calls `name`, for messages."""
+        return name
+
 
 def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
-    """Locate a checkpoint from a SAT folder, one of its step folders, a weights file, or a released `.zip`.
+    """Locate a checkpoint from a SAT folder, one of its step folders, a weights file, a released `.zip`, or a Hugging
+    Face folder.
 
     An archive is unpacked once, beside itself. A file `mp_rank_…` stands for all parts in its folder.
 
     Raises:
         CheckpointError: something is missing; the message says which file belongs where.
-        ConfigError: `model_config.json` cannot be read.
+        ConfigError: `model_config.json` cannot be read, or `config.json` is that of another model.
     """
     path = Path(path).expanduser()
+    if is_hf_folder(path):
+        from sat_models.checkpoint.huggingface import open_hf  # it builds on this module
+
+        return open_hf(path)
     if path.suffix.lower() == ".zip" and (path.is_file() or path.with_suffix("").is_dir()):
         path = unpack_beside(path)
     if path.is_file():
@@ -77,6 +101,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
         raise CheckpointError(f"{path} does not exist; give a SAT folder, a step folder in it, a .pt or .zip file")
     folder = _folder_of_config(files[0].parent)
     return SATCheckpoint(folder, files, read_json(folder / CONFIG_FILE))
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether a folder is in Hugging Face's form: `config.json` without SAT's `model_config.json`."""
+    return (path / HF_CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
 
 
 def _files_beside(path: Path) -> tuple[Path, ...]:

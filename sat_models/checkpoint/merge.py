@@ -23,7 +23,6 @@ from sat_models import runtime
 from sat_models.checkpoint.adapter import PREFIX_START, Adapter
 from sat_models.checkpoint.io import check_fit, write_parts
 from sat_models.checkpoint.layout import SATCheckpoint
-from sat_models.checkpoint.pickles import read_weights
 from sat_models.checkpoint.reshard import REPLICATED, SplitRule, merge, read_shard, slice_for_rank, split_rules
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import build_model, computable_buffers, make_config
@@ -138,7 +137,7 @@ def merge_model(
         CheckpointError, ConfigError: unfitting weights, a size that does not divide the model, or the source itself as
             the place to write to.
     """
-    stored = [read_weights(file) for file in source.files]
+    stored = source.read()
     if is_unmerged_lora(stored[0]):
         raise CheckpointError(
             f"{source.step_folder} has LoRA matrices beside its weights; scripts/merge_lora.py merges both at once"
@@ -167,7 +166,7 @@ def merge_lora_checkpoint(
     Raises:
         CheckpointError: no LoRA there, a p-tuning prefix (it is no weight), or as `merge_model`.
     """
-    stored = [read_weights(file) for file in source.files]
+    stored = source.read()
     if adapter is None:
         if not is_unmerged_lora(stored[0]):
             raise CheckpointError(f"{source.step_folder} has no LoRA matrices: there is nothing to merge")

@@ -1,9 +1,15 @@
-"""Run by test_lora_parallel.py, alone and under torchrun: fine-tune the miniature; one JSON file per rank."""
+"""Two processes that fine-tune the miniature together, started by test_lora_parallel.py; one JSON file per rank.
+
+They are forked from one that has imported everything, which halves the time of starting them.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,7 @@ from sat_models.zoo import load_pretrained
 
 PLANS = {
     "lora": (plan_of("all", 4, alpha=4.0), torch.optim.AdamW, 5e-3, 20),
-    "dora": (plan_of("all", 4, alpha=4.0, use_dora=True, prefix_length=3), torch.optim.SGD, 0.2, 20),
+    "dora": (plan_of("all", 4, alpha=4.0, use_dora=True, prefix_length=3), torch.optim.SGD, 0.2, 12),
     "full": (plan_of("all", -1), torch.optim.SGD, 0.05, 5),
     "dropout": (plan_of("all", 4, alpha=4.0, dropout=0.3), torch.optim.SGD, 0.2, 3),
 }
@@ -101,14 +107,38 @@ def train(
     return report
 
 
-def main() -> None:
-    """golden folder, output folder."""
+def run_rank(rank: int, size: int, golden: Path, out: Path) -> None:
+    """One process of `size`."""
+    dist.init_process_group("gloo", init_method=f"file://{out / 'rendezvous'}", rank=rank, world_size=size)
+    report = {key: train(golden, *given, out, key) for key, given in PLANS.items()}
+    (out / f"{size}-{rank}.json").write_text(json.dumps(report))
+
+
+def main() -> int:
+    """golden folder, output folder; 0 if all processes did their work."""
     golden, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    report = {key: train(golden, *given, out, key) for key, given in PLANS.items()}
-    size = mpu.get_model_parallel_world_size()
-    (out / f"{size}-{mpu.get_model_parallel_rank()}.json").write_text(json.dumps(report))
+    size, children = 2, set()
+    for rank in range(size):
+        child = os.fork()
+        if child:
+            children.add(child)
+            continue
+        try:
+            run_rank(rank, size, golden, out)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    while children:
+        child, status = os.wait()
+        children.discard(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import threading
@@ -130,10 +131,8 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
             data = bytearray(whole)
             for place in rng.integers(0, min(len(data), 400), 4):
                 data[place] = rng.integers(0, 256)
-            try:
+            with contextlib.suppress(InputError):
                 assert load_image(bytes(data), max_pixels=10**6).mode == "RGB"
-            except InputError:
-                pass
 
 
 @pytest.mark.parametrize("source", [None, 3, 2.5, [], "", b"", np.zeros((2, 2))])

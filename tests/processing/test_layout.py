@@ -42,7 +42,7 @@ def test_positions_of_any_image_length(image_length: int) -> None:
 
 
 def test_prompt_too_long_for_training() -> None:
-    with pytest.raises(InputError, match="takes 16 tokens.*max_length 25 allows 15.*26 or more"):
+    with pytest.raises(InputError, match=r"takes 16 tokens.*max_length 25 allows 15.*26 or more"):
         layout_training([5] * 9, [6], 4, bos_id=1, eos_id=2, max_length=25)
     fits = layout_training([5] * 9, [6] * 50, 4, bos_id=1, eos_id=2, max_length=26)
     assert len(fits) == 23 and fits.labels[-1] == 2 and fits.labels[16] == 6 and fits.labels[15] == IGNORE

@@ -53,7 +53,7 @@ def test_prompt_too_long(mini: SimpleNamespace) -> None:
 
 def test_empty_question(mini: SimpleNamespace) -> None:
     for query in ("", "  \n"):
-        with pytest.raises(InputError, match="question is empty.*--no_prompt"):
+        with pytest.raises(InputError, match=r"question is empty.*--no_prompt"):
             mini.processor(mini.image, query)
     bare = mini.processor(mini.image, "", version="chat_old", allow_empty_query=True)
     assert mini.tokenizer.decode(bare.input_ids[0, 19:].tolist()) == "Question:  Answer:"

@@ -82,11 +82,11 @@ def test_pickles_for_data_loader_workers(mini: SimpleNamespace) -> None:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist.*--local_tokenizer"):
+    with pytest.raises(InputError, match=r"does not exist.*--local_tokenizer"):
         Tokenizer.from_file(tmp_path / "none.model")
     for content in (b"", b"not a model", b"{}"):
         (tmp_path / "bad.model").write_bytes(content)
-        with pytest.raises(InputError, match="bad.model"):
+        with pytest.raises(InputError, match=r"bad.model"):
             Tokenizer.from_file(tmp_path / "bad.model")
 
 

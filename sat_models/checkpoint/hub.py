@@ -1,0 +1,35 @@
+"""Weights that are named by a Hugging Face id: from the local cache, or downloaded where there is a network."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sat_models.errors import CheckpointError, MissingPackageError
+
+logger = logging.getLogger(__name__)
+
+_WANTED = ("*.json", "*.safetensors", "tokenizer.model")
+
+
+def fetch(repository: str) -> Path:
+    """The folder of a hub repository's config, weights and tokenizer (HF_HUB_OFFLINE is respected).
+
+    Raises:
+        CheckpointError: neither in the cache nor to be had; the message says what to fetch and how to name it.
+        MissingPackageError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingPackageError("huggingface_hub", "serve", f"downloading {repository}") from error
+    logger.info("looking for %s in the cache of huggingface_hub, then on the hub", repository)
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))
+    except Exception as error:  # the hub raises many types: offline, no such repository, gated, network, disk
+        logger.debug("download of %s failed", repository, exc_info=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+        raise CheckpointError(
+            f"{repository} is not on this machine and could not be downloaded ({type(error).__name__}: {reason:.160}). "
+            f"Fetch {', '.join(_WANTED)} of https://huggingface.co/{repository} into a folder and name that folder."
+        ) from error
