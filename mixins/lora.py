@@ -193,11 +193,9 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def linear_names(model: nn.Module) -> list[str]:
     """Names of the linears that LoRA can adapt and that are not wrapped yet."""
-    inside = tuple(f"{name}.original" for name in lora_layers(model))
+    wrapped = {f"{name}.original" for name in lora_layers(model)}
     kinds = (ColumnParallelLinear, RowParallelLinear, nn.Linear)
-    return [
-        name for name, m in model.named_modules() if isinstance(m, kinds) and not name.startswith(inside or ("\0",))
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name not in wrapped]
 
 
 def apply_lora(model: nn.Module, settings: LoRASettings) -> list[str]:

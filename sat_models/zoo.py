@@ -13,6 +13,7 @@ import torch
 from mixins.base import ZooModel
 from mixins.sat_compat import mpu
 from sat_models import registry, runtime
+from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, SATCheckpoint, find_checkpoint, rank_file
 from sat_models.config import LLaMAConfig, read_json
@@ -176,7 +177,8 @@ def load_pretrained(
     """Load a model. Under torchrun it is split over the processes, which all make this call.
 
     Args:
-        name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file or a `.zip`.
+        name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, or
+            a Hugging Face folder or id (which is looked up in SAT_HOME, then in the hub's cache, then on the hub).
         device: "auto" is this process's GPU where there is one, else the CPU.
         dtype: "auto" is fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
@@ -265,10 +267,9 @@ def _locate(name_or_path: str | os.PathLike[str], quant: int | None) -> tuple[Pa
     if given.exists() or (given.suffix == ".zip" and given.with_suffix("").is_dir()):
         path, spec = given, _spec_of_path(given)
     else:
-        spec = _spec_of_name(os.fspath(name_or_path), given)
-        path = _find_named(spec)
-    _refuse_what_is_to_come(path, spec, quant)
-    return path, spec
+        path, spec = None, _spec_of_name(os.fspath(name_or_path), given)
+    _refuse_what_is_to_come(spec, quant)
+    return path or _find_named(spec, os.fspath(name_or_path)), spec
 
 
 def _spec_of_path(path: Path) -> ModelSpec | None:
@@ -285,14 +286,15 @@ def _spec_of_name(name: str, path: Path) -> ModelSpec:
     if looks_like_path and registry.find_spec(name) is None:
         raise CheckpointError(
             f"{path} does not exist. Give a SAT folder ({CONFIG_FILE}, '{LATEST_FILE}', <step>/{rank_file(0)}), a step "
-            f"folder, a .pt or .zip file, or a name: {', '.join(list_models())}."
+            f"folder, a .pt or .zip file, a Hugging Face folder, or a name: {', '.join(list_models())}."
         )
     return registry.resolve(name)
 
 
-def _find_named(spec: ModelSpec) -> Path:
+def _find_named(spec: ModelSpec, asked: str = "") -> Path:
+    """In either form under SAT_HOME; for one `asked` for by a Hugging Face id, then in the hub's cache or the hub."""
     home = sat_home()
-    for name in spec.folder_names:
+    for name in filter(None, (*spec.folder_names, spec.hf_name)):
         for place in (home / name, home / f"{name}.zip"):
             if place.exists():
                 return place
@@ -300,6 +302,8 @@ def _find_named(spec: ModelSpec) -> Path:
         return registry.bundled_folder(spec.name)
     if not spec.available:
         raise _not_yet(spec)
+    if "/" in asked and spec.hf_name:
+        return fetch(f"{asked.partition('/')[0]}/{spec.hf_name}")
     wanted = home / spec.name
     raise CheckpointError(
         f"the weights of {spec.name} are not in {home} (SAT_HOME). Download {spec.name} from {spec.source}, and put "
@@ -313,17 +317,12 @@ def _not_yet(spec: ModelSpec) -> ConfigError:
     return ConfigError(f"{spec.name} is known, but the zoo cannot run it yet. Ready: {ready}.")
 
 
-def _refuse_what_is_to_come(path: Path, spec: ModelSpec | None, quant: int | None) -> None:
+def _refuse_what_is_to_come(spec: ModelSpec | None, quant: int | None) -> None:
     """The one list of what `load_pretrained` does not do yet."""
     if quant is not None:
         raise ConfigError(f"quant={quant} is not supported yet; load without it (dtype bfloat16 halves the memory)")
     if spec is not None and not spec.available:
         raise _not_yet(spec)
-    if path.is_dir() and (path / "config.json").is_file() and not (path / CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{path} is a Hugging Face folder (config.json), which is not supported yet. Give the same weights in "
-            f"SAT's form: a folder with {CONFIG_FILE}."
-        )
 
 
 def _choose_version(explicit: str | None, config: LLaMAConfig, spec: ModelSpec | None) -> str:

@@ -168,7 +168,7 @@ def save_hf(
 
 def _of_model(model: nn.Module, config: LLaMAConfig, tokenizer_file: Path | None) -> _Weights:
     if mpu.get_model_parallel_world_size() > 1:
-        raise ConfigError("this process holds a part of the model only; save it with save_checkpoint, then convert that")
+        raise ConfigError("this process holds a part of the model only; convert what save_checkpoint writes")
     weights = {name: value.detach() for name, value in model.state_dict().items()}
     return _Weights([weights], split_rules(model), config.to_dict(), tokenizer_file)
 

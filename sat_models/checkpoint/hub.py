@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sat_models.errors import CheckpointError, MissingPackageError
+from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +17,13 @@ def fetch(repository: str) -> Path:
 
     Raises:
         CheckpointError: neither in the cache nor to be had; the message says what to fetch and how to name it.
-        MissingPackageError: huggingface_hub is not installed.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingPackageError("huggingface_hub", "serve", f"downloading {repository}") from error
+        raise CheckpointError(
+            f"{repository} is not on this machine, and downloading needs huggingface_hub: pip install huggingface_hub"
+        ) from error
     logger.info("looking for %s in the cache of huggingface_hub, then on the hub", repository)
     try:
         return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))

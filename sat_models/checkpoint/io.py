@@ -99,7 +99,8 @@ def check_fit(
         if part.keys() != stored[0].keys():
             raise CheckpointError(
                 f"{checkpoint.files[rank].name} holds other names than {checkpoint.files[0].name} in "
-                f"{checkpoint.step_folder}: {_shorten(sorted(part.keys() ^ stored[0].keys()))}. The files do not belong together."
+                f"{checkpoint.step_folder}: {_shorten(sorted(part.keys() ^ stored[0].keys()))}. "
+                "The files do not belong together."
             )
     missing = sorted(targets.keys() - stored[0].keys() - optional)
     unexpected = sorted(stored[0].keys() - targets.keys())
