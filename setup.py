@@ -25,6 +25,7 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "test": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
 }
+EXTRAS["all"] = [line for extra in ("serve", "quant") for line in EXTRAS[extra]]
 
 
 def packaged_configs() -> list[str]:
@@ -45,7 +46,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
-    package_data={"": ["*.json", "*.yaml", "*.model", "*.md", "latest", "*.pt", "*/*.pt"]},
+    package_data={"sat_models": ["assets/**/*"], **dict.fromkeys(CONFIG_PACKAGES, ["*.json", "*.yaml"])},
     include_package_data=False,
     install_requires=INSTALL,
     extras_require=EXTRAS,

@@ -374,8 +374,8 @@ def _tokenizer_file(
         return None
 
 
-def _print_table() -> None:
-    """Name, image size, prompt style, where the weights are, and what it is for."""
+def main() -> None:
+    """Print the zoo: name, image size, prompt style, where the weights are, and what it is for."""
     rows = [("name", "image", "version", "weights", "what for")]
     for spec in registry.specs():
         size = f"{spec.image_size}" + (f"+{spec.cross_image_size}" if spec.cross_image_size else "")
@@ -396,4 +396,4 @@ def _where(spec: ModelSpec) -> str:
 
 
 if __name__ == "__main__":
-    _print_table()
+    main()

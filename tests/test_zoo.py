@@ -207,7 +207,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
 def test_the_list_and_its_table(capsys, to_come):
     assert "cogvlm-tiny" in list_models() and to_come.name in list_models()
     assert "cogvlm-tiny" in list_models(available_only=True) and to_come.name not in list_models(available_only=True)
-    zoo._print_table()
+    zoo.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(list_models()) and lines[0].startswith("name")
 

@@ -207,11 +207,8 @@ def vision_experts(name: str) -> bool:
     return ".vision_" in name
 
 
-@pytest.mark.parametrize("trains", [everything, vision_experts])
-@pytest.mark.parametrize("inputs", ["image", "text"])
+@pytest.mark.parametrize(("trains", "inputs"), [(everything, "image"), (everything, "text"), (vision_experts, "image")])
 def test_recomputing_activations_changes_nothing(mini: Miniature, trains: Callable[[str], bool], inputs: str) -> None:
-    if (trains, inputs) == (vision_experts, "text"):
-        pytest.skip("without a picture no vision expert runs: there is nothing to train")
     model = build(mini).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and trains(name))

@@ -1,0 +1,219 @@
+"""Imports go one way: the layer table of docs/architecture.md, held against the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from sys import stdlib_module_names
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module belongs to its longest prefix here. A layer imports from itself and from layers before it.
+LAYERS = (
+    ("mixins.sat_compat",),
+    ("mixins",),
+    ("sat_models.errors", "sat_models.runtime", "sat_models.config"),
+    ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
+    ("sat_models.models",),
+    ("sat_models.checkpoint", "sat_models.generation"),
+    ("sat_models.zoo",),
+    ("sat_models.training", "sat_models.evaluation", "sat_models.serving"),
+    ("scripts",),
+)
+LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}
+OURS = ("mixins", "sat_models", "scripts")
+ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "gradio", "spacy", "transformers", "triton", "xformers")
+MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")
+NOT_FOR_MODEL_CODE = ("argparse", "fastapi", "http", "json", "pathlib", "requests", "shutil", "socket", "urllib")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of one module.
+
+    Attributes:
+        module, line: where it stands.
+        target: dotted name; for `from a import b`, `a.b` where that is a module of ours.
+        guarded: it stands in a function, in a `try` that expects ImportError, or under TYPE_CHECKING.
+        in_function: it stands in a function.
+    """
+
+    module: str
+    line: int
+    target: str
+    guarded: bool
+    in_function: bool
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {module_name(path): path for top in OURS for path in sorted((ROOT / top).rglob("*.py"))}
+
+
+def imports_in(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
+    """Every import of a module, wherever it stands."""
+
+    def visit(node: ast.AST, guarded: bool, in_function: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in _targets(node, module, is_package):
+                yield Import(module, node.lineno, target, guarded, in_function)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            guarded = in_function = True
+        elif isinstance(node, ast.Try):
+            caught = {n.id for handler in node.handlers for n in ast.walk(handler) if isinstance(n, ast.Name)}
+            guarded = guarded or bool(caught & {"ImportError", "ModuleNotFoundError"})
+        elif isinstance(node, ast.If):
+            guarded = guarded or "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, guarded, in_function)
+
+    yield from visit(ast.parse(source), False, False)
+
+
+def _targets(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    base = node.module or ""
+    if node.level:
+        parents = module.split(".")[: len(module.split(".")) - node.level + is_package]
+        base = ".".join([*parents, base]).rstrip(".")
+    for alias in node.names:
+        inner = f"{base}.{alias.name}"
+        yield inner if inner in SOURCES else base
+
+
+IMPORTS = [
+    found
+    for module, path in SOURCES.items()
+    for found in imports_in(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
+]
+
+
+def layer_of(module: str) -> int | None:
+    """Number of the layer; None for the bare package `sat_models`, which holds nothing."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:length])) in LAYER_OF:
+            return LAYER_OF[prefix]
+    return None
+
+
+def top_level(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def listed(wrong: list[Import]) -> str:
+    return "\n".join(map(str, wrong))
+
+
+def test_the_table_is_that_of_the_documentation() -> None:
+    lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1] for line in lines if line.startswith("| ") and line[2].isdigit()]
+    assert [int(row.split()[0]) for row in rows] == list(range(len(LAYERS)))
+    for row, prefixes in zip(rows, LAYERS, strict=True):
+        assert [prefix for prefix in prefixes if prefix.rpartition(".")[2] not in row] == []
+
+
+def test_every_module_has_a_layer() -> None:
+    homeless = [name for name in SOURCES if layer_of(name) is None]
+    assert homeless == ["sat_models"]
+    assert (ROOT / "sat_models" / "__init__.py").read_text().strip() == ""
+
+
+def test_a_layer_imports_only_from_itself_and_those_before_it() -> None:
+    ours = [i for i in IMPORTS if top_level(i.target) in OURS and i.target != "sat_models"]
+    assert len(ours) > 100, "the walk found too little to be true"
+    wrong = [i for i in ours if layer_of(i.module) < layer_of(i.target)]
+    assert not wrong, listed(wrong)
+
+
+def test_mixins_import_torch_and_each_other_only() -> None:
+    extra = {"mixins.sat_compat": {"sat"}, "mixins.rotary_triton": {"triton"}}
+    allowed = {"torch", "mixins", *stdlib_module_names}
+    of_mixins = [i for i in IMPORTS if top_level(i.module) == "mixins"]
+    wrong = [i for i in of_mixins if top_level(i.target) not in allowed | extra.get(i.module, set())]
+    assert of_mixins and not wrong, listed(wrong)
+
+
+def test_one_module_imports_sat() -> None:
+    assert {i.module for i in IMPORTS if top_level(i.target) == "sat"} == {"mixins.sat_compat"}
+
+
+def test_nobody_imports_scripts() -> None:
+    wrong = [i for i in IMPORTS if top_level(i.target) == "scripts"]
+    assert not wrong, listed(wrong)
+
+
+def test_deepspeed_is_imported_in_functions_of_training_only() -> None:
+    found = [i for i in IMPORTS if top_level(i.target) == "deepspeed"]
+    wrong = [i for i in found if not (i.in_function and i.module.startswith("sat_models.training."))]
+    assert found and not wrong, listed(wrong)
+
+
+@pytest.mark.parametrize("package", ONLY_WHERE_USED)
+def test_heavy_and_optional_packages_are_imported_where_used(package: str) -> None:
+    wrong = [i for i in IMPORTS if top_level(i.target) == package and not i.guarded]
+    assert not wrong, listed(wrong)
+
+
+def test_model_code_knows_nothing_of_files_arguments_and_http() -> None:
+    of_models = [i for i in IMPORTS if i.module.startswith(MODEL_CODE) and i.module != "mixins.sat_compat"]
+    wrong = [i for i in of_models if top_level(i.target) in NOT_FOR_MODEL_CODE]
+    assert not wrong, listed(wrong)
+
+
+def test_nothing_says_cuda_call() -> None:
+    """The device comes from the tensor or from the configuration."""
+    wrong = [
+        f"{module}:{node.lineno}"
+        for module, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"
+    ]
+    assert wrong == []
+
+
+def test_the_walk_sees_every_form() -> None:
+    source = """
+import gradio
+from sat_models import zoo
+from . import sibling
+from .. import registry
+try:
+    import triton
+except ImportError:
+    triton = None
+try:
+    import spacy
+finally:
+    pass
+if TYPE_CHECKING:
+    import xformers
+class C:
+    import bitsandbytes
+    def f(self):
+        from sat_models.serving.cli import main
+"""
+    found = {i.target: (i.guarded, i.in_function) for i in imports_in("sat_models.models.example", source)}
+    assert found == {
+        "gradio": (False, False),
+        "sat_models.zoo": (False, False),
+        "sat_models.models": (False, False),
+        "sat_models.registry": (False, False),
+        "triton": (True, False),
+        "spacy": (False, False),
+        "xformers": (True, False),
+        "bitsandbytes": (False, False),
+        "sat_models.serving.cli": (True, True),
+    }
+    assert layer_of("sat_models.models.example") < layer_of("sat_models.serving.cli")
