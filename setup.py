@@ -46,7 +46,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
-    package_data={"sat_models": ["assets/**/*"], **dict.fromkeys(CONFIG_PACKAGES, ["*.json", "*.yaml"])},
+    package_data={"sat_models": ["assets/**/*"], **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES}},
     include_package_data=False,
     install_requires=INSTALL,
     extras_require=EXTRAS,
