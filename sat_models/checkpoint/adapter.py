@@ -22,6 +22,7 @@ from mixins.lora import LoRALinear, LoRASettings, apply_lora, lora_layers, lora_
 from mixins.ptuning import PTUNING_NAME, PTuningMixin, add_ptuning
 from mixins.sat_compat import mpu
 from sat_models import runtime
+from sat_models.checkpoint.layout import LATEST_FILE
 from sat_models.checkpoint.reshard import SplitRule, merge, slice_for_rank, split_rules
 from sat_models.errors import CheckpointError
 
@@ -54,9 +55,15 @@ class Adapter:
 
 
 def adapter_path(path: str | os.PathLike[str]) -> Path:
-    """The adapter file that a path means: the file itself, or the one in a folder."""
+    """The adapter file that a path means: the file itself, the one in a folder, or in the step folder of its `latest`."""
     path = Path(path).expanduser()
-    return path / ADAPTER_FILE if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    latest = path / LATEST_FILE
+    if not (path / ADAPTER_FILE).is_file() and latest.is_file():
+        newest = path / Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name / ADAPTER_FILE
+        return newest if newest.is_file() else path / ADAPTER_FILE
+    return path / ADAPTER_FILE
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

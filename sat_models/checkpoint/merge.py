@@ -254,8 +254,17 @@ class _Merger:
         base, _, last = name.rpartition(".")
         if last != "weight" or base not in self.low_rank:
             return read_shard(parts, rule, rank, size)
+        if not self.low_rank[base].dora and f"{base}.matrix_A.0" not in self.added:
+            # Part by part: the originals' row-parallel B is another one on each rank.
+            return read_shard([self._local(base, r) for r in range(len(parts))], rule, rank, size, dtype=kind)
         merged = self.low_rank[base].merged(base, merge(parts, rule), self._fetch, rule, self.alpha)
         return slice_for_rank(merged, rule, rank, size).to(kind)
+
+    def _local(self, base: str, rank: int) -> Tensor:
+        """The weight of one stored part with that part's matrices, fp32."""
+        part = self.stored[rank]
+        weight = part[self.stored_as[f"{base}.weight"]]
+        return self.low_rank[base].merged(base, weight, lambda key, _: _take(key, part), REPLICATED, self.alpha)
 
     def _fetch(self, name: str, rule: SplitRule) -> Tensor:
         if name in self.added:

@@ -174,6 +174,24 @@ def test_a_folder_with_lora_of_the_originals_becomes_loadable(folder, file, whol
         torch.testing.assert_close(value, wanted[name], msg=name)
 
 
+def test_parts_of_the_originals_are_merged_each_with_its_own_matrices(golden, halves, load, tmp_path):
+    """Their row-parallel B differs between ranks; a merged model is what each rank had."""
+    folder, dense = _two_parts(golden, tmp_path), "transformer.layers.1.attention.dense"
+    generator, wanted = torch.Generator().manual_seed(0), []
+    for rank, half in enumerate(halves):
+        part = {name: value.clone() for name, value in half.items()}
+        a, b = torch.randn(2, 32, generator=generator), torch.randn(64, 2, generator=generator)
+        weight = part.pop(f"{dense}.weight")
+        wanted.append(weight + b @ a / 2)
+        part |= {f"{dense}.original.weight": weight, f"{dense}.matrix_A.0": a, f"{dense}.matrix_B.0": b}
+        file = folder / "1" / f"mp_rank_0{rank}_model_states.pt"
+        file.unlink()
+        torch.save({"module": part}, file)
+    merge_lora_checkpoint(find_checkpoint(folder), tmp_path / "one")
+    merged = load(tmp_path / "one").state_dict()[f"{dense}.weight"]
+    torch.testing.assert_close(merged, torch.cat(wanted, dim=1))
+
+
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 def test_unmerged_weights_of_ours_keep_their_alpha(golden, load, tmp_path, use_dora):
     """Saved with the matrices beside them, loaded into a wrapped model again, and merged file to file."""
@@ -218,7 +236,8 @@ def test_an_adapter_onto_its_base_through_the_script(golden, load, tmp_path, mon
     _shake(model)
     trained = _logits(model, golden)
     save_adapter(model, tmp_path / "run" / "20", base_model=str(golden / "cogvlm-mini"), extra={"step": 20})
-    arguments = ["--from_pretrained", tmp_path / "run" / "20", "--output", tmp_path / "merged"]
+    (tmp_path / "run" / "latest").write_text("20\n")
+    arguments = ["--from_pretrained", tmp_path / "run", "--output", tmp_path / "merged"]
     assert _run(monkeypatch, "merge_lora.py", *arguments) == 0
     assert (tmp_path / "merged" / "latest").read_text() == "20"
     assert (_logits(load(tmp_path / "merged"), golden) - trained).abs().max() <= 1e-5
