@@ -130,7 +130,7 @@ def test_the_cpu_takes_the_plain_rotation() -> None:
         assert choose_rotate(torch.zeros(1)) is rotate_half_split
 
 
-@pytest.mark.skipif(rotate_triton is None, reason="Triton is not installed")
+@pytest.mark.skipif(rotate_triton is None, reason="no GPU, hence no Triton: torch's GPU builds bring it")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 class TestKernelOnGPU:
     @pytest.mark.parametrize("batch_rows", [1, 2])
@@ -154,7 +154,7 @@ def kernel_case(dtype: torch.dtype, batch_rows: int, device: str) -> tuple[tuple
     return rows, x
 
 
-@pytest.mark.skipif(rotate_triton is None, reason="Triton is not installed")
+@pytest.mark.skipif(rotate_triton is None, reason="no GPU, hence no Triton: torch's GPU builds bring it")
 def test_the_kernel_through_tritons_interpreter() -> None:
     """The kernel's arithmetic and addressing, without a GPU."""
     code = """

@@ -1,0 +1,33 @@
+"""docs/numerics.md says what scripts/numerics.py measures."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED_IN_FP32 = 2e-5  # what the originals meet between model-parallel sizes 1 and 2
+
+Row = tuple[str, str, str]
+
+
+def rows_of(text: str) -> dict[Row, float]:
+    """(checkpoint, processes, dtype) -> largest difference, of a table in Markdown."""
+    cells = re.findall(r"^\| (\S+-mini\S*) \| (\d) \| (\w+) \| (\S+) \|$", text, re.M)
+    return {(name, processes, dtype): float(difference) for name, processes, dtype, difference in cells}
+
+
+def test_the_table_is_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "scripts" / "numerics.py"))["main"]()
+    measured = rows_of(capsys.readouterr().out)
+    written = rows_of((ROOT / "docs" / "numerics.md").read_text(encoding="utf-8"))
+    assert measured.keys() == {row for row in written if row[1] == "1"}
+    assert {(name, "2", "fp32") for name in ("cogvlm-mini", "cogagent-mini")} <= written.keys()
+    for row, difference in {**written, **measured}.items():
+        if row[2] == "fp32":
+            assert difference <= ALLOWED_IN_FP32, row
+        else:  # rounding differs between processors; its size does not
+            assert written[row] / 2 < difference < written[row] * 2, row
