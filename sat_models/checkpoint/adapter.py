@@ -55,7 +55,7 @@ class Adapter:
 
 
 def adapter_path(path: str | os.PathLike[str]) -> Path:
-    """The adapter file that a path means: itself, the one in a folder, or that of the step its `latest` names."""
+    """The adapter file that a path means: itself, the one in a folder, or in the step folder its `latest` names."""
     path = Path(path).expanduser()
     if not path.is_dir():
         return path

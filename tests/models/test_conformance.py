@@ -271,6 +271,18 @@ def test_an_explicit_causal_mask_is_the_same_as_none(mini: Miniature, model: Zoo
         torch.testing.assert_close(found, model(**given)[0], atol=2e-5, rtol=0)
 
 
+def test_padding_that_sees_nothing_harms_nobody(mini: Miniature, model: ZooModel) -> None:
+    """Left-padded rows: a pad may look nowhere, and nobody looks at it."""
+    given, pads = with_image(mini), 3
+    tokens = given["input_ids"].shape[1]
+    padded = {name: nn.functional.pad(value, (pads, 0)) if name in BY_TOKEN else value for name, value in given.items()}
+    mask = nn.functional.pad(torch.ones(tokens, tokens, dtype=torch.bool).tril(), (pads, 0, pads, 0))[None, None]
+    with torch.inference_mode():
+        found = model(**padded, attention_mask=mask)[0]
+        assert torch.isfinite(found).all()
+        torch.testing.assert_close(found[:, pads:], model(**given)[0], atol=2e-5, rtol=0)
+
+
 def test_the_picture_matters_and_comes_before_the_text(mini: Miniature, model: ZooModel) -> None:
     given = with_image(mini)
     other = {name: value.flip(-1) if name in PIXELS else value for name, value in given.items()}

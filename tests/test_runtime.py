@@ -1,0 +1,108 @@
+"""Device, dtype, processes: what is chosen, and what is refused in words."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from sat_models import runtime
+from sat_models.errors import ConfigError, ZooError
+
+
+def test_the_cpu_runs_in_fp32_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.choose_device() == torch.device("cpu")
+    assert runtime.choose_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_runs_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert runtime.choose_dtype("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("given", ["auto", "cuda"])
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert runtime.choose_device(given) == torch.device("cuda", 2)
+    assert runtime.choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_what_is_no_device_or_dtype_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'gpu' is not a device: use auto, cpu, cuda or cuda:N"):
+        runtime.choose_device("gpu")
+    with pytest.raises(ConfigError, match="torch sees no GPU here; use --device cpu or auto"):
+        runtime.choose_device("cuda:0")
+    with pytest.raises(ConfigError, match="dtype 'int3' is unknown; use auto, float32, fp32, bfloat16"):
+        runtime.choose_dtype("int3", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_dtypes_by_name(name: str, dtype: torch.dtype) -> None:
+    assert runtime.choose_dtype(name, torch.device("cpu")) == dtype
+    assert runtime.choose_dtype(dtype, torch.device("cpu")) == dtype
+
+
+def test_one_process_holds_one_split() -> None:
+    runtime.init_model_parallel(1)
+    runtime.init_model_parallel(1)
+    with pytest.raises(ConfigError, match="size 2 was asked for, but this process already runs with 1"):
+        runtime.init_model_parallel(2)
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_split_that_does_not_divide_the_processes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(runtime.mpu, "model_parallel_is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match=rf"size {size} does not divide the 1 process\(es\)"):
+        runtime.init_model_parallel(size)
+
+
+def test_alone_everything_stays_here() -> None:
+    value = {"any": "object"}
+    assert runtime.broadcast_object(value) is value
+    assert runtime.gather_errors(None) == [] and runtime.gather_errors("wrong") == ["wrong"]
+    assert runtime.in_step(lambda: value) is value
+
+
+def test_an_error_of_this_process_keeps_its_type() -> None:
+    def fail() -> None:
+        raise ConfigError("wrong")
+
+    with pytest.raises(ConfigError, match="wrong"):
+        runtime.in_step(fail)
+
+
+def test_an_error_of_another_process_is_raised_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "gather_errors", lambda error: ["no such file"])
+    with pytest.raises(ZooError, match="another process of this run failed: no such file"):
+        runtime.in_step(lambda: 1)
+
+
+def test_the_default_dtype_comes_back() -> None:
+    before = torch.get_default_dtype()
+    with pytest.raises(RuntimeError, match="inside"), runtime.default_dtype(torch.float16):
+        assert torch.zeros(1).dtype == torch.float16
+        raise RuntimeError("inside")
+    assert torch.get_default_dtype() == before
+
+
+@pytest.mark.parametrize(("rank", "heard"), [(0, ["info", "error"]), (1, ["error"])])
+def test_other_ranks_only_say_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, heard: list[str]
+) -> None:
+    monkeypatch.setattr(runtime, "rank", lambda: rank)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        runtime.setup_logging()
+        logging.getLogger("zoo").info("info")
+        logging.getLogger("zoo").error("error")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == heard
