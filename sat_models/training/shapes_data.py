@@ -19,6 +19,9 @@ from sat_models.training import shapes_questions as questions
 from sat_models.training.shapes_questions import QA, TASKS
 from sat_models.training.shapes_world import COLORS, FORMS, SIZES, Scene, ShapeObject
 
+BOX_WEIGHTS = ((6.0, 2.0, 0.1), (2.0, 0.5, 0.1), (1.0, 0.3, 0.1), (1.0, 0.3, 0.1))
+"""Of the digits of x0, y0, x1, y1."""
+MARK_WEIGHT = 0.1
 TASK_ID = {task: index for index, task in enumerate(TASKS)}
 
 
@@ -39,15 +42,17 @@ class TaskMix:
 
     `rec` and `reg` count per object, the others per picture. The fractional part is a probability. `chat` is one
     conversation of 2 to `most_turns` turns in the versions `chat` and `chat_old`. `base_version` and the like are
-    relative weights; `vqa` prompts are made for the task vqa only.
+    relative weights; `vqa` prompts are made for the task vqa only. `vqa_kinds` weighs `VQA_KINDS`: questions that look
+    two things up and compare them are learnt last and are asked most.
     """
 
-    caption: float = 0.8
-    grounded_caption: float = 1.0
-    rec: float = 1.3
-    reg: float = 1.0
-    vqa: float = 4.5
-    chat: float = 0.35
+    caption: float = 0.4
+    grounded_caption: float = 0.4
+    rec: float = 1.4
+    reg: float = 1.4
+    vqa: float = 9.0
+    vqa_kinds: tuple[float, ...] = (1.0, 0.5, 1.5, 4.0, 1.5, 3.0, 3.0)
+    chat: float = 0.2
     most_turns: int = 4
     chat_version: float = 0.55
     chat_old_version: float = 0.15
@@ -57,11 +62,15 @@ class TaskMix:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Tokens of one question or conversation; `labels[i]` is the target after reading `ids[: i + 1]`."""
+    """Tokens of one question or conversation; `labels[i]` is the target after reading `ids[: i + 1]`.
+
+    `weights[i]` says how much that target counts.
+    """
 
     ids: list[int]
     labels: list[int]
     task_id: int
+    weights: list[float]
 
 
 def sample_questions(scene: Scene, rng: random.Random, mix: TaskMix) -> list[tuple[QA, str]]:
@@ -71,7 +80,7 @@ def sample_questions(scene: Scene, rng: random.Random, mix: TaskMix) -> list[tup
     for obj in scene.objects:
         picked += [questions.rec(scene, rng, obj) for _ in range(_times(rng, mix.rec))]
         picked += [questions.reg(scene, rng, obj) for _ in range(_times(rng, mix.reg))]
-    picked += [qa for _ in range(_times(rng, mix.vqa)) if (qa := questions.vqa(scene, rng))]
+    picked += [qa for _ in range(_times(rng, mix.vqa)) if (qa := questions.vqa(scene, rng, weights=mix.vqa_kinds))]
     for _ in range(_times(rng, mix.chat)):
         picked.append(questions.chat(scene, rng, turns=rng.randint(2, mix.most_turns)))
     rng.shuffle(picked)
@@ -96,7 +105,27 @@ def encode_qa(tokenizer: TextTokenizer, qa: QA, version: str) -> Segment:
         if tuple(ids[: len(after)]) != after or not start < len(after):
             raise ValueError(f"the tokenizer splits the answer '{said}' in a history otherwise than at its borders")
         labels[start - 1 : len(after)] = [*ids[start : len(after)], tokenizer.eos_id]
-    return Segment(ids, labels, TASK_ID[qa.task])
+    return Segment(ids, labels, TASK_ID[qa.task], target_weights(labels, _digit_ids(tokenizer)))
+
+
+def target_weights(labels: list[int], digits: frozenset[int]) -> list[float]:
+    """How much each target counts: 1, but in a box `BOX_WEIGHTS`, and little for the marks inside it.
+
+    Which object is meant is decided by a box's first digits, and the later ones follow from them; the last digit of
+    each number and the marks are always the same. With equal weights the noise of the small digits drowns the decision.
+    """
+    weights, number = [1.0] * len(labels), 0
+    at = 0
+    while at < len(labels):
+        run = 0
+        while at + run < len(labels) and labels[at + run] in digits:
+            run += 1
+        if run == 3:
+            weights[at : at + 3] = BOX_WEIGHTS[number % 4]
+            weights[at - 1] = MARK_WEIGHT
+            number += 1
+        at += max(run, 1)
+    return weights
 
 
 def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -140,6 +169,11 @@ def _inside(scene: Scene, obj: ShapeObject, ticks: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=50_000)
 def _encode(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text))
+
+
+@functools.lru_cache(maxsize=8)
+def _digit_ids(tokenizer: TextTokenizer) -> frozenset[int]:
+    return frozenset(tokenizer.encode(f"0{digit}")[-1] for digit in range(10))
 
 
 def _times(rng: random.Random, mean: float) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,7 @@ class LaneBatch:
     position_ids: torch.Tensor  # [B, S] int64
     lane_mask: torch.Tensor  # [B, R, L, P + L] bool, True = may look
     labels: torch.Tensor  # [B, S] int64
+    weights: torch.Tensor  # [B, S] float32, how much each target counts
     task_ids: torch.Tensor  # [B, S] int64 into TASKS, -1 where there is no target
     vision_expert_mask: torch.Tensor  # [B, S] int64
     image_embed_mask: torch.Tensor  # [B, S] int64
@@ -68,17 +70,21 @@ def make_lane_batch(
     seed: int,
     step: int,
     batch_size: int,
-    max_objects: int,
+    object_weights: Sequence[float],
     mix: TaskMix,
     shape: LaneShape = LaneShape(),
     image_size: int = 112,
     patch: int = 14,
 ) -> LaneBatch:
-    """The batch of one step; a function of its arguments alone, so that a resumed run sees the same data."""
+    """The batch of one step; a function of its arguments alone, so that a resumed run sees the same data.
+
+    `object_weights` says how often a picture holds one, two, … objects.
+    """
     rows, pixels, classes, boxes = [], [], [], []
     for row in range(batch_size):
         rng = random.Random(f"train/{seed}/{step}/{row}")
-        scene = sample_scene(rng, max_objects=max_objects)
+        (count,) = rng.choices(range(1, len(object_weights) + 1), object_weights)
+        scene = sample_scene(rng, min_objects=count, max_objects=count)
         segments = [encode_qa(tokenizer, qa, version) for qa, version in sample_questions(scene, rng, mix)]
         rows.append(segments)
         pixels.append(image_to_tensor(draw(scene), image_size))
@@ -114,6 +120,7 @@ def pack_lanes(
     size = (len(rows), shape.lanes, shape.length)
     input_ids, position_ids = np.zeros(size, np.int64), np.zeros(size, np.int64)
     labels, task_ids = np.full(size, IGNORE, np.int64), np.full(size, -1, np.int64)
+    weights = np.zeros(size, np.float32)
     owner = np.broadcast_to(-1 - np.arange(shape.length), size).copy()  # padding tokens own themselves
     for b, row in enumerate(rows):
         for r, lane in enumerate(fit_into_lanes(row, shape)):
@@ -121,6 +128,7 @@ def pack_lanes(
             for number, segment in enumerate(lane):
                 end = t + len(segment.ids)
                 input_ids[b, r, t:end], labels[b, r, t:end] = segment.ids, segment.labels
+                weights[b, r, t:end] = segment.weights
                 position_ids[b, r, t:end] = np.arange(4, 4 + end - t)
                 owner[b, r, t:end], task_ids[b, r, t:end] = number, segment.task_id
                 t = end
@@ -129,7 +137,7 @@ def pack_lanes(
     lane_mask = np.concatenate((np.ones((*size, prefix), bool), own), axis=-1)
 
     def row_of(head: list[int], lanes: np.ndarray) -> torch.Tensor:
-        start = np.broadcast_to(np.array(head, np.int64), (len(rows), prefix))
+        start = np.broadcast_to(np.array(head, lanes.dtype), (len(rows), prefix))
         return torch.from_numpy(np.concatenate((start, lanes.reshape(len(rows), -1)), axis=1))
 
     nothing = np.zeros(size, np.int64)
@@ -137,6 +145,7 @@ def pack_lanes(
         "input_ids": row_of([bos_id, *[0] * (prefix - 1)], input_ids),
         "position_ids": row_of([0, 1, *[2] * image_length, 3], position_ids),
         "labels": row_of([IGNORE] * prefix, labels),
+        "weights": row_of([0] * prefix, weights),
         "task_ids": row_of([-1] * prefix, task_ids),
         "vision_expert_mask": row_of([0, *[1] * (image_length + 1), 0], nothing),
         "image_embed_mask": row_of([0, *[1] * (image_length + 2)], nothing),

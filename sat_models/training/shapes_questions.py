@@ -144,17 +144,27 @@ def reg(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool =
     return QA("reg", "reg", question, listing([article(obj.name)]), {"object": obj.name, "box": list(box)})
 
 
-def vqa(scene: Scene, rng: random.Random, *, kind: str | None = None, canonical: bool = False) -> QA | None:
+def vqa(
+    scene: Scene,
+    rng: random.Random,
+    *,
+    kind: str | None = None,
+    weights: Sequence[float] = (1.0,) * len(VQA_KINDS),
+    canonical: bool = False,
+) -> QA | None:
     """A question with a one-word answer.
 
     Args:
         kind: one of `VQA_KINDS`, None = any that this picture allows.
+        weights: how often each of `VQA_KINDS` is tried first, all above 0; for `kind` None.
         canonical: use the first wording only.
 
     Returns:
         The question, or None where `kind` cannot be asked about this picture.
     """
-    kinds = [kind] if kind else rng.sample(VQA_KINDS, len(VQA_KINDS))
+    # Weighted order without repetition: the largest u^(1/w) first (Efraimidis and Spirakis, 2006).
+    keys = {name: rng.random() ** (1 / weight) for name, weight in zip(VQA_KINDS, weights, strict=True)}
+    kinds = [kind] if kind else sorted(VQA_KINDS, key=lambda name: -keys[name])
     for name in kinds:
         found = _VQA_MAKERS[name](scene, rng)
         if found:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from mixins.packed_attention import PackedLanesMixin
 from sat_models.checkpoint.io import save_checkpoint
 from sat_models.config import CogVLMConfig
 from sat_models.models.cogvlm import CogVLMModel
+from sat_models.training.engine import import_deepspeed
 from sat_models.training.muon import MuonAdamW
 from sat_models.training.shapes_data import TASKS, TaskMix, TextTokenizer
 from sat_models.training.shapes_lanes import LaneBatch, LaneShape, make_lane_batch
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 CLASS_COUNTS = (len(COLORS) + 1, len(FORMS) + 1, len(SIZES) + 1)
 BOX_DIGITS = 2  # of three: the last one is below a pixel
-# A box is eighteen tokens, an answer to a question one or two: without weights boxes would be all that is learnt.
-TASK_WEIGHTS = {"caption": 2.0, "vqa": 4.0, "rec": 1.0, "reg": 2.0, "grounded_caption": 1.0, "chat": 1.5}
+TASK_WEIGHTS = {"caption": 1.0, "vqa": 3.0, "rec": 1.0, "reg": 3.0, "grounded_caption": 0.7, "chat": 1.0}
+"""On top of the weights of `target_weights`: short answers count more, since boxes are many tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,15 @@ class TinyRecipe:
         """The stage of a step: tower or full."""
         return "tower" if step < self.tower_steps else "full"
 
-    def max_objects(self, step: int) -> int:
-        """Most objects in a picture of this step."""
+    def object_weights(self, step: int) -> tuple[float, ...]:
+        """How often a picture of this step holds one, two, three objects.
+
+        Where several are allowed, one is rare: with one object there is nothing to tell apart, which is learnt first.
+        """
         into = step - self.tower_steps
         if into < 0:
-            return 3
-        return 1 if into < self.two_objects_at else 2 if into < self.three_objects_at else 3
+            return (1, 1, 1)
+        return (1,) if into < self.two_objects_at else (1, 2) if into < self.three_objects_at else (1, 5, 5)
 
     def learning_rate_at(self, step: int) -> float:
         """Warm-up at the start of each stage, then constant, linear decay to the final rate at the end."""
@@ -162,7 +165,7 @@ class TinyObjective(nn.Module):
         for number, task in enumerate(TASKS):
             if (tasks == number).any():
                 parts[task] = each.detach()[tasks == number].mean()
-        weights = each.new_tensor([TASK_WEIGHTS[task] for task in TASKS])[tasks]
+        weights = each.new_tensor([TASK_WEIGHTS[task] for task in TASKS])[tasks] * batch.weights[trained]
         return (each * weights).sum() / weights.sum() + self.dense_weight * sum(dense.values()), parts
 
 
@@ -179,9 +182,7 @@ def parameter_groups(objective: TinyObjective) -> list[dict[str, Any]]:
 
 def start_engine(config: CogVLMConfig, recipe: TinyRecipe, device: torch.device) -> Any:
     """A DeepSpeed engine around freshly initialised weights."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also for one process without a launcher
-    import deepspeed
-
+    deepspeed = import_deepspeed(device)
     model = CogVLMModel(config)
     prepare_for_training(model, recipe.seed)
     model.add_mixin("packed", PackedLanesMixin())
@@ -205,7 +206,7 @@ def batch_of_step(recipe: TinyRecipe, tokenizer: TextTokenizer, step: int, mix: 
         seed=recipe.seed,
         step=step,
         batch_size=recipe.tower_batch if tower else recipe.batch,
-        max_objects=recipe.max_objects(step),
+        object_weights=recipe.object_weights(step),
         mix=mix,
         shape=LaneShape(0, recipe.lanes.length) if tower else recipe.lanes,
     )

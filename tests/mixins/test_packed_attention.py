@@ -32,10 +32,12 @@ def model() -> ZooModel:
 def batch(model: ZooModel) -> dict[str, Tensor]:
     """Two rows with the questions above; ids and labels are arbitrary."""
     rows = [
-        [Segment(ids=[10 * n + i for i in range(size)], labels=[20 + i for i in range(size)], task_id=0)
-         for n, size in enumerate(sizes, start=1)]
+        [
+            Segment([10 * n + i for i in range(size)], [20 + i for i in range(size)], 0, [1.0] * size)
+            for n, size in enumerate(sizes, start=1)
+        ]
         for sizes in QUESTION_LENGTHS
-    ]  # fmt: skip
+    ]
     packed = pack_lanes(rows, bos_id=1, image_length=model.config.image_length, shape=SHAPE)
     pixels = load_file(GOLDEN / "reference.safetensors")["pixels.vision"]
     packed["vision_image"] = torch.cat((pixels, pixels.flip(-1)))
@@ -43,7 +45,7 @@ def batch(model: ZooModel) -> dict[str, Tensor]:
 
 
 def model_inputs(batch: dict[str, Tensor], *without: str) -> dict[str, Tensor]:
-    return {name: value for name, value in batch.items() if name not in ("labels", "task_ids", *without)}
+    return {name: value for name, value in batch.items() if name not in ("labels", "task_ids", "weights", *without)}
 
 
 def dense_mask(lane_mask: Tensor) -> Tensor:

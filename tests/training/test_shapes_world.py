@@ -14,7 +14,7 @@ import sat_models
 from sat_models.processing.prompts import build_prompt
 from sat_models.processing.tokens import Tokenizer
 from sat_models.training import shapes_questions as questions
-from sat_models.training.shapes_data import TASK_ID, Segment, TaskMix, dense_targets, encode_qa
+from sat_models.training.shapes_data import TASK_ID, Segment, TaskMix, dense_targets, encode_qa, target_weights
 from sat_models.training.shapes_dataset import write_dataset
 from sat_models.training.shapes_lanes import LaneShape, fit_into_lanes, make_lane_batch
 from sat_models.training.shapes_questions import QA, TASKS, VQA_KINDS
@@ -22,6 +22,7 @@ from sat_models.training.shapes_world import Background, Scene, ShapeObject, dra
 
 WHITE = Background("solid", ((255, 255, 255),))
 HEAD = 67  # BOS, BOI, 64 image tokens, EOI
+ANY = (1, 1, 1)  # as many pictures of one, two and three objects
 
 
 def scene_of(*objects: ShapeObject, size: tuple[int, int] = (200, 100)) -> Scene:
@@ -148,7 +149,8 @@ def test_patches() -> None:
 
 def test_batch_is_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
     first, again, other = (
-        make_lane_batch(tokenizer, seed=1, step=step, batch_size=2, max_objects=3, mix=TaskMix()) for step in (5, 5, 6)
+        make_lane_batch(tokenizer, seed=1, step=step, batch_size=2, object_weights=ANY, mix=TaskMix())
+        for step in (5, 5, 6)
     )
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
     assert not torch.equal(first.vision_image, other.vision_image)
@@ -156,7 +158,7 @@ def test_batch_is_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
 
 def test_each_question_stands_alone(tokenizer: Tokenizer) -> None:
     shape = LaneShape(lanes=4, length=128)
-    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=3, max_objects=3, mix=TaskMix(), shape=shape)
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=3, object_weights=ANY, mix=TaskMix(), shape=shape)
     assert batch.position_ids[0, :HEAD].tolist() == [0, 1, *[2] * 64, 3]
     assert batch.vision_expert_mask[0, :HEAD].tolist() == [0, *[1] * 65, 0]
     assert batch.image_embed_mask.sum().item() == 3 * 66 and batch.labels[:, :HEAD].eq(-100).all()
@@ -184,7 +186,7 @@ def test_each_question_stands_alone(tokenizer: Tokenizer) -> None:
 
 
 def test_lanes_hold_what_fits_longest_first(tokenizer: Tokenizer) -> None:
-    segments = [Segment([7] * n, [1] * n, 0) for n in (30, 100, 60, 90, 20, 200)]
+    segments = [Segment([7] * n, [1] * n, 0, [1.0] * n) for n in (30, 100, 60, 90, 20, 200)]
     lanes = fit_into_lanes(segments, LaneShape(lanes=2, length=128))
     assert [[len(s.ids) for s in lane] for lane in lanes] == [[100, 20], [90, 30]]
 
@@ -209,11 +211,19 @@ def test_every_turn_of_a_conversation_is_trained(tokenizer: Tokenizer, version: 
     assert segment.task_id == TASK_ID["chat"]
 
 
+def test_the_first_digits_of_a_box_count_most(tokenizer: Tokenizer) -> None:
+    digits = frozenset(tokenizer.encode(f"0{digit}")[-1] for digit in range(10))
+    labels = [-100, *tokenizer.encode("[[080,540,400,860]]"), tokenizer.eos_id]
+    weights = [w for w, label in zip(target_weights(labels, digits), labels, strict=True) if label in digits]
+    assert weights == [6.0, 2.0, 0.1, 2.0, 0.5, 0.1, 1.0, 0.3, 0.1, 1.0, 0.3, 0.1]
+    assert target_weights(tokenizer.encode("3"), digits) == [1.0] * len(tokenizer.encode("3")), "a count is no box"
+
+
 def test_mix_of_tasks(tokenizer: Tokenizer) -> None:
     only_rec = TaskMix(caption=0, grounded_caption=0, rec=2, reg=0, vqa=0, chat=0)
-    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=4, max_objects=3, mix=only_rec)
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=4, object_weights=ANY, mix=only_rec)
     assert set(batch.task_ids.unique().tolist()) == {-1, TASK_ID["rec"]}
-    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=12, max_objects=3, mix=TaskMix())
+    batch = make_lane_batch(tokenizer, seed=0, step=0, batch_size=40, object_weights=ANY, mix=TaskMix())
     assert set(batch.task_ids.unique().tolist()) == {-1, *range(len(TASKS))}
 
 
