@@ -1,13 +1,17 @@
 """Errors meant for users.
 
 Each message says what was given, what is allowed and what to do. Scripts turn every `ZooError` into one line on
-stderr and exit code 2; anything else is a bug of ours and keeps its traceback.
+stderr and exit code 2 (`run_script`); anything else is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class ZooError(ValueError):
@@ -44,3 +48,25 @@ class MissingPackageError(ZooError, ImportError):
             f"{purpose} needs the package '{package}', which is not installed. "
             f'Install it with: pip install "cogvlm-sat-zoo[{extra}]"  (or: pip install {package})'
         )
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a command to its exit code; what the user can mend is one line on stderr and 2, an interruption 130."""
+    try:
+        sys.exit(main())
+    except ZooError as error:
+        complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def complain(error: Exception) -> None:
+    """One line on stderr.
+
+    Processes of one job mostly fail alike and their launcher ends all with the first, so those behind wait a little:
+    what they still live to say is then the real reason.
+    """
+    if int(os.environ.get("RANK", "0")):
+        time.sleep(3)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

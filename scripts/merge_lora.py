@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ZooError
+from sat_models.errors import run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,15 +33,15 @@ def main() -> int:
     import torch
 
     from sat_models import runtime
-    from sat_models.checkpoint.adapter import adapter_path, read_adapter
+    from sat_models.checkpoint.adapter import find_adapter, read_adapter
     from sat_models.checkpoint.layout import find_checkpoint
     from sat_models.checkpoint.merge import merge_lora_checkpoint
     from sat_models.zoo import locate
 
     runtime.setup_logging()
     dtype = runtime.choose_dtype(args.dtype, torch.device("cpu")) if args.dtype else None
-    file = adapter_path(args.from_pretrained)
-    adapter = read_adapter(file) if file.suffix == ".safetensors" and file.is_file() else None
+    file = find_adapter(args.from_pretrained)
+    adapter = read_adapter(file) if file else None
     source = find_checkpoint(locate(args.base or (adapter.base_model if adapter else args.from_pretrained)))
     written = merge_lora_checkpoint(source, args.output, adapter=adapter, alpha=args.alpha, size=args.mp, dtype=dtype)
     print(f"wrote {written} ({args.mp} part(s)). Try it: --from_pretrained {args.output}")
@@ -49,8 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -39,8 +38,6 @@ def main() -> None:
     from sat_models.training.tiny import TinyRecipe, export_tiny, train_tiny
 
     device = torch.device(runtime.choose_device(args.device))
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
     runtime.setup_logging()

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 
 from sat_models.errors import ConfigError, InputError, ZooError
-from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate, prompt_length
+from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Turn, build_prompt, prompt_style
+from sat_models.processing.prompts import Turn, build_prompt
 from sat_models.training.records import Record
 from sat_models.training.sampler import LengthGroupedSampler
 
@@ -104,9 +104,8 @@ class VLMDataset:
         self.bad: dict[str, str] = {}
         self._items: list[tuple[Record, tuple[Turn, ...]]] = []
         self._tokenizer = processor.tokenizer
-        whole = prompt_style(self.version).keeps_history
         for record in records:
-            for turns in [record.turns] if whole else [(turn,) for turn in record.turns]:
+            for turns in map(tuple, processor.split_turns(record.turns, self.version)):
                 if self._fits(record, turns[0][0]):
                     self._items.append((record, turns))
         self.lengths = [rough_length(processor, len(record.images), turns) for record, turns in self._items]
@@ -129,6 +128,10 @@ class VLMDataset:
         """ "file:line" of a sample."""
         return self._items[index][0].source
 
+    def dialogue(self, index: int) -> tuple[Record, tuple[Turn, ...]]:
+        """The record of a sample and those of its turns that the sample holds."""
+        return self._items[index]
+
     def take(self, index: int) -> Sample:
         """One sample.
 
@@ -140,7 +143,7 @@ class VLMDataset:
         for at in itertools.chain(range(index, len(self)), range(index)):
             record, turns = self._items[at]
             try:
-                (inputs,) = self.processor.training_samples(
+                inputs = self.processor.training_sample(
                     list(record.images), turns, version=self.version, max_length=self.max_length
                 )
                 return Sample(inputs, at, record.source)
@@ -150,7 +153,7 @@ class VLMDataset:
 
     def _fits(self, record: Record, question: str) -> bool:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        room = self.max_length - MIN_ANSWER_ROOM - prompt_length(0, self.processor.image_length, len(record.images))
+        room = self.max_length - MIN_ANSWER_ROOM - self.processor.prompt_length(0, len(record.images))
         prompt = build_prompt(self.version, question)
         if len(prompt.encode()) < room:  # a token is at least one byte, but for the leading space
             return True
@@ -178,7 +181,7 @@ class VLMDataset:
 def rough_length(processor: Processor, pictures: int, turns: Iterable[Turn]) -> int:
     """About as many tokens as a sample takes, without tokenising: only its order is relied on."""
     text = sum(len(_TOKENS.findall(part)) for turn in turns for part in turn)
-    return prompt_length(text, processor.image_length, pictures)
+    return processor.prompt_length(text, pictures)
 
 
 def batches(

@@ -11,8 +11,20 @@ from sat_models.errors import ConfigError, UnknownNameError
 _LAYER = "transformer.layers.*"
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "vit": ("mixins.eva.vit_model.*",),
-    "projector": ("mixins.eva.linear_proj.*", "mixins.eva.boi", "mixins.eva.eoi", "mixins.eva.pos_embed"),
+    "vit": (
+        "mixins.eva.vit_model.transformer.*",
+        "mixins.eva.vit_model.mixins.*",
+        "mixins.eva.vit_model.vit.*",
+        "mixins.eva.model.vit.*",
+    ),
+    "qformer": ("mixins.eva.vit_model.qformer.*", "mixins.eva.model.qformer.*"),
+    "projector": (
+        "mixins.eva.linear_proj.*",
+        "mixins.eva.model.glm_proj.*",
+        "mixins.eva.boi",
+        "mixins.eva.eoi",
+        "mixins.eva.pos_embed",
+    ),
     "vision_expert": ("mixins.mlp.vision_*", "mixins.rotary.vision_*"),
     "language": (
         f"{_LAYER}.attention.*",
@@ -23,14 +35,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mixins.mlp.gate_proj.*",
     ),
     "embeddings": ("transformer.word_embeddings.*",),
-    "head": ("mixins.lm.*",),
+    "head": ("mixins.lm.*", "mixins.chatglm-final.*"),
     "encoder": ("mixins.encoder.*",),
     "cross_attention": (f"{_LAYER}.cross_attention.*", f"{_LAYER}.post_cross_attention_layernorm.*"),
     "prefix": (f"mixins.{PTUNING_NAME}.*",),
 }
 """Shell patterns over whole parameter names. LoRA matrices belong to the group of the weight they adapt."""
 
-VISION_GROUPS = ("vit", "projector", "vision_expert", "encoder", "cross_attention")
+VISION_GROUPS = ("vit", "qformer", "projector", "vision_expert", "encoder", "cross_attention")
 """What a batch without pictures gives no gradient."""
 
 

@@ -29,7 +29,7 @@ from sat_models.training.groups import (
     select_parameters,
 )
 
-LORA_GROUPS = ("vit", "projector", "vision_expert", "language", "cross_attention")
+LORA_GROUPS = ("vit", "qformer", "projector", "vision_expert", "language", "cross_attention")
 """What `all` with a rank adapts: every linear but those of the head and of the high-resolution tower."""
 
 ALL = "all"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.processing.image import load_image
-from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, TAIL_ROOM, VLMInputs, prompt_length
+from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, TAIL_ROOM, VLMInputs
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import build_prompt, prompt_style
 from sat_models.processing.tokens import Tokenizer
@@ -153,14 +153,15 @@ def check_lengths(
     """Tokens of each sample of a record before any cut, and what does not fit."""
     whole = prompt_style(version).keeps_history
     lengths, problems = [], []
-    pictures = prompt_length(0, processor.image_length, len(record.images)) - 1
-    for number, turns in enumerate([record.turns] if whole else [(turn,) for turn in record.turns], 1):
-        (sample,) = processor.training_samples(None, turns, version=version, max_length=_NO_LIMIT)
+    pictures = processor.prompt_length(0, len(record.images)) - processor.prompt_length(0, 0)
+    for number, turns in enumerate(processor.split_turns(record.turns, version), 1):
+        sample = processor.training_sample(None, turns, version=version, max_length=_NO_LIMIT)
         length = sample.length + pictures
         lengths.append(length)
         if length <= max_length - TAIL_ROOM + 1:
             continue
-        question = len(processor.tokenizer.encode(build_prompt(version, turns[0][0]))) + pictures + 1
+        text = len(processor.tokenizer.encode(build_prompt(version, turns[0][0])))
+        question = processor.prompt_length(text, len(record.images))
         if question > max_length - MIN_ANSWER_ROOM:
             outcome = f"the question alone takes {question}, so that it cannot be trained on"
         else:
@@ -192,11 +193,12 @@ def marked_text(sample: VLMInputs, tokenizer: Tokenizer) -> str:
     At the end of an earlier answer the target is </s>, although the input goes on with the next question.
     """
     ids, labels = sample.input_ids[0].tolist(), sample.labels[0].tolist()
-    slots, expert = sample.image_embed_mask[0].tolist(), sample.vision_expert_mask[0].tolist()
+    slots = sample.image_embed_mask[0].tolist()
+    experts = slots if sample.vision_expert_mask is None else sample.vision_expert_mask[0].tolist()
     parts: list[tuple[bool, bytes]] = []
     for at, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if slots[at]:
-            if expert[at] and not expert[at - 1]:  # BOI
+            if experts[at] and (at == 0 or not experts[at - 1]):  # EOI, which no expert reads, parts two pictures
                 parts.append((False, b"<picture>"))
             continue
         if label != IGNORE and label != token:

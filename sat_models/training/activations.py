@@ -1,0 +1,188 @@
+"""What a model keeps for its backward pass, found without computing anything: a forward pass over tensors that have
+shapes and no memory, with a count of what autograd holds on to. So it knows every model, plan and checkpointing flag.
+
+Legend: B batch, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mixins.base import ZooModel
+from sat_models.processing.inputs import VLMInputs
+from sat_models.processing.layout import collate, layout_prompt
+from sat_models.training.engine import recompute
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Attention that keeps no S x S matrix. CPU and GPU have it; on meta, torch would take one that does."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes on one rank.
+
+    Attributes:
+        kept: held from forward to backward.
+        layer: on top of it while one layer is computed again, with activation checkpointing; else 0.
+        loss: what the loss needs besides, when the forward pass ends and the backward pass begins.
+    """
+
+    kept: int
+    layer: int
+    loss: int
+
+
+def measure_activations(
+    model: ZooModel,
+    config: Any,
+    *,
+    batch_size: int,
+    length: int,
+    dtype: torch.dtype,
+    checkpoint_language: bool = False,
+    checkpoint_vision: bool = False,
+) -> Activations:
+    """Activations of one training pass over `batch_size` samples of `length` tokens, a picture each.
+
+    Args:
+        model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed.
+        config: the model's.
+        dtype: of weights and activations in training.
+    """
+    inputs = example_batch(config, batch_size, length)
+    count = _kept(model, inputs, dtype, language=checkpoint_language, vision=checkpoint_vision)
+    layer = 0
+    if checkpoint_language or checkpoint_vision:
+        whole = _kept(model, inputs, dtype, language=False, vision=False)
+        layer = (whole - count) // max(1, config.num_layers)
+    logits = inputs.input_ids.numel() * config.vocab_size
+    targets = _targets(inputs).numel() * config.vocab_size
+    loss = max(logits * dtype.itemsize + targets * (dtype.itemsize + 4), targets * 4 + 2 * logits * dtype.itemsize)
+    return Activations(count, layer, loss)
+
+
+def example_batch(config: Any, batch_size: int, length: int) -> VLMInputs:
+    """A batch of text behind a picture; its pixels are on meta, the rest is real, because the model reads it."""
+    form, has_picture = config.sequence_form, hasattr(config, "image_length")
+    fixed = form.fixed_tokens(config.image_length, 1) if has_picture else int(form.begin)
+    layout = layout_prompt(
+        [0] * max(1, length - fixed),
+        config.image_length if has_picture else 0,
+        num_images=int(has_picture),
+        bos_id=0,
+        form=form,
+    )
+
+    def pixels(side: int | None) -> Tensor | None:
+        return None if side is None else torch.empty(1, 3, side, side, device="meta")
+
+    sample = VLMInputs.from_layout(
+        layout,
+        vision_image=pixels(config.image_size if has_picture else None),
+        cross_image=pixels(getattr(config, "cross_image_pix", None)),
+    )
+    return collate([sample] * batch_size, pad_id=0)
+
+
+def _targets(inputs: VLMInputs) -> Tensor:
+    """Flat indices of the positions whose logits enter the loss: all text."""
+    return (inputs.image_embed_mask == 0).flatten().nonzero().flatten()
+
+
+def _kept(model: ZooModel, inputs: VLMInputs, dtype: torch.dtype, *, language: bool, vision: bool) -> int:
+    """Bytes of what the graph of one forward pass with its loss holds, parameters aside."""
+    held: dict[int, Any] = {}
+    own: set[int] = set()
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held[storage._cdata] = storage  # kept, so that the number stays its own
+        return tensor
+
+    given = inputs.to(dtype=dtype).model_kwargs()
+    targets = _targets(inputs)
+    with ExitStack() as stack:
+        own |= {tensor.untyped_storage()._cdata for tensor in stack.enter_context(_without_memory(model, dtype))}
+        recompute(model.train(), language=language, vision=vision)
+        stack.enter_context(_without_sending())
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor))
+        stack.enter_context(_ShapesOnly())
+        stack.enter_context(_FlashAttention())
+        logits = model(**given)[0]
+        chosen = logits.flatten(0, 1)[targets].float()
+        loss = F.cross_entropy(chosen, torch.zeros_like(targets), reduction="sum")
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in held.values())
+
+
+@contextmanager
+def _without_memory(model: nn.Module, dtype: torch.dtype) -> Iterator[list[Tensor]]:
+    """The model with meta tensors for its parameters and buffers, which are given. Afterwards it is as it was in all:
+    tables that a forward pass keeps in a module have no content here."""
+    twins: dict[int, Tensor] = {}
+
+    def twin(tensor: Tensor | None) -> Tensor | None:
+        if tensor is not None and id(tensor) not in twins:
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            twins[id(tensor)] = torch.empty_like(tensor, dtype=kind, device="meta", requires_grad=tensor.requires_grad)
+        return None if tensor is None else twins[id(tensor)]
+
+    before = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    try:
+        for module, _, parameters, buffers in before:
+            module._parameters.update({name: twin(tensor) for name, tensor in parameters.items()})
+            module._buffers.update({name: twin(tensor) for name, tensor in buffers.items()})
+        yield list(twins.values())
+    finally:
+        for module, attributes, parameters, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+
+class _ShapesOnly(TorchDispatchMode):
+    """Lets real tensors (ids, masks) meet meta ones."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Takes the attention that training takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            mask = kwargs.get("attn_mask")
+            return _FLASH(*args[:3], 0.0, kwargs.get("is_causal", False), attn_mask=mask)[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _without_sending() -> Iterator[None]:
+    """Collectives that do nothing, for tensors without memory."""
+    before: dict[str, Callable] = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")}
+    try:
+        for name in before:
+            setattr(dist, name, lambda *args, **kwargs: None)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(dist, name, function)

@@ -1,0 +1,180 @@
+"""Evaluation while training: loss and perplexity on every validation sample, and answers in words to some of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixins.base import ZooModel
+from mixins.sat_compat import mpu
+from sat_models import runtime
+from sat_models.errors import InputError
+from sat_models.evaluation.metrics import box_iou, exact_match, grounded_phrases, vqa_soft_accuracy
+from sat_models.generation.engine import Engine, complete, evaluation_mode
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.stops import end_at
+from sat_models.processing.layout import VLMInputs
+from sat_models.training.data import VLMDataset, evaluation_batches
+from sat_models.training.formats import read_records
+from sat_models.training.records import Problem, raise_problem
+from sat_models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+BOX_IOU = 0.5
+
+
+def token_loss(model: Any, inputs: VLMInputs) -> tuple[Tensor, int]:
+    """Sum of the cross-entropies of a batch's targets, in fp32, and their number.
+
+    Args:
+        model: of the zoo, or an engine around one.
+        inputs: with `labels`, unshifted.
+    """
+    logits = model(**inputs.model_kwargs())[0]
+    target = inputs.labels[:, 1:]
+    trained = target >= 0
+    chosen = logits[:, :-1][trained].float()
+    return F.cross_entropy(chosen, target[trained], reduction="sum"), int(target[trained].numel())
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Validation data and how much of it is answered in words.
+
+    Attributes:
+        dataset: the same on all ranks.
+        batch_size: samples per rank and pass.
+        samples: how many are answered; spread over the dataset.
+        max_new_tokens: longest answer.
+    """
+
+    dataset: VLMDataset
+    batch_size: int
+    samples: int
+    max_new_tokens: int
+
+    def evaluate(
+        self, model: ZooModel, *, device: torch.device, dtype: torch.dtype, in_step: bool = False
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Scores and predictions, the same on all ranks; all ranks call it.
+
+        Args:
+            in_step: every rank must run every forward pass (ZeRO-3): all answer everything.
+
+        Returns:
+            `loss` per target token, `perplexity`, and where samples are answered `exact_match`, `vqa_accuracy` and, for
+            answers with boxes, `box_accuracy` (first box, IoU at least 0.5), all in 0-1; and one dict per answer.
+        """
+        with evaluation_mode(model), torch.no_grad():
+            scores = self._loss(model, device, dtype)
+            predictions = self._answers(model, device, in_step)
+        return {**scores, **_means(predictions)}, predictions
+
+    def _loss(self, model: ZooModel, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        parts = evaluation_batches(
+            self.dataset,
+            batch_size=self.batch_size,
+            rank=mpu.get_data_parallel_rank(),
+            world=mpu.get_data_parallel_world_size(),
+        )
+        for batch in parts:
+            loss, count = token_loss(model, batch.inputs.to(device, dtype))
+            sums += torch.tensor([float(loss), count], dtype=torch.float64, device=device)
+        dist.all_reduce(sums, group=mpu.get_data_parallel_group())
+        mean = float(sums[0] / sums[1].clamp(min=1))
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+
+    def _answers(self, model: ZooModel, device: torch.device, in_step: bool) -> list[dict[str, Any]]:
+        count = min(self.samples, len(self.dataset))
+        wanted = [number * len(self.dataset) // count for number in range(count)]
+        ranks = 1 if in_step else mpu.get_data_parallel_world_size()
+        own = wanted[(0 if in_step else mpu.get_data_parallel_rank()) :: ranks]
+        processor = self.dataset.processor
+        engine = Engine(model, eos_id=processor.tokenizer.eos_id, max_length=processor.max_length, device=device)
+        options = SamplingOptions(max_new_tokens=self.max_new_tokens)
+        made = {index: answer for index in own if (answer := self._answer(engine, options, index))}
+        merged = {index: answer for one in runtime.gather_objects(made) for index, answer in one.items()}
+        return [merged[index] for index in sorted(merged)]
+
+    def _answer(self, engine: Engine, options: SamplingOptions, index: int) -> dict[str, Any] | None:
+        record, turns = self.dataset.dialogue(index)
+        *history, (question, expected) = turns
+        processor = self.dataset.processor
+        try:
+            inputs = processor(
+                list(record.images),
+                question,
+                history=history,
+                version=self.dataset.version,
+                allow_empty_query=True,
+            )
+            tokens = end_at(engine.tokens(inputs, options), processor.stops(self.dataset.version), processor.tokenizer)
+            answer = complete(tokens, processor.tokenizer)
+        except InputError as error:
+            logger.warning("validation sample %s was not answered: %s", record.source, error)
+            return None
+        return {
+            "source": record.source,
+            "images": [str(image) for image in record.images],
+            "question": question,
+            "expected": expected,
+            "answer": answer.text,
+            "finish_reason": answer.finish_reason,
+            **_score(answer.text, expected),
+        }
+
+
+def _score(answer: str, expected: str) -> dict[str, float]:
+    scores = {
+        "exact_match": float(exact_match(answer, expected)),
+        "vqa_accuracy": vqa_soft_accuracy(answer, [expected]),
+    }
+    boxes = grounded_phrases(expected)
+    if boxes:
+        scores["box_accuracy"] = float(box_iou(answer, boxes[0][1]) >= BOX_IOU)
+    return scores
+
+
+def _means(predictions: list[dict[str, Any]]) -> dict[str, float]:
+    names = ("exact_match", "vqa_accuracy", "box_accuracy")
+    values = {name: [p[name] for p in predictions if name in p] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items() if each}
+
+
+def evaluate_data(
+    vlm: VLM,
+    paths: Sequence[str],
+    *,
+    version: str | None = None,
+    batch_size: int = 4,
+    samples: int = 200,
+    max_new_tokens: int = 128,
+    on_bad: str = "error",
+    **reading: Any,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Scores of a loaded model on data in any of the training formats, as `Evaluator.evaluate` gives them.
+
+    Args:
+        samples: how many are answered in words; the loss is of all.
+        reading: `format`, `prompt`, `image_root` of `formats.read_records`.
+    """
+
+    def report(problem: Problem) -> None:
+        if on_bad == "error":
+            raise_problem(problem)
+        logger.warning("left out: %s", problem)
+
+    records = [r for path in paths for r in read_records(path, on_problem=report, **reading)]
+    dataset = VLMDataset(records, vlm.processor, version=version, on_bad=on_bad)
+    evaluator = Evaluator(dataset, batch_size, samples, max_new_tokens)
+    return evaluator.evaluate(vlm.model, device=vlm.device, dtype=vlm.dtype)

@@ -1,0 +1,301 @@
+"""The training loop: batches in, optimiser steps, reports, evaluations and checkpoints out.
+
+All ranks decide alike. Once per pass they share what each saw (loss, targets, a loss that is no number, a request to
+stop), so that none waits for another that has left.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mixins.sat_compat import mpu
+from sat_models import runtime
+from sat_models.checkpoint.adapter import save_adapter
+from sat_models.checkpoint.io import write_rank_weights
+from sat_models.errors import CheckpointError, ZooError
+from sat_models.training.data import Batch, VLMDataset, batches
+from sat_models.training.engine import DTYPES, set_rate, whole_parameters, zero_stage
+from sat_models.training.evaluating import Evaluator, token_loss
+from sat_models.training.loop_parts import Meter, StopRequest, memory_in_use, random_state, restore_random_state
+from sat_models.training.reporting import Reporter
+from sat_models.training.schedule import learning_rate
+from sat_models.training.settings import FinetuneSettings
+from sat_models.training.store import CheckpointStore
+from sat_models.training.trainable import GradientWatch
+
+logger = logging.getLogger(__name__)
+
+ENGINE_FOLDER = "engine"
+RNG_FOLDER = "rng"
+PREDICTIONS_FOLDER = "predictions"
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in every checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        passes: batches taken from the data, skipped ones included; the next batch has this number.
+        best: best score so far.
+        without_better: evaluations since then.
+    """
+
+    step: int = 0
+    passes: int = 0
+    best: float | None = None
+    without_better: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: `reason` is "finished", "stopped" (SIGTERM) or "no better score"."""
+
+    step: int
+    reason: str
+    losses: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """One run, from the step at which it stands to its end.
+
+    Args:
+        engine: of DeepSpeed.
+        settings: of the run.
+        identity: what must be the same for a checkpoint to be resumed, by name.
+        whole: a checkpoint holds all weights, not those alone that train.
+        base_model: what the run started from, for adapters.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        settings: FinetuneSettings,
+        data: VLMDataset,
+        evaluator: Evaluator | None,
+        store: CheckpointStore,
+        *,
+        precision: str,
+        identity: dict[str, Any],
+        whole: bool,
+        base_model: str,
+    ) -> None:
+        self.engine, self.settings, self.data = engine, settings, data
+        self.evaluator, self.store = evaluator, store
+        self.identity, self.whole, self.base_model = identity, whole, base_model
+        self.device, self.dtype = engine.device, DTYPES[precision]
+        self.progress = Progress()
+        self._stop = StopRequest()
+        seed = settings.seed + mpu.get_data_parallel_rank()  # dropout: ranks that share a model draw alike
+        runtime.seed_everything(seed)
+
+    def resume(self) -> bool:
+        """Go to the newest checkpoint that verifies; False where there is none.
+
+        Raises:
+            CheckpointError: it belongs to a run with another topology, model or plan.
+        """
+        found = self.store.newest_good()
+        if found is None:
+            return False
+        folder, manifest = found
+        saved = manifest["info"]["identity"]
+        for name, own in self.identity.items():
+            if saved.get(name) != own:
+                raise CheckpointError(
+                    f"{folder} was written by a run with {name} = {saved.get(name)}, but this one has {own}: its "
+                    "optimiser state does not fit. Run with the former value, or choose another --save_path (weights "
+                    "of any number of processes can be merged and started from)"
+                )
+        self.engine.load_checkpoint(str(folder), tag=ENGINE_FOLDER, load_module_strict=False)
+        self.progress = Progress(**manifest["info"]["progress"])
+        restore_random_state(torch.load(folder / RNG_FOLDER / f"rank_{runtime.rank():03d}.pt", weights_only=False))
+        logger.info("going on after step %d of %d (%s)", self.progress.step, self.settings.train_iters, folder)
+        return True
+
+    def run(self, reporter: Reporter) -> Outcome:
+        """Train to `settings.train_iters`; a checkpoint of the last step is there when this returns.
+
+        Raises:
+            ZooError: a loss that is no number (with on_nonfinite "stop"), a bad sample, or a save that failed.
+        """
+        from tqdm import tqdm
+
+        settings, progress = self.settings, self.progress
+        losses: list[float] = []
+        bar = tqdm(
+            total=settings.train_iters,
+            initial=progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=runtime.rank() != 0,
+        )
+        watch = GradientWatch(self.engine.module) if progress.step == 0 else None
+        ending = "finished"
+        saved_at = progress.step if progress.step else -1
+        with self._stop.listening(), bar:
+            data = self._data()
+            meter = Meter()
+            while progress.step < settings.train_iters:
+                rate = learning_rate(settings, progress.step)
+                set_rate(self.engine, rate)
+                loss, tokens, pictures = self._step(data)
+                if watch is not None:
+                    watch.check(had_pictures=pictures)
+                    watch = None
+                progress.step += 1
+                losses.append(loss)
+                meter.add(loss, tokens)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4g}", lr=f"{rate:.2g}", tok_s=f"{meter.speed:.0f}", mem=memory_in_use())
+                if progress.step % settings.log_interval == 0 or progress.step == settings.train_iters:
+                    reporter.report(progress.step, {"loss": meter.loss(), "lr": rate, "tokens_per_s": meter.speed})
+                score, improved = self._evaluate_if_due(reporter)
+                stop = self._someone_stops()
+                tired = 0 < settings.patience <= progress.without_better
+                due = progress.step % settings.save_interval == 0 or progress.step == settings.train_iters
+                if due or improved or stop or tired:
+                    self.save(score)
+                    saved_at = progress.step
+                if stop or tired:
+                    ending = "stopped" if stop else "no better score"
+                    break
+        if saved_at != progress.step:
+            self.save(None)
+        return Outcome(step=progress.step, reason=ending, losses=losses)
+
+    def save(self, score: float | None) -> Path:
+        """Write a checkpoint of the step at which the run stands; all ranks call it."""
+        info = {
+            "identity": self.identity,
+            "progress": vars(self.progress).copy(),
+            "settings": self.settings.to_dict(),
+            "base_model": self.base_model,
+        }
+        return self.store.save(
+            self.progress.step,
+            self._write,
+            score=score,
+            higher_is_better=self.settings.best_by != "loss",
+            info=info,
+        )
+
+    def _write(self, folder: Path) -> None:
+        model = self.engine.module
+        trained = [p for p in model.parameters() if self.whole or p.requires_grad]
+        with whole_parameters(self.engine, trained):
+            if self.whole:
+                if mpu.get_data_parallel_rank() == 0:
+                    write_rank_weights(model, folder)
+            else:
+                extra = {"step": self.progress.step, "version": self.data.version}
+                save_adapter(model, folder, base_model=self.base_model, extra=extra)
+        self.engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=True)
+        rng = folder / RNG_FOLDER
+        rng.mkdir(exist_ok=True)
+        torch.save(random_state(), rng / f"rank_{runtime.rank():03d}.pt")
+
+    def _data(self) -> Iterator[Batch]:
+        settings = self.settings
+        return batches(
+            self.data,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            rank=mpu.get_data_parallel_rank(),
+            world=mpu.get_data_parallel_world_size(),
+            start_step=self.progress.passes,
+            group_by_length=settings.group_by_length,
+            workers=settings.workers,
+        )
+
+    def _step(self, data: Iterator[Batch]) -> tuple[float, int, bool]:
+        """One optimiser step: mean loss per token of its passes, tokens of all ranks, whether it saw pictures."""
+        losses, tokens, pictures, skipped = [], 0, False, 0
+        while len(losses) < self.settings.accumulate:
+            batch = runtime.in_step(lambda: next(data))
+            self.progress.passes += 1
+            inputs = batch.inputs.to(self.device, self.dtype)
+            total, count = token_loss(self.engine, inputs)
+            loss = total / max(count, 1)
+            mean, seen, bad = self._share(loss, inputs.input_ids.numel())
+            if bad:
+                skipped += 1
+                self._report_nonfinite(batch, loss, skipped)
+                continue
+            self.engine.backward(loss)
+            self.engine.step()
+            losses.append(mean)
+            tokens += seen
+            pictures |= inputs.vision_image is not None
+        return sum(losses) / len(losses), tokens, pictures
+
+    def _share(self, loss: torch.Tensor, tokens: int) -> tuple[float, int, bool]:
+        """Mean loss and sum of tokens over the data-parallel ranks, and whether any rank's loss is no number."""
+        own = float(loss.detach())
+        bad = not math.isfinite(own)
+        sums = torch.tensor([0.0 if bad else own, tokens, bad], dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        world, group = runtime.world_size(), mpu.get_model_parallel_world_size()
+        return float(sums[0]) / world, int(sums[1]) // group, bool(sums[2] > 0)
+
+    def _report_nonfinite(self, batch: Batch, loss: torch.Tensor, skipped: int) -> None:
+        finite = bool(torch.isfinite(loss.detach()))
+        named = runtime.gather_objects([] if finite else list(batch.sources))
+        sources = list(dict.fromkeys(source for one in named for source in one))
+        message = f"the loss of pass {self.progress.passes} is no number; its samples: {', '.join(sources)}"
+        if self.settings.on_nonfinite == "stop":
+            raise ZooError(
+                f"{message}. The checkpoints before it are whole. Look at these samples, lower --learning_rate, use "
+                "bf16 or fp32, or leave such batches out with --on_nonfinite skip"
+            )
+        if skipped >= 100:
+            raise ZooError(f"{message}. So were the 99 batches before it: the run has diverged")
+        logger.warning("%s; left out", message)
+
+    def _evaluate_if_due(self, reporter: Reporter) -> tuple[float | None, bool]:
+        """The score of this step where it is evaluated, and whether it is the best so far."""
+        settings, progress = self.settings, self.progress
+        if self.evaluator is None or not settings.eval_interval:
+            return None, False
+        if progress.step % settings.eval_interval and progress.step != settings.train_iters:
+            return None, False
+        scores, predictions = self.evaluator.evaluate(
+            self.engine.module, device=self.device, dtype=self.dtype, in_step=zero_stage(self.engine) == 3
+        )
+        reporter.report(progress.step, {f"eval/{name}": value for name, value in scores.items()})
+        logger.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        runtime.in_step(lambda: self._keep(predictions))
+        score = scores.get(settings.best_by)
+        if score is None:
+            raise ZooError(f"--best_by {settings.best_by}: no validation answer has such a score; use loss")
+        better = progress.best is None or (
+            score < progress.best if settings.best_by == "loss" else score > progress.best
+        )
+        progress.without_better = 0 if better else progress.without_better + 1
+        progress.best = score if better else progress.best
+        return score, better
+
+    def _keep(self, predictions: list[dict[str, Any]]) -> None:
+        if runtime.rank() != 0 or not predictions:
+            return
+        file = self.store.folder / PREDICTIONS_FOLDER / f"{self.progress.step}.jsonl"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {file}: {error.strerror or error}. Free space.") from error
+
+    def _someone_stops(self) -> bool:
+        flag = torch.tensor(float(self._stop.came), device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag > 0)

@@ -1,0 +1,88 @@
+"""Small parts of the training loop: speed, the signal to stop, random states, memory in use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class Meter:
+    """Loss since the last report and tokens per second."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._since, self.speed = time.monotonic(), 0.0
+
+    def add(self, loss: float, tokens: int) -> None:
+        """One step."""
+        self._losses.append(loss)
+        now = time.monotonic()
+        latest = tokens / max(now - self._since, 1e-9)
+        self.speed = latest if not self.speed else 0.9 * self.speed + 0.1 * latest
+        self._since = now
+
+    def loss(self) -> float:
+        """Mean since the last call."""
+        mean = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        return mean
+
+
+class StopRequest:
+    """Whether SIGTERM came. The first one asks for an end after the step at hand, a second one ends the process."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signal inside the block; the former handler is back afterwards."""
+
+        def note(number: int, frame: Any) -> None:
+            logger.warning("SIGTERM: saving after this step, then stopping")
+            self.came = True
+            signal.signal(signal.SIGTERM, before)
+
+        try:
+            before = signal.signal(signal.SIGTERM, note)
+        except ValueError:  # not the main thread: signals do not come here
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def random_state() -> dict[str, Any]:
+    """Python's and torch's, of this process."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def memory_in_use() -> str:
+    """Memory of this process for the progress bar: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f}GB"
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return f"{int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f}GB"

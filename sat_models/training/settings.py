@@ -1,0 +1,267 @@
+"""Settings of a fine-tuning run, from defaults, a preset, files and flags.
+
+Precedence: defaults < `configs/finetune/<model>.yaml` < the files of `--config`, in their order < flags. Every field is
+a flag of the same name and a key of those files; a key that is not a field is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.registry import config_file
+
+PRESETS = "finetune"
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy")
+"""What the best checkpoint is chosen by; of the loss less is better, of the others more."""
+
+
+def _setting(default: Any, text: str, kind: Any = str, **flag: Any) -> Any:
+    """A field with what its flag needs. `many=True` takes several values; `choices` as in argparse."""
+    return field(default=default, metadata={"help": text, "kind": kind, **flag})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """One run. Counts of steps are optimiser steps; lengths are tokens; rates are per step."""
+
+    from_pretrained: str = _setting("", "model to start from: a name of the zoo, a folder, a file")
+    sat_home: str | None = _setting(None, "folder in which names are looked up; default: SAT_HOME")
+    local_tokenizer: str | None = _setting(None, "tokenizer file or folder, where none lies beside the weights")
+    version: str | None = _setting(None, "prompt style: base, chat, vqa, chat_old; default: the checkpoint's")
+    device: str = _setting("auto", "auto, cpu or cuda")
+    mp: int = _setting(1, "processes that share one model", int)
+    quant: int | None = _setting(None, "QLoRA: keep the weights that do not train in 4 or 8 bits", int, choices=(4, 8))
+    precision: str = _setting("auto", "auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU", choices=PRECISIONS)
+
+    train_data: tuple[str, ...] = _setting((), "training data: files or folders, their form is seen", many=True)
+    valid_data: tuple[str, ...] = _setting((), "validation data; default: valid/ beside, else a share", many=True)
+    valid_share: float = _setting(0.05, "of the training data, where there is no validation data; 0: none", float)
+    data_format: str | None = _setting(None, "force a data format")
+    prompt: str | None = _setting(None, "question, where the data carry none (captchas, captions)")
+    image_root: str | None = _setting(None, "folder that picture names are tried in first")
+    on_bad_sample: str = _setting("error", "what a bad sample does", choices=("error", "skip"))
+    max_length: int | None = _setting(None, "longest sample in tokens; default: the model's context", int)
+    group_by_length: bool = _setting(True, "batches of samples of like length", bool)
+    workers: int = _setting(2, "threads that load pictures ahead", int)
+
+    trainable: str = _setting("expert", "expert: the visual expert; all: everything", choices=("expert", "all"))
+    lora_rank: int = _setting(10, "rank of LoRA; -1: no LoRA, train the weights themselves", int)
+    lora_alpha: float | None = _setting(None, "the update is alpha / rank * B A; default 1, as the originals", float)
+    lora_dropout: float = _setting(0.0, "on what goes into A", float)
+    lora_targets: tuple[str, ...] = _setting((), "groups or patterns to adapt, instead of --trainable's", many=True)
+    dora: bool = _setting(False, "DoRA: also learn the length of each row", bool)
+    layer_range: tuple[int, ...] | None = _setting(None, "adapt these layers only", int, many=True)
+    train_also: tuple[str, ...] = _setting((), "groups or patterns to train in full besides", many=True)
+    pre_seq_len: int = _setting(0, "tokens of a p-tuning v2 prefix", int)
+    rate_scales: Mapping[str, float] | None = _setting(None, "GROUP=FACTOR of the learning rate", many=True)
+
+    train_iters: int = _setting(1000, "optimiser steps", int)
+    batch_size: int = _setting(4, "samples per process and pass", int)
+    accumulate: int = _setting(1, "passes per optimiser step", int)
+    learning_rate: float = _setting(1e-5, "highest rate", float)
+    min_learning_rate: float = _setting(0.0, "rate at the end of the schedule", float)
+    schedule: str = _setting("cosine", "after the warm-up", choices=SCHEDULES)
+    warmup: float = _setting(0.02, "share of the steps with a rising rate", float)
+    weight_decay: float = _setting(0.0, "of matrices", float)
+    adam_betas: tuple[float, ...] = _setting((0.9, 0.95), "of AdamW", float, many=True)
+    clip: float = _setting(1.0, "largest norm of the gradient; 0: no limit", float)
+    seed: int = _setting(1234, "of the order of the data, new weights and dropout", int)
+    on_nonfinite: str = _setting("stop", "what a loss that is no number does", choices=("stop", "skip"))
+
+    zero: int | None = _setting(None, "ZeRO stage 0-3; default: what --deepspeed says, else 1", int)
+    deepspeed: str | None = _setting(None, "DeepSpeed settings: a name of configs/deepspeed or a .json file")
+    checkpoint_language: bool = _setting(True, "compute the language layers again instead of keeping them", bool)
+    checkpoint_vision: bool = _setting(True, "the same for vision towers, where they train", bool)
+
+    save_path: str = _setting("", "folder for checkpoints, logs and the merged model")
+    save_interval: int = _setting(200, "steps between checkpoints; the last step is always saved", int)
+    keep_last: int = _setting(2, "checkpoints to keep besides the best", int)
+    resume: str = _setting("auto", "auto: go on where SAVE_PATH stands; none: start anew in an empty folder")
+    eval_interval: int = _setting(200, "steps between evaluations; 0: none", int)
+    eval_samples: int = _setting(50, "validation samples that are answered in words; 0: the loss alone", int)
+    eval_tokens: int = _setting(128, "longest answer there", int)
+    best_by: str = _setting("loss", "what the best checkpoint is chosen by", choices=SCORES)
+    patience: int = _setting(0, "evaluations without a better score before the run ends; 0: never", int)
+    log_interval: int = _setting(10, "steps between lines of metrics.jsonl", int)
+    tensorboard: bool = _setting(True, "write TensorBoard events to SAVE_PATH/tensorboard", bool)
+    wandb: str | None = _setting(None, "project of Weights & Biases to report to")
+    merge: bool = _setting(True, "write SAVE_PATH/merged at the end", bool)
+
+    def __post_init__(self) -> None:
+        for name in ("from_pretrained", "save_path"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is missing: {_help(name)}")
+        if not self.train_data:
+            raise ConfigError(f"--train_data is missing: {_help('train_data')}")
+        at_least = {"mp": 1, "train_iters": 1, "batch_size": 1, "accumulate": 1, "save_interval": 1, "keep_last": 1,
+                    "log_interval": 1, "eval_interval": 0, "eval_samples": 0, "eval_tokens": 1, "patience": 0,
+                    "pre_seq_len": 0, "workers": 0, "clip": 0, "weight_decay": 0, "min_learning_rate": 0}  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        if not self.learning_rate > 0 or self.min_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"--learning_rate is {self.learning_rate}, --min_learning_rate {self.min_learning_rate}: the first "
+                "must be above 0 and not below the second"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"--warmup is {self.warmup}; it is a share of the steps: at least 0, below 1")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"--adam_betas is {self.adam_betas}; it takes two numbers in [0, 1)")
+        if self.zero is not None and self.zero not in range(4):
+            raise ConfigError(f"--zero is {self.zero}; the stages of ZeRO are 0, 1, 2 and 3")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        if self.lora_rank == -1:
+            lora_only = {"lora_alpha": None, "lora_dropout": 0.0, "lora_targets": (), "dora": False,
+                         "layer_range": None}  # fmt: skip
+            given = [f"--{name}" for name, unset in lora_only.items() if getattr(self, name) != unset]
+            if given:
+                raise ConfigError(f"{', '.join(given)} belong to LoRA, which rank -1 switches off; drop one of the two")
+        if self.quant and self.lora_rank == -1:
+            raise ConfigError("--quant keeps weights in a few bits, which cannot train themselves: give --lora_rank")
+        if self.patience and not self.eval_interval:
+            raise ConfigError("--patience counts evaluations, but --eval_interval 0 has none")
+        if self.best_by != "loss" and not self.eval_samples:
+            raise ConfigError(f"--best_by {self.best_by} needs answers, but --eval_samples is 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        plain = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def make_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """All fields as flags, without defaults, so that what was not typed can come from elsewhere."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="files of settings, later ones win")
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", default=False, help="print the plan and the memory, and stop"
+    )
+    for name, given in _fields().items():
+        options: dict[str, Any] = {"help": f"{given.metadata['help']} ({_shown(given.default)})"}
+        if given.metadata["kind"] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = str if name == "rate_scales" else given.metadata["kind"]
+            options["metavar"] = given.metadata["kind"].__name__.upper()
+        if "choices" in given.metadata:
+            options["choices"] = given.metadata["choices"]
+            del options["metavar"]
+        if given.metadata.get("many"):
+            options["nargs"] = "*"
+        dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
+        parser.add_argument(f"--{name}", *dashed, **options)
+    return parser
+
+
+def settings_from(arguments: argparse.Namespace) -> FinetuneSettings:
+    """Settings of parsed flags over the files they name, over the model's preset.
+
+    Raises:
+        ConfigError: a file that is not there, an unknown key, a value out of range, or a contradiction.
+    """
+    typed = {name: value for name, value in vars(arguments).items() if name in _fields()}
+    merged: dict[str, Any] = {}
+    files = [Path(file) for file in arguments.config]
+    preset = preset_of(typed.get("from_pretrained") or _named_in(files))
+    for file in ([preset] if preset else []) + files:
+        merged.update(read_settings(file))
+    return FinetuneSettings(**{name: _as_declared(name, value) for name, value in {**merged, **typed}.items()})
+
+
+def preset_of(model: str | None) -> Path | None:
+    """The settings file that comes with a model, by its name; None where there is none."""
+    if not model:
+        return None
+    from sat_models import registry
+
+    spec = registry.find_spec(Path(model).name)
+    return config_file(f"{PRESETS}/{spec.name}.yaml") if spec else None
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a settings file.
+
+    Raises:
+        ConfigError: it is not there, no YAML of names and values, or has an unknown key.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file {file} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold lines of 'name: value', but it is a {type(content).__name__}")
+    for name in content:
+        if name not in _fields():
+            raise UnknownNameError("setting", str(name), _fields(), hint=f"(in {file})")
+    return content
+
+
+def _named_in(files: Sequence[Path]) -> str | None:
+    named = [read_settings(file).get("from_pretrained") for file in files]
+    return next((name for name in reversed(named) if name), None)
+
+
+def _as_declared(name: str, value: Any) -> Any:
+    """A value as its field declares it: tuples from lists and single values, numbers checked."""
+    given = _fields()[name]
+    kind, many = given.metadata["kind"], given.metadata.get("many")
+    if value is None:
+        return given.default
+    if name == "rate_scales":
+        return _scales(value)
+    try:
+        if many:
+            return tuple(kind(one) for one in (value if isinstance(value, list | tuple) else [value]))
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError
+        if "choices" in given.metadata and value not in given.metadata["choices"]:
+            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(given.metadata['choices'])}")
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        return kind(value)  # YAML reads 1e-5 as text
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{name} is {value!r}, but it must be {kind.__name__}: {given.metadata['help']}") from error
+
+
+def _scales(value: Any) -> dict[str, float]:
+    """{"vit": 0.1} from itself or from ["vit=0.1"]."""
+    pairs = value.items() if isinstance(value, Mapping) else [str(one).partition("=")[::2] for one in value]
+    try:
+        return {str(group): float(factor) for group, factor in pairs}
+    except ValueError as error:
+        raise ConfigError(f"rate_scales takes GROUP=FACTOR, such as vit=0.1; got {value!r}") from error
+
+
+def _fields() -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(FinetuneSettings)}
+
+
+def _help(name: str) -> str:
+    return _fields()[name].metadata["help"]
+
+
+def _shown(default: Any) -> str:
+    if default in (None, "", ()):
+        return "default: none"
+    return f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
