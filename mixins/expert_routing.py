@@ -9,11 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.linear import project
+from mixins.sat_compat import RowParallelLinear, mpu, reduce_from_model_parallel_region
 
 Expert = Callable[[Tensor], Tensor]
+
+
+def _unchanged(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+def _can_be_summed_later(linear: nn.Module) -> bool:
+    """Whether the ranks' products may be added after others are put beside them; not those of a wrapped linear."""
+    if mpu.get_model_parallel_world_size() == 1 or not isinstance(linear, RowParallelLinear):
+        return False
+    known = type(linear).forward is RowParallelLinear.forward or hasattr(linear, "product")
+    return known and linear.input_is_parallel and linear.bias is None
+
+
+def _partial(linear: nn.Module) -> Expert:
+    """This rank's share of a row-parallel product; quantised linears have a method for it."""
+    if hasattr(linear, "product"):
+        return lambda tokens: linear.product(tokens, None)
+    return lambda tokens: F.linear(tokens, linear.weight)
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,29 @@ class ExpertRouting:
         if self.language_index.numel():
             merged = merged.index_copy(0, self.language_index, language(flat[self.language_index]))
         return merged.view(batch, tokens, -1)
+
+    def apply_row_parallel(
+        self,
+        hidden_BSD: Tensor,
+        language: nn.Module,
+        vision: nn.Module,
+        inner_language: Expert = _unchanged,
+        inner_vision: Expert = _unchanged,
+    ) -> Tensor:
+        """`apply` for experts that end in a row-parallel linear: one sum over the ranks for both, instead of one each.
+
+        Args:
+            language, vision: the linears.
+            inner_language, inner_vision: what comes before them.
+        """
+        shared = self.has_vision and all(map(_can_be_summed_later, (language, vision)))
+        last_language, last_vision = (_partial(e) if shared else partial(project, e) for e in (language, vision))
+        output = self.apply(
+            hidden_BSD,
+            lambda tokens: last_language(inner_language(tokens)),
+            lambda tokens: last_vision(inner_vision(tokens)),
+        )
+        return reduce_from_model_parallel_region(output) if shared else output
 
     def _apply_span(self, hidden_BSD: Tensor, language: Expert, vision: Expert) -> Tensor:
         start, stop = self.span

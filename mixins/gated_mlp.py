@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixins.linear import project
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 
 
@@ -31,6 +32,11 @@ class LLaMAMlpMixin(BaseMixin):
         return self._language_mlp(hidden_states, int(kw["layer_id"]))
 
     def _language_mlp(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+        down = self.transformer.layers[layer_id].mlp.dense_4h_to_h
+        return project(down, self._language_inner(hidden_states, layer_id))
+
+    def _language_inner(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+        """What the down projection takes."""
         mlp = self.transformer.layers[layer_id].mlp
-        gate = mlp.activation_func(self.gate_proj[layer_id](hidden_states))
-        return mlp.dense_4h_to_h(gate * mlp.dense_h_to_4h(hidden_states))
+        gate = mlp.activation_func(project(self.gate_proj[layer_id], hidden_states))
+        return gate * project(mlp.dense_h_to_4h, hidden_states)

@@ -13,32 +13,15 @@ from torch import Tensor, nn
 from mixins.sat_compat import BaseMixin
 
 
-class ImageMixin(BaseMixin):
-    """Overwrites the embeddings where `image_embed_mask` is 1 with begin-of-image, image features, end-of-image.
+class ImageEmbedding(BaseMixin):
+    """Overwrites the embeddings where `image_embed_mask` is 1 with what `encode_images` gives.
 
-    Tower and projector are passed in.
-
-    Args:
-        vit_model: pixels [N, 3, H, W] -> features [N, P, V].
-        linear_proj: [N, P, V] -> [N, P, D].
-        hidden_size: D.
-        positions: (P, V) of a learned vector added to each image token before the projector (CogAgent); None without.
+    A model's own "eva" is a subclass with its parts and this one method.
     """
 
-    def __init__(
-        self,
-        vit_model: nn.Module,
-        linear_proj: nn.Module,
-        hidden_size: int,
-        *,
-        positions: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.vit_model = vit_model
-        self.linear_proj = linear_proj
-        self.boi = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.eoi = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.pos_embed = None if positions is None else nn.Parameter(torch.zeros(positions))
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> embeddings [N, P, D], in the order of the slots."""
+        raise NotImplementedError
 
     def word_embedding_forward(
         self,
@@ -63,6 +46,32 @@ class ImageMixin(BaseMixin):
             )
         return embeddings.masked_scatter(slots.unsqueeze(-1), image)
 
+
+class ImageMixin(ImageEmbedding):
+    """Tower and projector, which are passed in, with begin and end vectors around each image's tokens.
+
+    Args:
+        vit_model: pixels [N, 3, H, W] -> features [N, P, V].
+        linear_proj: [N, P, V] -> [N, P, D].
+        hidden_size: D.
+        positions: (P, V) of a learned vector added to each image token before the projector (CogAgent); None without.
+    """
+
+    def __init__(
+        self,
+        vit_model: nn.Module,
+        linear_proj: nn.Module,
+        hidden_size: int,
+        *,
+        positions: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vit_model = vit_model
+        self.linear_proj = linear_proj
+        self.boi = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.eoi = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.pos_embed = None if positions is None else nn.Parameter(torch.zeros(positions))
+
     def encode_images(self, vision_image: Tensor) -> Tensor:
         """Pixels [N, 3, H, W] -> [N, P + 2, D], with the begin and end vectors around the P image tokens."""
         features = self.vit_model(vision_image)
@@ -71,3 +80,37 @@ class ImageMixin(BaseMixin):
         features = self.linear_proj(features)
         count = features.shape[0]
         return torch.cat((self.boi.expand(count, -1, -1), features, self.eoi.expand(count, -1, -1)), dim=1)
+
+
+class ProjectedImageMixin(ImageEmbedding):
+    """Tower and projector, which are passed in, and nothing around them (LLaVA, MiniGPT-4).
+
+    Args:
+        vit_model: pixels [N, 3, H, W] -> features [N, P, V].
+        linear_proj: [N, P, V] -> [N, P, D].
+    """
+
+    def __init__(self, vit_model: nn.Module, linear_proj: nn.Module) -> None:
+        super().__init__()
+        self.vit_model = vit_model
+        self.linear_proj = linear_proj
+
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> [N, P, D]."""
+        return self.linear_proj(self.vit_model(vision_image))
+
+
+class WholeImageMixin(ImageEmbedding):
+    """One module that does all of it, under the name `model` (VisualGLM).
+
+    Args:
+        model: pixels [N, 3, H, W] -> [N, P, D].
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> [N, P, D]."""
+        return self.model(vision_image)

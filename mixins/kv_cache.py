@@ -1,6 +1,6 @@
 """The mixin "auto-regressive": a bounded, preallocated key/value cache.
 
-Legend: B batch, N heads on this rank, S new tokens, T cached tokens, H head dim.
+Legend: B batch, N heads on this rank, S new tokens, T cached tokens, C columns of the storage, H head dim.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixins.base import ZooModel
@@ -20,45 +21,41 @@ CrossMemory = list[tuple[Tensor, Tensor] | None]
 """Keys and values of cross-attention, each [B, N, patches, H], by layer; None for a layer without it."""
 
 
-class KVCacheMixin(BaseMixin):
-    """Appends each layer's keys and values and attends over all of them.
+class KVStore:
+    """Keys and values of every layer: plain tensors, which may outlive the mixin that fills them.
 
-    Storage is allocated at the first forward, once for `max_length` tokens. `length` counts the tokens of finished
-    forwards; `advance` is called by whoever drives the model after each forward. Keys and values of cross-attention
-    belong to the picture, not to tokens: the last ones made are kept until the cache is emptied.
+    Storage is allocated at the first write, once for `max_length` tokens. `length` counts the tokens of finished
+    forwards. Keys and values of cross-attention belong to the picture, not to tokens: the last ones made are kept
+    until the store is emptied.
+
+    Args:
+        num_layers: of the language model.
+        max_length: most tokens of a row.
     """
 
     def __init__(self, num_layers: int, max_length: int) -> None:
-        super().__init__()
         self.num_layers, self.max_length, self.length = num_layers, max_length, 0
-        self._keys: list[Tensor | None] = [None] * num_layers
-        self._values: list[Tensor | None] = [None] * num_layers
-        self._cross: CrossMemory = [None] * num_layers
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+        self.cross: CrossMemory = [None] * num_layers
 
-    @non_conflict
-    def attention_fn(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, *, old_impl: Any, **kw: Any
-    ) -> Tensor:
-        """q, k, v [B, N, S, H] -> [B, N, S, H], attending to the T + S keys seen so far."""
-        if kw.get("cross_attention"):
-            k, v = k.contiguous(), v.contiguous()
-            self._cross[int(kw["layer_id"])] = (k, v)
-            return old_impl(q, k, v, mask, dropout_fn, **kw)
-        layer_id, stop = int(kw["layer_id"]), self.length + k.shape[2]
+    def append(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v [B, N, S, H] behind what layer `layer_id` has; all of it, [B, N, T + S, H] each.
+
+        Raises:
+            ValueError: more tokens than there is room for.
+        """
+        stop = self.length + k.shape[2]
         if stop > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens, but {stop} are needed")
-        if self._keys[layer_id] is None:
+        if self.keys[layer_id] is None:
             shape = (*k.shape[:2], self.max_length, k.shape[3])
-            self._keys[layer_id], self._values[layer_id] = k.new_empty(shape), v.new_empty(shape)
-        keys, values = self._keys[layer_id], self._values[layer_id]
+            self.keys[layer_id], self.values[layer_id] = k.new_empty(shape), v.new_empty(shape)
+        rows = k.shape[0]
+        keys, values = self.keys[layer_id][:rows], self.values[layer_id][:rows]
         keys[:, :, self.length : stop] = k
         values[:, :, self.length : stop] = v
-        return old_impl(q, keys[:, :, :stop], values[:, :, :stop], mask, dropout_fn, **kw)
-
-    @property
-    def cross_memory(self) -> CrossMemory | None:
-        """What later forwards read instead of the picture; None before there was one."""
-        return self._cross if any(self._cross) else None
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached, after a forward over them."""
@@ -70,7 +67,109 @@ class KVCacheMixin(BaseMixin):
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
         if length == 0:
-            self._cross = [None] * self.num_layers
+            self.cross = [None] * self.num_layers
+
+    def resize(self, rows: int, max_length: int) -> None:
+        """Make room for other numbers of rows and tokens. What is cached stays; new places hold zeros."""
+        for parts in (self.keys, self.values):
+            for layer, old in enumerate(parts):
+                if old is not None:
+                    kept = min(rows, old.shape[0])
+                    parts[layer] = old.new_zeros(rows, old.shape[1], max_length, old.shape[3])
+                    parts[layer][:kept, :, : self.length] = old[:kept, :, : self.length]
+        self.max_length = max_length
+
+    def shift(self, columns: int) -> None:
+        """Move what is cached to the right, or to the left over its first columns if negative."""
+        length = self.length + columns
+        if not 0 <= length <= self.max_length:
+            raise ValueError(f"cannot shift {self.length} tokens by {columns} in a cache of {self.max_length}")
+        start, target = max(-columns, 0), max(columns, 0)
+        for part in (*self.keys, *self.values):
+            if part is not None:
+                part[:, :, target:length] = part[:, :, start : self.length].clone()
+                part[:, :, :target] = 0
+        self.length = length
+
+    def copy_row(self, slot: int, source: KVStore, row: int, length: int) -> None:
+        """Let the first `length` tokens of a row of `source` be the last ones of row `slot`; its others are zero.
+
+        Cross-attention memory is put behind that of the rows before `slot`.
+        """
+        start = self.length - length
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for layer, part in enumerate(theirs):
+                if mine[layer] is None:
+                    mine[layer] = part.new_zeros(slot + 1, part.shape[1], self.max_length, part.shape[3])
+                mine[layer][slot, :, :start] = 0
+                mine[layer][slot, :, start : self.length] = part[row, :, :length]
+        for layer, memory in enumerate(source.cross):
+            if memory is not None:
+                own = self.cross[layer]
+                new = tuple(part[row : row + 1] for part in memory)
+                self.cross[layer] = tuple(map(torch.cat, zip(own, new, strict=True))) if own and slot else new
+
+    def drop_row(self, slot: int, last: int) -> None:
+        """Put row `last`, the last one in use, into the place of row `slot`."""
+        for part in (*self.keys, *self.values):
+            if part is not None and slot != last:
+                part[slot, :, : self.length] = part[last, :, : self.length]
+        for layer, memory in enumerate(self.cross):
+            if memory is not None:
+                if slot != last:
+                    for part in memory:
+                        part[slot] = part[last]
+                self.cross[layer] = tuple(part[:last] for part in memory)
+
+
+class KVCacheMixin(BaseMixin):
+    """Appends each layer's keys and values to a store and attends over all of them.
+
+    `advance` is called by whoever drives the model after each forward.
+
+    Attributes:
+        store: where they go; it may be exchanged between forwards.
+    """
+
+    def __init__(self, num_layers: int, max_length: int) -> None:
+        super().__init__()
+        self.store = KVStore(num_layers, max_length)
+
+    @non_conflict
+    def attention_fn(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, *, old_impl: Any, **kw: Any
+    ) -> Tensor:
+        """q, k, v [B, N, S, H] -> [B, N, S, H], attending to the T + S keys seen so far."""
+        layer_id = int(kw["layer_id"])
+        if kw.get("cross_attention"):
+            k, v = k.contiguous(), v.contiguous()
+            self.store.cross[layer_id] = (k, v)
+        else:
+            k, v = self.store.append(layer_id, k, v)
+        return old_impl(q, k, v, mask, dropout_fn, **kw)
+
+    @property
+    def length(self) -> int:
+        """Tokens cached."""
+        return self.store.length
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the store holds."""
+        return self.store.max_length
+
+    @property
+    def cross_memory(self) -> CrossMemory | None:
+        """What later forwards read instead of the picture; None before there was one."""
+        return self.store.cross if any(self.store.cross) else None
+
+    def advance(self, tokens: int) -> None:
+        """As `KVStore.advance`."""
+        self.store.advance(tokens)
+
+    def truncate(self, length: int) -> None:
+        """As `KVStore.truncate`."""
+        self.store.truncate(length)
 
 
 @contextmanager

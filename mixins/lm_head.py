@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mixins.linear import project
 from mixins.parallel import leave_model_parallel_region
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 
@@ -19,7 +21,16 @@ class LMMixin(BaseMixin):
             hidden_size, vocab_size, gather_output=True, bias=False, module=self, name="lm_head"
         )
 
-    def final_forward(self, logits: Tensor, *, last_position_only: bool = False, **kw: Any) -> Tensor:
-        """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when only the last position is asked for."""
+    def final_forward(
+        self, logits: Tensor, *, last_position_only: bool = False, last_positions: Tensor | None = None, **kw: Any
+    ) -> Tensor:
+        """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when one position is asked for.
+
+        Args:
+            last_position_only: S - 1.
+            last_positions: [B], the position of each row, for rows with padding on the right.
+        """
         hidden = leave_model_parallel_region(logits)
-        return self.lm_head(hidden[:, -1:] if last_position_only else hidden)
+        if last_positions is not None:
+            hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last_positions].unsqueeze(1)
+        return project(self.lm_head, hidden[:, -1:] if last_position_only else hidden)

@@ -107,7 +107,13 @@ class LoRALinear(nn.Module):
         return self.scale * low_rank_product(self.matrix_A, self.matrix_B)
 
     def merged_weight(self) -> Tensor:
-        """This rank's weight with the update in it, in the weight's dtype; with DoRA, all ranks must call it."""
+        """This rank's weight with the update in it, in the weight's dtype; with DoRA, all ranks must call it.
+
+        Raises:
+            ValueError: the weight is quantised.
+        """
+        if not self.original.weight.is_floating_point():
+            raise ValueError("LoRA cannot be merged into a quantised weight; load the base model without quant")
         merged = self.original.weight.float() + self.delta()
         if self.magnitude is not None:
             merged = merged * (torch.cat(list(self.magnitude)).float() / self._row_norms())[:, None]
@@ -133,7 +139,9 @@ class LoRALinear(nn.Module):
         if not base.input_is_parallel:
             x = mpu.scatter_to_model_parallel_region(x)
         bias_inside = None if base.bias is None or base.final_bias else base.bias / size
-        output, low = F.linear(x, base.weight, bias_inside), self._down(x)
+        multiply = getattr(base, "product", None)  # of a quantised linear
+        output = multiply(x, bias_inside) if multiply else F.linear(x, base.weight, bias_inside)
+        low = self._down(x)
         if size > 1:
             both = reduce_from_model_parallel_region(torch.cat((output, low), dim=-1))
             output, low = both.split((output.shape[-1], low.shape[-1]), dim=-1)
@@ -192,10 +200,15 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Names of the linears that LoRA can adapt and that are not wrapped yet."""
+    """Names of the linears that LoRA can adapt: not those that are wrapped already, or that no forward reads."""
     wrapped = {f"{name}.original" for name in lora_layers(model)}
     kinds = (ColumnParallelLinear, RowParallelLinear, nn.Linear)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name not in wrapped]
+    unread = {id(m) for owner in model.modules() for part in getattr(owner, "never_run", ()) for m in part.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and name not in wrapped and id(module) not in unread
+    ]
 
 
 def apply_lora(model: nn.Module, settings: LoRASettings) -> list[str]:

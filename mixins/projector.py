@@ -24,3 +24,25 @@ class GLUProjector(nn.Module):
         """[B, P, V] -> [B, P, D]."""
         x = F.gelu(self.norm1(self.linear_proj(features)))
         return self.dense_4h_to_h(F.silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
+
+
+class MLPProjector(nn.Module):
+    """LLaVA 1.5's projector: Linear, GELU, Linear."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, P, V] -> [B, P, D]."""
+        return self.linear_2(F.gelu(self.linear_1(features)))
+
+
+def make_projector(kind: str, vision_size: int, hidden_size: int) -> nn.Module:
+    """[B, P, V] -> [B, P, D]: "linear" or "mlp2x_gelu", as LLaVA's configs name them. Raises ValueError."""
+    if kind == "linear":
+        return nn.Linear(vision_size, hidden_size)
+    if kind == "mlp2x_gelu":
+        return MLPProjector(vision_size, hidden_size)
+    raise ValueError(f"projector {kind!r} is unknown; allowed: linear, mlp2x_gelu")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixins.linear import project
 from mixins.sat_compat import BaseMixin, split_tensor_along_last_dim
 
 RotaryRows = tuple[Tensor, Tensor]  # cos, sin: each [B, 1, S, H/2]
@@ -55,12 +56,16 @@ class RotaryEmbedding(nn.Module):
             or kept[0].device != self.inv_freq.device
         ):
             rows = max(length, 2 * kept[0].shape[0] if kept is not None else 0)
-            inv_freq = self.inv_freq
-            if inv_freq.dtype != dtype:
-                inv_freq = self.compute_inv_freq(self.inv_freq.device).to(dtype)
-            angle = torch.outer(torch.arange(rows, device=inv_freq.device, dtype=dtype), inv_freq)
-            self._table = kept = (angle.cos(), angle.sin())
+            angle = self._angles(rows, dtype)
+            self._table = kept = (angle.cos().to(dtype), angle.sin().to(dtype))
         return kept[0][:length], kept[1][:length]
+
+    def _angles(self, length: int, dtype: torch.dtype) -> Tensor:
+        """[length, H/2], in the precision in which cos and sin are taken."""
+        inv_freq = self.inv_freq
+        if inv_freq.dtype != dtype:
+            inv_freq = self.compute_inv_freq(self.inv_freq.device).to(dtype)
+        return torch.outer(torch.arange(length, device=inv_freq.device, dtype=dtype), inv_freq)
 
     def rows(self, position_ids_BS: Tensor, max_position: int) -> RotaryRows:
         """Rows for these positions, shaped to broadcast over heads.
@@ -86,12 +91,17 @@ def choose_rotate(x: Tensor) -> RotateFn:
 class RotaryMixin(BaseMixin):
     """The mixin "rotary" of a plain LLaMA: attention with rotary positions.
 
-    The projections are methods, so that a mixin with experts overrides these two and nothing else.
+    The projections are methods, so that a mixin with experts overrides these two and nothing else; so is the rotation.
+
+    Args:
+        hidden_size: D.
+        num_heads: over all ranks.
+        table_dtype: see `RotaryEmbedding`.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, table_dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.rotary_emb = RotaryEmbedding(hidden_size // num_heads)
+        self.rotary_emb = self._make_rotary(hidden_size // num_heads, table_dtype)
 
     def attention_forward(self, hidden_states: Tensor, mask: Tensor, **kw: Any) -> Tensor:
         """hidden_states [B, S, D] -> [B, S, D]. Needs `rotary_rows`, computed once per forward by the model."""
@@ -99,16 +109,22 @@ class RotaryMixin(BaseMixin):
         attention = self.transformer.layers[kw["layer_id"]].attention
         mixed = self._project_qkv(hidden_states, **kw)
         query, key, value = (attention._transpose_for_scores(part) for part in split_tensor_along_last_dim(mixed, 3))
-        rotate = choose_rotate(query)
-        query, key = rotate(query, kw["rotary_rows"]), rotate(key, kw["rotary_rows"])
+        query, key = self._rotate(query, key, kw["rotary_rows"])
         dropout = attention.attention_dropout if self.training else None
         context = attention.hooks["attention_fn"](query, key, value, mask, dropout, **kw)
         context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
         output = self._project_out(context, **kw)
         return attention.output_dropout(output) if self.training else output
 
+    def _make_rotary(self, head_dim: int, table_dtype: torch.dtype | None) -> RotaryEmbedding:
+        return RotaryEmbedding(head_dim, table_dtype=table_dtype)
+
+    def _rotate(self, query: Tensor, key: Tensor, rows: RotaryRows) -> tuple[Tensor, Tensor]:
+        rotate = choose_rotate(query)
+        return rotate(query, rows), rotate(key, rows)
+
     def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
-        return self.transformer.layers[layer_id].attention.query_key_value(hidden_states)
+        return project(self.transformer.layers[layer_id].attention.query_key_value, hidden_states)
 
     def _project_out(self, context: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
-        return self.transformer.layers[layer_id].attention.dense(context)
+        return project(self.transformer.layers[layer_id].attention.dense, context)

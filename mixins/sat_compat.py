@@ -156,6 +156,17 @@ def _open_door() -> None:
     sys.modules["sat.mpu"].checkpoint = sys.modules["sat.model.transformer"].checkpoint = recompute
 
 
+def stock_generation() -> types.SimpleNamespace:
+    """SAT's own generation, to compare with: `filling_sequence`, `BaseStrategy`, `CachedAutoregressiveMixin`."""
+    sampling = importlib.import_module("sat.generation.autoregressive_sampling")
+    cached = importlib.import_module("sat.model.cached_autoregressive_model")
+    return types.SimpleNamespace(
+        filling_sequence=sampling.filling_sequence,
+        BaseStrategy=sampling.BaseStrategy,
+        CachedAutoregressiveMixin=cached.CachedAutoregressiveMixin,
+    )
+
+
 _open_door()
 
 from sat import mpu  # noqa: E402
@@ -189,5 +200,6 @@ __all__ = [
     "non_conflict",
     "reduce_from_model_parallel_region",
     "split_tensor_along_last_dim",
+    "stock_generation",
     "unscaled_init_method",
 ]

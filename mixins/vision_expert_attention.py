@@ -5,11 +5,13 @@ Source: CogVLM, arXiv 2311.03079 §2.1.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
+from mixins.linear import project
 from mixins.rotary import RotaryMixin
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
 
@@ -44,11 +46,12 @@ class LlamaVisionExpertAttnMixin(RotaryMixin):
     def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, routing: ExpertRouting, **kw: Any) -> Tensor:
         language = self.transformer.layers[layer_id].attention.query_key_value
         if layer_id >= len(self.vision_query_key_value_list):
-            return language(hidden_states)
-        return routing.apply(hidden_states, language, self.vision_query_key_value_list[layer_id])
+            return project(language, hidden_states)
+        vision = self.vision_query_key_value_list[layer_id]
+        return routing.apply(hidden_states, partial(project, language), partial(project, vision))
 
     def _project_out(self, context: Tensor, *, layer_id: int, routing: ExpertRouting, **kw: Any) -> Tensor:
         language = self.transformer.layers[layer_id].attention.dense
         if layer_id >= len(self.vision_dense_list):
-            return language(context)
-        return routing.apply(context, language, self.vision_dense_list[layer_id])
+            return project(language, context)
+        return routing.apply_row_parallel(context, language, self.vision_dense_list[layer_id])

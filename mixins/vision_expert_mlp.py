@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
 from mixins.gated_mlp import LLaMAMlpMixin, column_linears
+from mixins.linear import project
 from mixins.sat_compat import RowParallelLinear
 
 
@@ -48,13 +49,15 @@ class LlamaVisionExpertFCMixin(LLaMAMlpMixin):
         layer_id = int(kw["layer_id"])
         if layer_id >= len(self.vision_gate_proj):
             return self._language_mlp(hidden_states, layer_id)
-        return routing.apply(
+        return routing.apply_row_parallel(
             hidden_states,
-            lambda tokens: self._language_mlp(tokens, layer_id),
-            lambda tokens: self._vision_mlp(tokens, layer_id),
+            self.transformer.layers[layer_id].mlp.dense_4h_to_h,
+            self.vision_dense_4h_to_h_list[layer_id],
+            lambda tokens: self._language_inner(tokens, layer_id),
+            lambda tokens: self._vision_inner(tokens, layer_id),
         )
 
-    def _vision_mlp(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+    def _vision_inner(self, hidden_states: Tensor, layer_id: int) -> Tensor:
         activation = self.transformer.layers[layer_id].mlp.activation_func
-        gate = activation(self.vision_gate_proj[layer_id](hidden_states))
-        return self.vision_dense_4h_to_h_list[layer_id](gate * self.vision_dense_h_to_4h_list[layer_id](hidden_states))
+        gate = activation(project(self.vision_gate_proj[layer_id], hidden_states))
+        return gate * project(self.vision_dense_h_to_4h_list[layer_id], hidden_states)

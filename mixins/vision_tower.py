@@ -1,4 +1,4 @@
-"""What the layers of an EVA2-CLIP tower do differently from SAT's default.
+"""What the layers of a vision tower (EVA2-CLIP, EVA ViT-g, CLIP) do differently from SAT's default.
 
 Legend: N images, P patches, V vision width.
 """
@@ -17,9 +17,9 @@ from mixins.sat_compat import BaseMixin
 class PatchEmbeddingMixin(BaseMixin):
     """The mixin "patch_embedding": non-overlapping patches; the class token (word embedding 0) stands in front."""
 
-    def __init__(self, in_channels: int, hidden_size: int, patch_size: int) -> None:
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def word_embedding_forward(self, input_ids: Tensor, *, image: Tensor, **kw: Any) -> Tensor:
         """input_ids [N, 1] and image [N, C, H, W] -> [N, 1 + P, V]."""
@@ -51,3 +51,47 @@ class PostNormLayerMixin(BaseMixin):
         layer = self.transformer.layers[int(kw["layer_id"])]
         hidden_states = hidden_states + layer.input_layernorm(layer.attention(hidden_states, mask, **kw))
         return hidden_states + layer.post_attention_layernorm(layer.mlp(hidden_states, **kw))
+
+
+class FinalNormMixin(BaseMixin):
+    """The mixin "cls" of EVA ViT-g: BLIP-2's norm over all tokens; the class token stays."""
+
+    def __init__(self, hidden_size: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.ln_vision = nn.LayerNorm(hidden_size, eps=epsilon)
+
+    def final_forward(self, logits: Tensor, **kw: Any) -> Tensor:
+        """[N, 1 + P, V] -> same."""
+        return self.ln_vision(leave_model_parallel_region(logits))
+
+
+class EarlyFeatureMixin(BaseMixin):
+    """The mixin "early" of CLIP: a norm before the first layer, and features of a layer before the last.
+
+    Layers after it, and the norm after the last one, are in the checkpoint and never run.
+
+    Args:
+        layers_run: layers from the first whose output is needed.
+    """
+
+    def __init__(self, hidden_size: int, epsilon: float, layers_run: int) -> None:
+        super().__init__()
+        self.layers_run = layers_run
+        self.pre_layernorm = nn.LayerNorm(hidden_size, eps=epsilon)
+        self.post_layernorm = nn.LayerNorm(hidden_size, eps=epsilon)
+
+    @property
+    def never_run(self) -> tuple[nn.Module, ...]:
+        """What the checkpoint holds beyond the features that are read."""
+        return (*self.transformer.layers[self.layers_run :], self.post_layernorm)
+
+    def layer_forward(self, hidden_states: Tensor, mask: Tensor, *args: Any, **kw: Any) -> Tensor:
+        """[N, 1 + P, V] -> same; `x + attn(LN(x))`, `x + mlp(LN(x))`."""
+        number = int(kw["layer_id"])
+        if number >= self.layers_run:
+            return hidden_states
+        if number == 0:
+            hidden_states = self.pre_layernorm(hidden_states)
+        layer = self.transformer.layers[number]
+        hidden_states = hidden_states + layer.attention(layer.input_layernorm(hidden_states), mask, **kw)
+        return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states), **kw)

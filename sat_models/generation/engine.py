@@ -1,4 +1,4 @@
-"""Prefill and decode: inputs in, token ids out, one by one.
+"""Prefill and decode: inputs in, token ids out, one by one or in batches.
 
 The engine knows no text, files or terminals. Under model parallelism every process of a group runs the same engine;
 the first one chooses the tokens, the others receive them, so they never disagree.
@@ -7,93 +7,64 @@ the first one chooses the tokens, the others receive them, so they never disagre
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixins.kv_cache import CACHE_NAME, KVCacheMixin, kv_cache
-from mixins.sat_compat import mpu
-from sat_models.errors import InputError, ZooError
-from sat_models.generation.sampling import NO_TOKEN, SamplingOptions, sample
-from sat_models.processing.layout import VLMInputs
-from sat_models.processing.tokens import StreamDecoder, Tokenizer
+from sat_models.errors import InputError
+from sat_models.generation.choosing import CANCELLED, StreamChooser
+from sat_models.generation.prefixes import PrefixCache
+from sat_models.generation.results import FinishReason, GenerationResult, TokenStream, complete, text_pieces
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.inputs import VLMInputs
+
+if TYPE_CHECKING:
+    from sat_models.generation.batch import BatchRow, BatchSession
+
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "GenerationResult",
+    "TokenStream",
+    "complete",
+    "evaluation_mode",
+    "text_pieces",
+]
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length"]
-_CANCELLED = -2
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """A finished answer.
-
-    Attributes:
-        text: the answer.
-        token_ids: what was generated, the end token excluded.
-        finish_reason: "stop": the model ended; "length": `max_new_tokens` or `max_length` cut it off.
-        prompt_tokens: tokens of the prompt, image included.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    prompt_tokens: int = 0
-
-
-class TokenStream(Iterator[int]):
-    """Token ids of one answer as they are made. Iterate it to the end, or `close` it.
-
-    Attributes:
-        token_ids: ids given out so far, the end token excluded.
-        finish_reason: None until the end, and after `close`.
-        prompt_tokens: tokens of the prompt, image included.
-    """
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = None
-        self.prompt_tokens = prompt_tokens
-        self._source: Iterator[int] = iter(())
-
-    def __next__(self) -> int:
-        return next(self._source)
-
-    def close(self) -> None:
-        """Stop generating, on all processes, and take the cache off the model."""
-        getattr(self._source, "close", lambda: None)()
-
-    def feed_from(self, source: Iterator[int]) -> None:
-        """Take the ids from `source`, a generator."""
-        self._source = source
-
-    def wrap(self, around: Callable[[Iterator[int]], Iterator[int]]) -> None:
-        """Put a generator around the source: code before the first token, after the last one, or on failure."""
-        self._source = around(self._source)
-
 
 class Engine:
-    """Generates from one model, one prompt at a time.
+    """Generates from one model.
 
     Args:
         model: a model of the zoo.
         eos_id: end token, or several.
         max_length: most tokens in all, prompt and image included.
         device: where the model lies.
+        keep_prefixes: of how many answers of `tokens` the cache is kept, so that a prompt that begins like one of them
+            (the next turn of a chat) is not computed from the start. Each costs the memory of a cache.
     """
 
     def __init__(
-        self, model: nn.Module, *, eos_id: int | Collection[int], max_length: int, device: torch.device | str
+        self,
+        model: nn.Module,
+        *,
+        eos_id: int | Collection[int],
+        max_length: int,
+        device: torch.device | str,
+        keep_prefixes: int = 0,
     ) -> None:
         self.model = model
         self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
         self.max_length = max_length
         self.device = torch.device(device)
+        self.prefixes = PrefixCache(keep_prefixes)
 
     def tokens(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> TokenStream:
         """Start an answer. The prompt is checked now; the model runs when the first token is asked for.
@@ -105,15 +76,60 @@ class Engine:
             InputError: more than one prompt, or a prompt that leaves no room for an answer.
         """
         options = options or SamplingOptions()
-        if inputs.batch_size != 1:
-            raise InputError(f"The engine takes one prompt at a time; got a batch of {inputs.batch_size}.")
+        budget = self.budget(inputs, options)
         stream = TokenStream(inputs.length)
-        stream.feed_from(self._run(inputs, options, self._budget(inputs.length, options), stream))
+        stream.feed_from(self._run(inputs, options, budget, stream))
         return stream
 
-    def _budget(self, prompt: int, options: SamplingOptions) -> int:
-        """How many tokens may be generated."""
-        limit = options.max_length or self.max_length
+    def session(self, *, max_rows: int = 16) -> BatchSession:
+        """Answers that are decoded together, each of which may join and leave at any step: see `BatchSession`."""
+        from sat_models.generation.batch import BatchSession
+
+        return BatchSession(self, max_rows=max_rows)
+
+    def batch(
+        self,
+        inputs: Sequence[VLMInputs],
+        options: SamplingOptions | Sequence[SamplingOptions] | None = None,
+        *,
+        max_rows: int = 16,
+    ) -> list[BatchRow]:
+        """Answer several prompts together; token ids are those of one answer after the other.
+
+        Args:
+            inputs: prompts (each a batch of one), with or without pictures, of any length.
+            options: one for all, or one for each prompt.
+            max_rows: how many are decoded at a time; memory for keys and values grows with it.
+
+        Returns:
+            One row per prompt, in order.
+
+        Raises:
+            InputError: a prompt that leaves no room for an answer, or another number of options.
+            ZooError: logits that are not numbers.
+        """
+        each = list(options) if isinstance(options, Sequence) else [options] * len(inputs)
+        if len(each) != len(inputs):
+            raise InputError(f"{len(inputs)} prompts came with {len(each)} options; give one for all, or one for each.")
+        with self.session(max_rows=max_rows) as session:
+            numbers = [session.add(prompt, choice) for prompt, choice in zip(inputs, each, strict=True)]
+            while session.running:
+                session.step()
+            rows = [session.remove(number) for number in numbers]
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+        return rows
+
+    def budget(self, inputs: VLMInputs, options: SamplingOptions) -> int:
+        """How many tokens may be generated for one prompt.
+
+        Raises:
+            InputError: more than one prompt, or a prompt that leaves no room for an answer.
+        """
+        if inputs.batch_size != 1:
+            raise InputError(f"The engine takes one prompt at a time; got a batch of {inputs.batch_size}.")
+        prompt, limit = inputs.length, options.max_length or self.max_length
         if limit > self.max_length:
             logger.warning(
                 "max_length %d is more than this model's %d; using %d", limit, self.max_length, self.max_length
@@ -126,145 +142,87 @@ class Engine:
             )
         return min(limit - prompt, options.max_new_tokens or limit)
 
-    def _run(self, inputs: VLMInputs, options: SamplingOptions, budget: int, stream: TokenStream) -> Iterator[int]:
-        """Yield ids. The model carries a cache and is in evaluation mode exactly while this is running."""
+    @contextmanager
+    def occupied(self) -> Iterator[KVCacheMixin]:
+        """The model in evaluation mode, with a cache whose store the caller sets, exactly while the block runs.
+
+        Raises:
+            RuntimeError: it is generating already.
+        """
         if CACHE_NAME in self.model.mixins:
             raise RuntimeError("this model is generating already; finish or close that answer first")
-        with evaluation_mode(self.model), kv_cache(self.model, inputs.length + budget) as cache:
-            chooser = _Chooser(options, self.device)
-            logits, step = self._prefill(inputs, cache)
+        with evaluation_mode(self.model), kv_cache(self.model, 0) as cache:
+            yield cache
+
+    @property
+    def float_dtype(self) -> torch.dtype | None:
+        """What the pixels must be cast to: the type of the weights, quantised ones aside."""
+        return next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), None)
+
+    def _run(self, inputs: VLMInputs, options: SamplingOptions, budget: int, stream: TokenStream) -> Iterator[int]:
+        """Yield ids."""
+        layers, room = len(self.model.transformer.layers), inputs.length + budget
+        with (
+            self.occupied() as cache,
+            self.prefixes.store_for(inputs, room, layers, stream.token_ids) as (cache.store, stream.cached_tokens),
+        ):
+            chooser = StreamChooser(options, self.device)
+            logits, step = self._prefill(inputs, stream.cached_tokens, cache)
             for count in range(1, budget + 1):
-                token = chooser.next_token(logits)
-                if token == _CANCELLED:
+                token, read = chooser.next_token(logits)
+                if read == CANCELLED:
                     return
-                if token in self.eos_ids:
-                    chooser.announce(token)
+                if read in self.eos_ids:
+                    chooser.announce(read)
                     stream.finish_reason = "stop"
                     return
-                stream.token_ids.append(token)
+                stream.token_ids.append(read)
                 if count == budget:
                     stream.finish_reason = "length"
-                yield from chooser.hand_out(token)
+                yield from chooser.hand_out(read)
                 if count < budget:
                     logits, step = self._decode(token, step, cache)
 
     @torch.inference_mode()
-    def _prefill(self, inputs: VLMInputs, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
-        """All of the prompt -> logits [1, V] after its last token."""
-        last_position = int(inputs.position_ids[0, -1])
+    def _prefill(self, inputs: VLMInputs, cached: int, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
+        """The prompt behind its first `cached` tokens -> logits [1, V] after its last token."""
         highest = int(inputs.position_ids.max())
         mask = inputs.attention_mask
-        inputs = inputs.to(self.device, _float_dtype(self.model))
-        output = self.model(**inputs.model_kwargs(), last_position_only=True, max_position=highest)
-        cache.advance(inputs.length)
+        inputs = inputs.to(self.device, self.float_dtype)
+        given = inputs.model_kwargs()
+        if cached:  # what is left is text
+            given = {"input_ids": inputs.input_ids[:, cached:], "position_ids": inputs.position_ids[..., cached:]}
+        output = self.model(**given, last_position_only=True, max_position=highest)
+        cache.advance(inputs.length - cached)
         visible = None if mask is None else mask[:1, :, -1:].to(self.device)
-        return output[0][:, -1], _Step(position=last_position + 1, visible=visible)
+        return output[0][:, -1], _Step(highest + 1, self.model.next_positions(inputs.position_ids), visible)
 
     @torch.inference_mode()
-    def _decode(self, token: int, step: _Step, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
-        """One more token, which sees all before it -> logits [1, V]. No vision weight is read."""
+    def _decode(self, token: Tensor, step: _Step, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
+        """One more token [1], which sees all before it -> logits [1, V]. No vision weight is read."""
         visible = step.visible
         if visible is not None:
             visible = torch.cat((visible, visible.new_ones(1, 1, 1, 1)), dim=-1)
-        output = self.model(
-            torch.tensor([[token]], device=self.device),
-            torch.tensor([[step.position]], device=self.device),
-            visible,
-            last_position_only=True,
-            max_position=step.position,
-        )
+        output = self.model(token[None], step.position_ids, visible, last_position_only=True, max_position=step.highest)
         cache.advance(1)
-        return output[0][:, -1], replace(step, position=step.position + 1, visible=visible)
+        following = self.model.next_positions(step.position_ids)
+        return output[0][:, -1], _Step(step.highest + 1, following, visible)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Where decoding stands.
+    """Where decoding stands. What the model reads is on its device, so that a step waits for nothing.
 
     Attributes:
-        position: position id of the next token. It goes on from the last one of the prompt, which is less than the
-            number of tokens, because the tokens of an image share a position.
+        highest: upper bound of the next token's position ids, known on the host.
+        position_ids: of the next token, [1, 1] ([1, 2, 1] for a GLM). They go on from the last ones of the prompt,
+            which are less than the number of tokens, because the tokens of an image share a position.
         visible: [1, 1, 1, T], what the next token may look at, for prompts with a mask of their own; None: all.
     """
 
-    position: int
+    highest: int
+    position_ids: Tensor
     visible: Tensor | None
-
-
-class _Chooser:
-    """Chooses tokens, the same on all processes that share the model.
-
-    The first process samples and gives its caller each token *before* it tells the others, who wait. So when the
-    caller stops in the middle (`close`, a client gone, an error), the others hear that instead of the token and stop
-    too, and nobody is left alone in the next forward pass.
-    """
-
-    def __init__(self, options: SamplingOptions, device: torch.device) -> None:
-        self._options, self._device = options, device
-        self._group = _model_group()
-        self._source = mpu.get_model_parallel_src_rank() if self._group is not None else 0
-        self._chooses = self._group is None or dist.get_rank() == self._source
-        self._generator = options.make_generator(device) if self._chooses else None
-        self._history: list[int] = []
-
-    def next_token(self, logits: Tensor) -> int:
-        """The token after logits [1, V]; `_CANCELLED` when the first process has stopped."""
-        token = self._sample(logits) if self._chooses else self._receive()
-        if token == NO_TOKEN:
-            self.announce(token)
-            raise ZooError(
-                f"The model gave logits that are not numbers (dtype {str(logits.dtype).removeprefix('torch.')}). fp16 "
-                "overflows in some models: load with --bf16 or --fp32. Otherwise the weights are damaged."
-            )
-        self._history.append(token)
-        return token
-
-    def hand_out(self, token: int) -> Iterator[int]:
-        """Yield the token to the caller, then tell the other processes to go on, or to stop if the caller did."""
-        told = _CANCELLED
-        try:
-            yield token
-            told = token
-        finally:
-            self.announce(told)
-
-    def announce(self, token: int) -> None:
-        """Send from the first process; nothing on the others."""
-        if self._group is not None and self._chooses:
-            dist.broadcast(torch.tensor([token], device=self._device), src=self._source, group=self._group)
-
-    def _receive(self) -> int:
-        box = torch.zeros(1, dtype=torch.long, device=self._device)
-        dist.broadcast(box, src=self._source, group=self._group)
-        return int(box)
-
-    @torch.inference_mode()
-    def _sample(self, logits: Tensor) -> int:
-        history = None
-        if self._options.repetition_penalty != 1.0:
-            history = torch.tensor([self._history], dtype=torch.long, device=logits.device)
-        return int(sample(logits, self._options, self._generator, history))
-
-
-def text_pieces(tokens: Iterable[int], decoder: StreamDecoder) -> Iterator[str]:
-    """Token ids -> pieces of text as soon as they are certain; never half a character. Joined they are the answer."""
-    for token in tokens:
-        if piece := decoder.push(token):
-            yield piece
-    if rest := decoder.flush():
-        yield rest
-
-
-def complete(stream: TokenStream, tokenizer: Tokenizer) -> GenerationResult:
-    """Run a stream to its end."""
-    for _ in stream:
-        pass
-    return GenerationResult(
-        text=tokenizer.decode(stream.token_ids),
-        token_ids=stream.token_ids,
-        finish_reason=stream.finish_reason or "stop",
-        prompt_tokens=stream.prompt_tokens,
-    )
 
 
 @contextmanager
@@ -278,15 +236,3 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _model_group() -> Any:
-    """The processes that share one model; None when this process holds all of it."""
-    if not mpu.model_parallel_is_initialized() or mpu.get_model_parallel_world_size() == 1:
-        return None
-    return mpu.get_model_parallel_group()
-
-
-def _float_dtype(model: nn.Module) -> torch.dtype | None:
-    """What the pixels must be cast to: the type of the weights, quantised ones aside."""
-    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sat_models.errors import InputError
 
+_TINY = torch.finfo(torch.float32).tiny
 NO_TOKEN = -1
 """What `sample` gives for a row whose logits are not numbers: no token id, so nobody can mistake it for one."""
 
@@ -110,7 +111,10 @@ def _draw(logits: Tensor, options: SamplingOptions, generator: torch.Generator |
         before = probabilities.cumsum(dim=-1) - probabilities
         before[:, 0] = -1.0  # the likeliest always stays
         probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
-    return ids.gather(1, torch.multinomial(probabilities, 1, generator=generator))
+    # The largest of p / e with e exponential is a draw from p (a race of exponential clocks). `torch.multinomial` does
+    # the same, but reads its input on the host first, to check it.
+    race = torch.empty_like(probabilities).exponential_(generator=generator).clamp_min_(_TINY)
+    return ids.gather(1, (probabilities / race).argmax(dim=-1, keepdim=True))
 
 
 def _check_int(name: str, value: object, least: int, remedy: str, *, largest: int = 2**31) -> None:

@@ -30,6 +30,9 @@ class ScriptedModel(nn.Module):
     def del_mixin(self, name: str) -> None:
         del self.mixins[name]
 
+    def next_positions(self, position_ids: Tensor) -> Tensor:
+        return position_ids[:, -1:] + 1
+
     def forward(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Any = None, **kw: Any) -> list[Tensor]:
         (cache,) = self.mixins.values()
         said = self.script[len(self.calls)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixins.base import ZooModel
-from mixins.kv_cache import CACHE_NAME, KVCacheMixin, kv_cache
+from mixins.kv_cache import CACHE_NAME, KVCacheMixin, KVStore, kv_cache
 from sat_models.zoo import load_pretrained
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -177,3 +177,71 @@ def test_the_cache_holds_no_parameters(model: ZooModel) -> None:
     names = set(model.state_dict())
     with kv_cache(model, 300):
         assert set(model.state_dict()) == names
+
+
+def filled(rows: int, length: int, max_length: int) -> KVStore:
+    """Two layers; the key at column t of row b is 10 b + t + 1, the value its negative."""
+    store = KVStore(2, max_length)
+    k = (10 * torch.arange(rows)[:, None] + torch.arange(length) + 1.0)[:, None, :, None].repeat(1, 2, 1, 3)
+    for layer in range(2):
+        store.append(layer, k, -k)
+    store.advance(length)
+    return store
+
+
+def columns(store: KVStore, row: int) -> list[float]:
+    """The keys of a row, after a look at whether heads, layers and values agree."""
+    keys, values = store.keys[0][row, :, : store.length], store.values[1][row, :, : store.length]
+    assert torch.equal(keys, -values)
+    assert (keys == keys[:1, :, :1]).all()
+    return keys[0, :, 0].tolist()
+
+
+def test_a_store_grows_and_shrinks_without_losing_anything() -> None:
+    store = filled(2, 3, 4)
+    store.resize(3, 8)
+    assert store.max_length == 8
+    assert [columns(store, row) for row in range(3)] == [[1, 2, 3], [11, 12, 13], [0, 0, 0]]
+    assert not store.keys[0][:, :, 3:].any(), "what is masked out must be a number"
+    store.resize(1, 5)
+    assert columns(store, 0) == [1, 2, 3]
+    assert store.keys[1].shape == (1, 2, 5, 3)
+
+
+def test_a_store_can_be_shifted() -> None:
+    store = filled(2, 3, 6)
+    store.shift(2)
+    assert (store.length, columns(store, 1)) == (5, [0, 0, 11, 12, 13])
+    store.shift(-3)
+    assert (store.length, columns(store, 1)) == (2, [12, 13])
+    with pytest.raises(ValueError, match="cannot shift 2 tokens by 5 in a cache of 6"):
+        store.shift(5)
+
+
+def test_rows_come_and_go() -> None:
+    store = KVStore(2, 8)
+    store.length = 4
+    source = filled(3, 4, 4)
+    source.cross = [(torch.arange(3.0).view(3, 1, 1, 1), -torch.arange(3.0).view(3, 1, 1, 1)), None]
+    store.resize(1, 8)
+    for slot, (row, length) in enumerate([(0, 4), (1, 2), (2, 3)]):
+        store.resize(slot + 1, 8)
+        store.copy_row(slot, source, row, length)
+    assert [columns(store, row) for row in range(3)] == [[1, 2, 3, 4], [0, 0, 11, 12], [0, 21, 22, 23]]
+    assert store.cross[0][0].flatten().tolist() == [0, 1, 2] and store.cross[1] is None
+    store.drop_row(0, 2)
+    assert [columns(store, row) for row in range(2)] == [[0, 21, 22, 23], [0, 0, 11, 12]]
+    assert store.cross[0][1].flatten().tolist() == [-2, -1]
+    store.drop_row(1, 1)
+    assert columns(store, 0) == [0, 21, 22, 23]
+    assert store.cross[0][0].flatten().tolist() == [2]
+
+
+def test_the_store_can_be_exchanged_between_forwards(model: ZooModel, name: str) -> None:
+    given = inputs(name)
+    length = given["input_ids"].shape[1]
+    with kv_cache(model, length) as cache:
+        expected = in_parts(model, cache, given, length - 2)
+        cache.store = KVStore(len(model.transformer.layers), length)
+        assert cache.length == 0 and cache.cross_memory is None
+        torch.testing.assert_close(in_parts(model, cache, given, length - 2), expected, **CLOSE)

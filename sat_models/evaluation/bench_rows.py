@@ -1,0 +1,96 @@
+"""What a benchmark measures, and the lines that it gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sat_models.errors import InputError
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CASES = ("vision", "prefill", "decode", "batch", "quant", "train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What is measured.
+
+    Attributes:
+        cases: of `CASES`.
+        contexts: tokens in the cache at which decoding is measured, with a picture where it fits.
+        text_contexts: the same without a picture.
+        batches: rows decoded together.
+        new_tokens: steps of each measurement of decoding.
+        repeats: how often each measurement is taken.
+        stock: also run the stock path.
+        stock_tokens: its steps, which are slow.
+        bits: weights of the quantised decode.
+        train: "full" (every parameter, AdamW) or "lora" (rank 8, for models whose optimizer would not fit).
+        train_batch: samples of a training step.
+        clock: "wall", or "cpu": the processor time of this process, which on a machine that is busy with other things
+            says what the wall clock would say of an idle one (with one thread; not for GPUs).
+        seconds: no further case is begun after this time; None: all are.
+    """
+
+    cases: tuple[str, ...] = CASES
+    contexts: tuple[int, ...] = (1300,)
+    text_contexts: tuple[int, ...] = (300,)
+    batches: tuple[int, ...] = (1, 4, 16)
+    new_tokens: int = 32
+    repeats: int = 3
+    stock: bool = True
+    stock_tokens: int = 16
+    bits: tuple[int, ...] = (8, 4)
+    train: str = "full"
+    train_batch: int = 2
+    clock: str = "wall"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.cases) - set(CASES):
+            raise InputError(f"unknown case {', '.join(sorted(unknown))}; allowed: {', '.join(CASES)}")
+        if self.train not in ("full", "lora"):
+            raise InputError(f"train is '{self.train}'; allowed: full, lora")
+        if self.clock not in CLOCKS:
+            raise InputError(f"clock is '{self.clock}'; allowed: {', '.join(CLOCKS)}")
+        sizes = (self.new_tokens, self.repeats, self.stock_tokens, self.train_batch, *self.batches)
+        if min(sizes) < 1 or min((*self.contexts, *self.text_contexts), default=1) < 1:
+            raise InputError("contexts, batches, token counts and repeats must be at least 1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        case, what: what was measured.
+        value, unit: ours; None if it failed, and then `note` says why.
+        stock: the stock path's figure in the same unit.
+        speedup: how many times faster ours is.
+        floor: the best that this machine's measured bandwidth and arithmetic allow.
+        share: of the floor that is reached, 0 to 1.
+        memory: peak bytes on the GPU while it ran; None on the CPU.
+    """
+
+    case: str
+    what: str
+    value: float | None
+    unit: str
+    stock: float | None = None
+    speedup: float | None = None
+    floor: float | None = None
+    share: float | None = None
+    memory: int | None = None
+    note: str = ""
+
+
+def make_row(
+    case: str, what: str, value: float, unit: str, stock: float = 0.0, *, floor: float = 0.0,
+    peaks: Sequence[int] = (), note: str = "",
+) -> Row:  # fmt: skip
+    """A line with its ratios; 0 stands for a figure that there is not. Milliseconds are better when fewer."""
+    more_is_better = unit != "ms"
+    speedup = (value / stock if more_is_better else stock / value) if stock else None
+    share = (value / floor if more_is_better else floor / value) if floor else None
+    return Row(case, what, value, unit, stock or None, speedup, floor or None, share, max(peaks, default=None), note)

@@ -1,0 +1,192 @@
+"""The benchmark: the stock path says what ours says, floors follow from sizes, failures cost one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixins.base import ZooModel
+from sat_models.errors import ConfigError, InputError
+from sat_models.evaluation import bench_models, bench_report
+from sat_models.evaluation.bench import Bench
+from sat_models.evaluation.bench_models import Floors, config_of_name, config_of_sizes, prompt_of, random_model
+from sat_models.evaluation.bench_rows import BenchSettings, make_row
+from sat_models.evaluation.stock import StockModel, by_boolean_mask, stock_tokens
+from sat_models.generation.engine import Engine
+from sat_models.generation.sampling import SamplingOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+SIZES = {
+    "layers": 2, "hidden_size": 32, "heads": 2, "inner_size": 64, "vocab_size": 100, "image_tokens": 16,
+    "vision_layers": 1, "vision_hidden_size": 32, "vision_heads": 2, "vision_inner_size": 64,
+}  # fmt: skip
+CONFIG = config_of_sizes(**SIZES)
+
+
+def make() -> ZooModel:
+    return random_model(CONFIG, dtype=torch.float32, device=CPU)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[BenchSettings], Bench]:
+    """A benchmark of a tiny model with floors that are not measured."""
+    floors = Floors(1e9, 1e10, 4_000_000, 2_000_000, 1000, 2, 32, 512, 10_000_000)
+    monkeypatch.setattr(Floors, "measure", classmethod(lambda *given: floors))
+    return lambda settings: Bench(make, settings, CPU)
+
+
+@pytest.mark.parametrize("picture", [True, False])
+def test_the_stock_path_gives_our_tokens(picture: bool) -> None:
+    model, inputs = make(), prompt_of(CONFIG, 40, picture=picture)
+    ours = list(Engine(model, eos_id=-5, max_length=999, device=CPU).tokens(inputs, SamplingOptions(max_new_tokens=9)))
+    stock, times = stock_tokens(model, inputs, 9)
+    assert ours == stock
+    assert len(set(ours)) > 1
+    assert len(times) == 9 and times == sorted(times)
+    assert (
+        list(Engine(model, eos_id=-5, max_length=999, device=CPU).tokens(inputs, SamplingOptions(max_new_tokens=9)))
+        == ours
+    )
+
+
+def test_the_stock_model_has_our_logits_and_gradients() -> None:
+    model, inputs = make(), prompt_of(CONFIG, 30, picture=True)
+    model.requires_grad_(True)
+    mask = torch.ones(1, 1, 30, 30).tril()
+    given = inputs.model_kwargs()
+    logits = {"ours": model(**given)[0], "stock": StockModel(model)(**given | {"attention_mask": mask})[0]}
+    torch.testing.assert_close(logits["ours"], logits["stock"], atol=1e-5, rtol=0)
+    weight = model.get_mixin("mlp").vision_gate_proj[0].weight
+    ours, stock = (torch.autograd.grad(out.square().sum(), weight)[0] for out in logits.values())
+    torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
+
+
+def test_experts_by_mask() -> None:
+    hidden, mask = torch.arange(6.0).view(1, 3, 2), torch.tensor([[0, 1, 0]])
+    assert by_boolean_mask(hidden, mask, lambda x: -x, lambda x: x + 100).tolist() == [[[0, -1], [102, 103], [-4, -5]]]
+    assert torch.equal(by_boolean_mask(hidden, None, lambda x: -x, lambda x: x), -hidden)
+
+
+def test_a_whole_run(quick: Callable[[BenchSettings], Bench], tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = BenchSettings(
+        contexts=(30,), text_contexts=(10,), batches=(1, 3), new_tokens=4, stock_tokens=3, repeats=1, bits=(8,)
+    )
+    rows = quick(settings).run()
+    assert [row["note"] for row in rows] == [""] * len(rows)
+    assert [row["case"] for row in rows] == [
+        "vision", "first token", "first token", "decode", "decode", "batch", "batch", "train", "decode",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["value"] > 0
+        assert (row["stock"] is not None) == (
+            row["case"] in ("first token", "train")
+            or row["what"].startswith("text")
+            or row["what"] == "picture, 30 tokens"
+        )
+    table = bench_report.table(rows)
+    assert len(table.splitlines()) == len(rows) + 2
+    assert "| decode, int8, picture, 30 tokens | " in table
+
+
+def test_lora_training_and_no_stock(quick: Callable[[BenchSettings], Bench]) -> None:
+    settings = BenchSettings(cases=("train",), contexts=(30,), text_contexts=(), train="lora", repeats=1, stock=False)
+    runner = quick(settings)
+    (row,) = runner.run()
+    assert row["stock"] is None and row["value"] > 0
+    trained = [name for name, p in runner.model.named_parameters() if p.requires_grad]
+    assert trained and all("matrix_" in name for name in trained)
+
+
+def test_a_case_that_fails_or_is_late_costs_one_line(
+    quick: Callable[[BenchSettings], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BenchSettings(cases=("vision", "prefill"), contexts=(30,), text_contexts=(), repeats=1, stock=False)
+    runner = quick(settings)
+    monkeypatch.setattr(type(runner.model.get_mixin("eva")), "encode_images", lambda *args: 1 / 0)
+    (failed, other) = quick(settings).run()
+    assert failed["value"] is None and "ZeroDivisionError" in failed["note"]
+    assert other["case"] == "prefill" and "ZeroDivisionError" in other["note"]
+    (late, _) = quick(replace(settings, seconds=0.0)).run()
+    assert "not begun" in late["note"]
+    assert "ZeroDivisionError" in bench_report.table([failed])
+
+
+def test_ratios() -> None:
+    faster = make_row("first token", "x", 20.0, "ms", 60.0, floor=10.0)
+    assert (faster.speedup, faster.share) == (3.0, 0.5)
+    more = make_row("decode", "x", 80.0, "tokens/s", 20.0, floor=100.0, peaks=[5, 7])
+    assert (more.speedup, more.share, more.memory) == (4.0, 0.8, 7)
+    nothing = make_row("batch", "x", 80.0, "tokens/s")
+    assert (nothing.stock, nothing.speedup, nothing.floor, nothing.share, nothing.memory) == (None,) * 5
+
+
+def test_floors_follow_from_sizes() -> None:
+    model = make()
+    floors = replace(Floors.measure(model, CPU), bandwidth=1e6, arithmetic=1e9)
+    layer = 4 * 32 * 32 + 3 * 32 * 64
+    assert floors.token_flops == 2 * 2 * layer
+    assert floors.head_flops == 2 * 32 * 100
+    assert floors.token_bytes == 4 * (2 * (layer + 2 * 32) + 32 + 32 * 100)
+    assert floors.decode(50) == pytest.approx((floors.token_bytes + 50 * 2 * 2 * 32 * 4) / 1e6)
+    assert floors.decode(50, rows=3) == pytest.approx((floors.token_bytes + 3 * 50 * 512) / 1e6)
+    assert replace(floors, bandwidth=1e15).decode(50) == (floors.token_flops + floors.head_flops) / 1e9
+
+
+def test_prompts_have_the_length_that_was_asked_for() -> None:
+    picture, text = prompt_of(CONFIG, 40, picture=True), prompt_of(CONFIG, 12, picture=False)
+    assert (picture.length, int(picture.image_embed_mask.sum()), len(picture.vision_image)) == (40, 18, 1)
+    assert (text.length, text.vision_image) == (12, None)
+    cogagent = config_of_name("cogagent-chat")
+    assert prompt_of(cogagent, 300, picture=True).cross_image.shape == (1, 3, 1120, 1120)
+
+
+def test_what_is_refused(quick: Callable[[BenchSettings], Bench]) -> None:
+    with pytest.raises(ConfigError, match="image_tokens is 15"):
+        config_of_sizes(**{**SIZES, "image_tokens": 15})
+    with pytest.raises(InputError, match="unknown case speed; allowed: vision"):
+        BenchSettings(cases=("speed",))
+    with pytest.raises(InputError, match="train is 'some'"):
+        BenchSettings(train="some")
+    with pytest.raises(InputError, match="clock is 'sun'; allowed: wall, cpu"):
+        BenchSettings(clock="sun")
+    with pytest.raises(InputError, match="at least 1"):
+        BenchSettings(batches=(0,))
+    (row,) = quick(BenchSettings(cases=("decode",), contexts=(18,))).run()
+    assert "a context with a picture takes at least 20 tokens" in row["note"]
+
+
+def test_a_model_made_twice_is_the_same() -> None:
+    first, second = make().state_dict(), make().state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert bench_models.SEED == 0
+
+
+def test_the_plot(tmp_path: Path) -> None:
+    row = {"case": "decode", "unit": "tokens/s", "stock": 5.0, "floor": 30.0}
+    rows = [{**row, "what": f"text, {n} tokens", "value": 20.0 - n / 100} for n in (10, 300)]
+    bench_report.plot(rows, tmp_path / "plots" / "decode.png")
+    assert (tmp_path / "plots" / "decode.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="at least two contexts"):
+        bench_report.plot(rows[:1], tmp_path / "decode.png")
+
+
+def test_the_script(tmp_path: Path) -> None:
+    flags = [part for name, value in SIZES.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *flags, "--cases", "decode", "--contexts", "30"]
+    command += ["--text-contexts", "10", "--new-tokens", "3", "--stock-tokens", "2", "--repeats", "1"]
+    output = tmp_path / "bench.json"
+    run = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = json.loads(output.read_text())
+    assert {"date", "device", "torch", "parameters", "bandwidth_gb_s"} <= report["machine"].keys()
+    assert [row["what"] for row in report["rows"]] == ["text, 10 tokens", "picture, 30 tokens"]
+    assert "| decode, text, 10 tokens | " in run.stdout

@@ -1,0 +1,165 @@
+"""Kept prefixes: the next turn of a chat is not computed from the start, and answers as if it were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from sat_models.generation.engine import Engine
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.inputs import VLMInputs
+from sat_models.serving.chat import ChatSession
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+OPTIONS = SamplingOptions(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module", params=["cogvlm-mini", "cogagent-mini"])
+def vlm(request: pytest.FixtureRequest) -> VLM:
+    """Each miniature in turn."""
+    return load_pretrained(GOLDEN / request.param, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def picture(vlm: VLM) -> Path:
+    return GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini") / "image.png"
+
+
+def make_engine(vlm: VLM, keep: int = 1) -> Engine:
+    return Engine(vlm.model, eos_id=-5, max_length=256, device="cpu", keep_prefixes=keep)
+
+
+@contextmanager
+def counted(vlm: VLM) -> Iterator[dict[str, list[int]]]:
+    """Tokens of each forward of the language model, and pictures of each run of the tower."""
+    seen: dict[str, list[int]] = {"tokens": [], "pictures": []}
+    hooks = [
+        vlm.model.transformer.layers[0].register_forward_pre_hook(
+            lambda module, args: seen["tokens"].append(args[0].shape[1])
+        ),
+        vlm.model.get_submodule("mixins.eva.vit_model").register_forward_pre_hook(
+            lambda module, args: seen["pictures"].append(len(args[0]))
+        ),
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fresh(vlm: VLM, inputs: VLMInputs) -> list[int]:
+    """The answer without anything kept."""
+    return list(make_engine(vlm, keep=0).tokens(inputs, OPTIONS))
+
+
+def test_a_chat_computes_its_picture_once_and_answers_as_without(vlm: VLM, picture: Path) -> None:
+    engine, history = make_engine(vlm), []
+    with counted(vlm) as seen:
+        for turn, question in enumerate(["What is it?", "Where?", "How many are there?"]):
+            inputs = vlm.processor(picture, question, history=history, version="chat")
+            stream = engine.tokens(inputs, OPTIONS)
+            before = len(seen["tokens"])
+            answer = list(stream)
+            assert stream.cached_tokens == (0 if turn == 0 else pytest.approx(inputs.length, abs=60))
+            assert seen["tokens"][before] == inputs.length - stream.cached_tokens
+            history.append((question, vlm.processor.tokenizer.decode(answer)))
+            with_all = len(seen["pictures"])
+            assert answer == fresh(vlm, inputs)
+            assert len(seen["pictures"]) == with_all + 1
+            seen["pictures"].pop()
+    assert seen["pictures"] == [1]
+    assert stream.cached_tokens > inputs.image_embed_mask.sum()
+
+
+def test_the_same_prompt_again_needs_one_token(vlm: VLM, picture: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+    first = list(engine.tokens(inputs, OPTIONS))
+    with counted(vlm) as seen:
+        stream = engine.tokens(inputs, OPTIONS)
+        assert list(stream) == first
+    assert stream.cached_tokens == inputs.length - 1
+    assert seen == {"tokens": [1] * 8, "pictures": []}
+
+
+@pytest.mark.parametrize("other", ["picture", "no picture", "two pictures"])
+def test_another_picture_is_computed(vlm: VLM, picture: Path, other: str) -> None:
+    engine = make_engine(vlm)
+    list(engine.tokens(vlm.processor(picture, "What is it?"), OPTIONS))
+    images = {"picture": picture, "no picture": None, "two pictures": [picture, picture]}[other]
+    inputs = vlm.processor(images, "What is it?")
+    if other == "picture":
+        inputs.vision_image = inputs.vision_image.flip(-1)
+    stream = engine.tokens(inputs, OPTIONS)
+    assert list(stream) == fresh(vlm, inputs)
+    assert stream.cached_tokens == 0
+
+
+def test_several_conversations_have_a_cache_each(vlm: VLM, picture: Path) -> None:
+    engine = make_engine(vlm, keep=2)
+    one, two = vlm.processor(picture, "What is it?"), vlm.processor(None, "Who are you, tell me?")
+    for inputs, cached in ((one, 0), (two, 0), (one, one.length - 1), (two, two.length - 1)):
+        stream = engine.tokens(inputs, OPTIONS)
+        list(stream)
+        assert stream.cached_tokens == cached
+    engine.prefixes.clear()
+    stream = engine.tokens(one, OPTIONS)
+    assert list(stream) == fresh(vlm, one)
+    assert stream.cached_tokens == 0
+
+
+def test_a_longer_answer_gets_more_room(vlm: VLM, picture: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+    list(engine.tokens(inputs, SamplingOptions(max_new_tokens=2)))
+    stream = engine.tokens(inputs, OPTIONS)
+    assert list(stream) == fresh(vlm, inputs)
+    assert stream.cached_tokens == inputs.length - 1
+
+
+def test_a_closed_answer_is_kept_and_a_failed_one_is_not(vlm: VLM, picture: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+    stream = engine.tokens(inputs, OPTIONS)
+    start = [next(stream), next(stream), next(stream)]
+    stream.close()
+    again = engine.tokens(inputs, OPTIONS)
+    assert list(again)[:3] == start
+    assert again.cached_tokens == inputs.length - 1
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no memory")
+
+    stream = engine.tokens(inputs, OPTIONS)
+    next(stream)
+    handle = vlm.model.transformer.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        next(stream)
+    handle.remove()
+    stream = engine.tokens(inputs, OPTIONS)
+    assert list(stream) == fresh(vlm, inputs)
+    assert stream.cached_tokens == 0
+
+
+def test_a_prompt_with_a_mask_of_its_own_is_neither_kept_nor_shortened(vlm: VLM) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(None, "Who are you?")
+    inputs.attention_mask = torch.ones(1, 1, inputs.length, inputs.length).tril()
+    for _ in range(2):
+        stream = engine.tokens(inputs, OPTIONS)
+        assert list(stream) == fresh(vlm, inputs)
+        assert stream.cached_tokens == 0
+
+
+def test_a_chat_session_keeps_its_picture(vlm: VLM, picture: Path) -> None:
+    chat = ChatSession(vlm, options=OPTIONS, version="chat")
+    chat.set_image(picture)
+    with counted(vlm) as seen:
+        first = chat.ask("What is it?")
+        second = chat.ask("Where?")
+    assert seen["pictures"] == [1]
+    history = [("What is it?", first.text)]
+    assert second.token_ids == vlm.generate(picture, "Where?", history, "chat", max_new_tokens=8).token_ids

@@ -1,0 +1,114 @@
+"""Run by test_generation_parallel.py under torchrun: sums over ranks, batches, a shared session; one JSON per rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from mixins.lora import apply_lora
+from mixins.lora_settings import LoRASettings
+from sat_models import runtime
+from sat_models.generation.engine import Engine
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.inputs import VLMInputs
+from sat_models.serving.ranks import SharedEngine
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
+
+SHARED = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
+PIXELS = {"vision_image": "pixels.vision", "cross_image": "pixels.cross"}
+
+
+def sums_per_layer(vlm: VLM, given: dict[str, Any]) -> list[int]:
+    """How many all-reduces each layer of the language model makes in one forward."""
+    counts: list[int] = []
+    total, original = [0], dist.all_reduce
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        total[0] += 1
+        return original(*args, **kwargs)
+
+    hooks = []
+    for layer in vlm.model.transformer.layers:
+        hooks.append(layer.register_forward_pre_hook(lambda *args: counts.append(-total[0])))
+        hooks.append(layer.register_forward_hook(lambda *args: counts.append(counts.pop() + total[0])))
+    dist.all_reduce = counting
+    try:
+        with torch.inference_mode():
+            vlm.model(**given)
+    finally:
+        dist.all_reduce = original
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def forwards(golden: Path) -> dict[str, dict[str, Any]]:
+    """Inputs of each way to route tokens."""
+    stored = load_file(golden / "reference.safetensors")
+    image = {name: stored[f"case0.{name}"][None] for name in SHARED}
+    image |= {name: stored[key] for name, key in PIXELS.items() if key in stored}
+    text = {name: image[name][:, -5:] for name in ("input_ids", "position_ids")}
+    both = {"slices": image, "text": text}
+    if "cross_image" not in image:
+        moved = {name: torch.cat((image[name], image[name].roll(2, dims=1))) for name in SHARED}
+        both["index lists"] = moved | {"vision_image": image["vision_image"].repeat(2, 1, 1, 1)}
+    return both
+
+
+def prompts(vlm: VLM, golden: Path) -> list[VLMInputs]:
+    picture = golden / "image.png"
+    made = [vlm.processor(picture, text) for text in ("What is it?", "Where is the red one?", "Why?")]
+    made[1].vision_image = made[1].vision_image.flip(-1)
+    return [*made, vlm.processor(None, "Hello there", version="chat")]
+
+
+def options() -> list[SamplingOptions]:
+    """Greedy, and drawn without a seed in one row: then only the first process decides."""
+    return [SamplingOptions(max_new_tokens=4 + row, temperature=float(row == 1)) for row in range(4)]
+
+
+def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
+    """A session that process 0 leads; an answer with a kept prefix before and after it."""
+    engine = SharedEngine(vlm.engine(keep_prefixes=1))
+    if not engine.leads:
+        engine.follow()
+        return {}
+    report: dict[str, Any] = {}
+    turns = [engine.tokens(asked[0], SamplingOptions(max_new_tokens=6)) for _ in range(2)]
+    report["turns"] = [list(turn) for turn in turns]
+    report["cached"] = [turn.cached_tokens for turn in turns]
+    with engine.session(max_rows=2) as session:
+        numbers = [session.add(inputs, SamplingOptions(max_new_tokens=6)) for inputs in asked]
+        session.step()
+        session.remove(numbers.pop(1))
+        while session.running:
+            session.step()
+        report["rows_of_session"] = [session.remove(number).token_ids for number in numbers]
+    report["after"] = list(engine.tokens(asked[2], SamplingOptions(max_new_tokens=6)))
+    engine.stop()
+    return report
+
+
+def main(golden: Path, out: Path) -> None:
+    """golden folder, output folder."""
+    vlm = load_pretrained(golden, device="cpu", dtype="float32")
+    report: dict[str, Any] = {"sums": {name: sums_per_layer(vlm, given) for name, given in forwards(golden).items()}}
+    asked = prompts(vlm, golden)
+    rows = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu").batch(asked, options(), max_rows=3)
+    report["rows"] = [row.token_ids for row in rows]
+    report |= shared(vlm, asked)
+    given = forwards(golden)["slices"]
+    apply_lora(vlm.model, LoRASettings(rank=2, targets=("transformer.layers.*.attention.dense",)))
+    report["sums"]["with LoRA"] = sums_per_layer(vlm, given)
+    (out / f"{runtime.rank()}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,139 @@
+"""Captions of many pictures: what is asked, what is written, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sat_models.errors import InputError
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.serving import bulk
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "cogvlm-mini"
+OPTIONS = SamplingOptions(max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    return load_pretrained(GOLDEN, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures, one of them in a subfolder, and a file that is none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for name, colour in (("a.png", "red"), ("b.JPG", "blue"), ("more/c.png", "green")):
+        Image.new("RGB", (60, 60), colour).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The output by picture."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({bulk._key(record) for record in records}) == len(records)
+    return {record["image"]: record for record in records}
+
+
+def run(vlm: VLM, source: Path, output: Path, **kwargs: Any) -> tuple[int, int]:
+    return bulk.caption(vlm, source, output, query="What is it?", options=OPTIONS, progress=False, **kwargs)
+
+
+def test_a_folder_is_answered_as_one_by_one(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    assert run(vlm, folder, output, max_rows=2, version="chat") == (3, 0)
+    written = read(output)
+    assert set(written) == {"a.png", "b.JPG", "more/c.png"}
+    for name, record in written.items():
+        alone = vlm.generate(folder / name, "What is it?", version="chat", max_new_tokens=5)
+        assert (record["text"], record["finish_reason"]) == (alone.text, alone.finish_reason)
+        assert record["query"] == "What is it?"
+
+
+def test_a_second_run_does_what_is_missing_or_failed(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    (folder / "broken.png").write_bytes(b"no picture")
+    assert run(vlm, folder, output) == (4, 1)
+    assert "error" in read(output)["broken.png"]
+    lines = output.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if '"a.png"' in line or "broken" in line]
+    output.write_text("\n".join(kept) + '\n{"image": "b.JPG", "te', encoding="utf-8")
+    part = output.with_name("out.jsonl.1.part")
+    part.write_text(json.dumps({"image": "more/c.png", "query": "What is it?", "text": "kept"}) + "\n")
+    Image.new("RGB", (60, 60), "grey").save(folder / "broken.png")
+    assert run(vlm, folder, output) == (2, 0)
+    written = read(output)
+    assert len(written) == 4 and all("text" in record for record in written.values())
+    assert written["more/c.png"]["text"] == "kept"
+    assert not part.exists()
+    assert run(vlm, folder, output) == (0, 0)
+
+
+def test_lines_keep_their_fields_and_may_ask_for_themselves(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    source, output = folder / "list.jsonl", tmp_path / "out.jsonl"
+    asked = [
+        {"image": "a.png", "id": 7, "label": "red"},
+        {"image": "a.png", "query": "Where is it?"},
+        {"image": "a.png", "query": "Which colour?"},
+        {"image": None, "query": "Who are you?"},
+        {"image": "missing.png"},
+    ]
+    source.write_text("".join(json.dumps(line) + "\n\n" for line in asked), encoding="utf-8")
+    assert run(vlm, source, output) == (5, 1)
+    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    by_query = {record["query"]: record for record in records if "text" in record}
+    assert set(by_query) == {"What is it?", "Where is it?", "Which colour?", "Who are you?"}
+    assert (by_query["What is it?"]["id"], by_query["What is it?"]["label"]) == (7, "red")
+    assert by_query["Who are you?"]["text"] == vlm.generate(None, "Who are you?", max_new_tokens=5).text
+    assert any("missing.png" in record.get("error", "") for record in records)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"image": "a.png"\n', "line 1 is no JSON"),
+        ('{"query": "What?"}\n', "line 1 must be a JSON object with an 'image'"),
+        ('{"image": 3}\n', "'image' is 3; it must be a path, a URL or null"),
+        ('{"image": "a.png"}\n{"image": "a.png"}\n', "asks the same twice"),
+        ("\n", "holds nothing to do"),
+    ],
+)
+def test_bad_lists_are_refused_in_words(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "list.jsonl").write_text(lines)
+    with pytest.raises(InputError, match=message):
+        bulk.read_tasks(tmp_path / "list.jsonl", "What is it?")
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; give a folder"):
+        bulk.read_tasks(tmp_path / "nowhere", "What is it?")
+
+
+@pytest.mark.slow
+def test_processes_share_the_pictures(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    """Two processes with a model each, through the script; then again, with nothing to do."""
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(ROOT / "scripts" / "caption.py"), str(folder), str(output), "--from_pretrained", str(GOLDEN)]
+    command += ["--max_new_tokens", "5", "--query", "What is it?"]
+    for expected in ("3 written", "0 written"):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert expected in done.stderr
+        written = read(output)
+        assert {name: record["text"] for name, record in written.items()} == {
+            name: vlm.generate(folder / name, "What is it?", max_new_tokens=5).text for name in written
+        }
+        assert len(written) == 3 and bulk.parts_of(output) == []
