@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mixins.base import ZooModel
-from sat_models.config import LLaMAConfig
+from sat_models.config import LanguageConfig
 from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.models.chatglm import ChatGLMModel
 from sat_models.models.cogagent import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
 from sat_models.models.cogvlm import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
 from sat_models.models.llama import LLaMAModel
+from sat_models.models.llava import LLaVAModel
+from sat_models.models.minigpt4 import MiniGPT4Model
+from sat_models.models.quantisation import QUANTISATION_KEY, Quantisation, make_quantised
+from sat_models.models.visualglm import FineTuneVisualGLMModel, VisualGLMModel
 
 MODEL_CLASSES: dict[str, type[ZooModel]] = {
     cls.__name__: cls
@@ -26,6 +31,11 @@ MODEL_CLASSES: dict[str, type[ZooModel]] = {
         CogAgentModel,
         FineTuneTrainCogAgentModel,
         FineTuneTestCogAgentModel,
+        ChatGLMModel,
+        VisualGLMModel,
+        FineTuneVisualGLMModel,
+        LLaVAModel,
+        MiniGPT4Model,
     )
 }
 """Every `model_class` that a `model_config.json` may name."""
@@ -49,7 +59,7 @@ def model_class(name: str) -> type[ZooModel]:
     return MODEL_CLASSES[name]
 
 
-def make_config(data: dict[str, Any]) -> LLaMAConfig:
+def make_config(data: dict[str, Any]) -> LanguageConfig:
     """The typed config of the content of a `model_config.json`.
 
     Raises:
@@ -84,7 +94,7 @@ class OnMeta(TorchFunctionMode):
 
 
 def build_model(
-    config: LLaMAConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
+    config: LanguageConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
 ) -> ZooModel:
     """This rank's part of the model that `config` describes; model-parallel groups must exist.
 
@@ -96,16 +106,22 @@ def build_model(
 
     Raises:
         UnknownNameError: unknown `model_class`.
+        ConfigError: a quantised model that is not to be on meta: it has no random weights.
     """
-    cls = model_class(config.model_class)
+    cls, quantisation = model_class(config.model_class), Quantisation.of(config)
     if torch.device(device).type != "meta":
+        if quantisation:
+            raise ConfigError(f"a config with '{QUANTISATION_KEY}' is for loading weights; train without it")
         return cls(config).to(device=device, dtype=dtype)
     with OnMeta():
         model = cls(config)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to("meta")
-    return model.to(dtype)
+    model.to(dtype)
+    if quantisation:
+        make_quantised(model, quantisation)
+    return model
 
 
 def computable_buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from sat_models.config import CogVLMConfig
+from torch import Tensor
+
+from sat_models.config import PictureConfig
 from sat_models.errors import CheckpointError, ConfigError
 
 SAT_KEY = "sat_model_config"
@@ -15,47 +17,107 @@ SAT_KEY = "sat_model_config"
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PLACE = re.compile(r"\{[ij]\}")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Weights that SAT holds as one, one below the other (q, k and v)."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A weight that SAT holds with one more dimension, of size 1, in front."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight of Hugging Face's belongs: part `part` of `parts` of the SAT weight `name`."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    lifted: bool = False
 
 
 class KeyTable:
-    """Weight names of SAT and of Hugging Face, one to one.
+    """Weight names of SAT and of Hugging Face.
 
     Args:
-        rows: SAT name -> Hugging Face name; `{i}` stands for a layer of the language model, `{j}` for one of a tower.
+        rows: SAT name -> Hugging Face name, or names; `{i}` stands for a layer of the language model, `{j}` for one of
+            a tower.
         per_layer: the same for weights that SAT holds once and Hugging Face once per layer.
+        left_out: SAT names of tables that Hugging Face's files do not have; they follow from the sizes.
     """
 
-    def __init__(self, rows: Mapping[str, str], per_layer: Mapping[str, str] | None = None) -> None:
-        self.rows, self.per_layer = dict(rows), dict(per_layer or {})
-        pairs = [(_PLACE.sub("{}", sat), _PLACE.sub("{}", hf)) for sat, hf in [*rows.items(), *self.per_layer.items()]]
-        self._to_hf, self._to_sat = dict(pairs), {hf: sat for sat, hf in pairs}
-        if not len(self._to_hf) == len(self._to_sat) == len(pairs):
-            raise ValueError("a name stands in the key table twice")
+    def __init__(
+        self,
+        rows: Mapping[str, str | Joined | Lifted],
+        per_layer: Mapping[str, str] | None = None,
+        left_out: Collection[str] = (),
+    ) -> None:
+        self.rows, self.per_layer, self.left_out = dict(rows), dict(per_layer or {}), frozenset(left_out)
+        self._to_hf: dict[str, tuple[str, ...]] = {}
+        self._to_sat: dict[str, Place] = {}
+        for sat, hf in [*rows.items(), *self.per_layer.items()]:
+            names = hf.names if isinstance(hf, Joined) else (hf.name if isinstance(hf, Lifted) else hf,)
+            sat, names = _PLACE.sub("{}", sat), tuple(_PLACE.sub("{}", name) for name in names)
+            if sat in self._to_hf or self._to_sat.keys() & set(names):
+                raise ValueError(f"a name stands in the key table twice: {sat} or {', '.join(names)}")
+            self._to_hf[sat] = names
+            for part, name in enumerate(names):
+                self._to_sat[name] = Place(sat, part, len(names), isinstance(hf, Lifted))
 
-    def extended(self, rows: Mapping[str, str]) -> KeyTable:
+    def extended(self, rows: Mapping[str, str | Joined | Lifted]) -> KeyTable:
         """This table with more rows."""
-        return KeyTable({**self.rows, **rows}, self.per_layer)
+        return KeyTable({**self.rows, **rows}, self.per_layer, self.left_out)
+
+    def place(self, name: str) -> Place:
+        """Where the weight of a Hugging Face name belongs. Raises CheckpointError for an unknown one."""
+        found, numbers = _look_up(self._to_sat, name, "Hugging Face")
+        return replace(found, name=found.name.format(*numbers))
 
     def to_sat(self, name: str) -> str:
-        """The SAT name of a Hugging Face name. Raises CheckpointError for an unknown one."""
-        return _look_up(self._to_sat, name, "Hugging Face")
+        """The SAT name of a Hugging Face name. Raises as `place`."""
+        return self.place(name).name
 
     def to_hf(self, name: str) -> str:
-        """The Hugging Face name of a SAT name (layer 0's, where every layer has one). Raises as `to_sat`."""
+        """The first Hugging Face name of a SAT name. Raises CheckpointError for one without."""
+        if name in self.left_out:
+            raise CheckpointError(f"'{name}' has no counterpart among Hugging Face's weights")
         return self.all_hf(name, 1)[0]
 
     def all_hf(self, name: str, num_layers: int) -> tuple[str, ...]:
-        """As `to_hf`, with one name per layer for a weight of which each layer has a copy."""
+        """Every Hugging Face name of a SAT name: of its parts, or one per layer where each layer has a copy."""
+        if name in self.left_out:
+            return ()
         if name in self.per_layer:
             return tuple(self.per_layer[name].format(i=layer) for layer in range(num_layers))
-        return (_look_up(self._to_hf, name, "SAT"),)
+        found, numbers = _look_up(self._to_hf, name, "SAT")
+        return tuple(template.format(*numbers) for template in found)
+
+    def hf_value(self, name: str, value: Tensor) -> Tensor:
+        """What stands under the Hugging Face name `name`, out of the SAT weight that holds it."""
+        place = self.place(name)
+        if place.lifted:
+            return value[0]
+        return value if place.parts == 1 else value.chunk(place.parts)[place.part].clone()
 
 
-def _look_up(table: Mapping[str, str], name: str, kind: str) -> str:
+def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
+    """What the table says of a name, and the numbers in it."""
     template = _NUMBER.sub("{}", name)
     if "{" in name or template not in table:
         raise CheckpointError(f"'{name}' is not in the table of {kind} weight names of this model")
-    return table[template].format(*_NUMBER.findall(name))
+    return table[template], _NUMBER.findall(name)
+
+
+def _unchanged(name: str) -> str:
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +131,18 @@ class HFFamily:
         keys: weight names.
         versions: `template_version` of Hugging Face -> prompt version of SAT.
         sizes_to_sat: content of `config.json` -> sizes under SAT's names; a KeyError is an absent key.
-        sizes_to_hf: typed config -> `config.json` without architecture and template.
+        sizes_to_hf: typed config -> `config.json` without architecture and template; None for a form that is only read.
+        canonical: a name in the files -> that in `keys`; None for what is no weight (tables of positions).
     """
 
     architecture: str
     model_class: str
-    config_class: type[CogVLMConfig]
+    config_class: type[PictureConfig]
     keys: KeyTable
     versions: Mapping[str, str]
     sizes_to_sat: Callable[[Mapping[str, Any]], dict[str, Any]]
-    sizes_to_hf: Callable[[Any], dict[str, Any]]
+    sizes_to_hf: Callable[[Any], dict[str, Any]] | None = None
+    canonical: Callable[[str], str | None] = _unchanged
 
     def config_to_sat(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `model_config.json` from that of `config.json`.

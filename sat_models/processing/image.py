@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     timeout: float = TIMEOUT,
-    public_only: bool = False,
+    allowed_hosts: Collection[str] | None = None,
+    formats: Sequence[str] | None = None,
 ) -> Image.Image:
     """A picture as RGB.
 
@@ -48,8 +50,8 @@ def load_image(
         max_pixels: limit on width x height, checked from the header before anything is decoded.
         max_bytes: limit on the encoded size of bytes, `data:` URLs and downloads.
         timeout: seconds for a download.
-        public_only: refuse URLs of this machine and of private networks; a server that takes URLs from strangers sets
-            it (and opens no paths for them).
+        allowed_hosts: for a server that takes URLs from strangers (and opens no paths for them): see `fetch.download`.
+        formats: Pillow's names of the file types to read, such as ("PNG", "JPEG"); None: all it knows.
 
     Raises:
         InputError: missing, unreadable, truncated, too large, or not a picture; the message names it and the remedy.
@@ -57,7 +59,7 @@ def load_image(
     if isinstance(source, Image.Image):
         return _to_rgb(source, name=getattr(source, "filename", "") or "the given picture", max_pixels=max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), name=f"{len(source)} bytes", max_pixels=max_pixels, max_bytes=max_bytes)
+        return _decode(bytes(source), f"{len(source)} bytes", max_pixels, max_bytes, formats)
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(
             f"A picture was given as {source!r:.80} ({type(source).__name__}). Allowed: a path, an http(s) URL, "
@@ -65,24 +67,31 @@ def load_image(
         )
     text = os.fspath(source)
     if isinstance(source, str) and text[:5].lower() == "data:":
-        data = data_url(text)
-        return _decode(data, name="data: URL", max_pixels=max_pixels, max_bytes=max_bytes)
+        return _decode(data_url(text), "data: URL", max_pixels, max_bytes, formats)
     if isinstance(source, str) and "://" in text:
-        data = download(text, max_bytes=max_bytes, timeout=timeout, public_only=public_only)
-        return _decode(data, name=text, max_pixels=max_pixels, max_bytes=max_bytes)
-    return _open_path(Path(text).expanduser(), max_pixels)
+        data = download(text, max_bytes=max_bytes, timeout=timeout, allowed_hosts=allowed_hosts)
+        return _decode(data, text, max_pixels, max_bytes, formats)
+    return _open_path(Path(text).expanduser(), max_pixels, formats)
 
 
-def image_to_tensor(image: Image.Image, size: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def image_to_tensor(
+    image: Image.Image, size: int, *, fit: str = "stretch", dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Pixels for a vision tower: [3, size, size], normalised.
 
     Args:
-        image: RGB of any size; it is stretched to a square, as in training.
+        image: RGB of any size.
         size: side in pixels.
+        fit: "stretch" to a square, "pad" to one with CLIP's mean colour, or "crop" the middle; as in training.
         dtype: of the result; the arithmetic is fp32.
+
+    Raises:
+        ValueError: unknown `fit`.
     """
     image = image if image.mode == "RGB" else _to_rgb(image, name="the given picture", max_pixels=MAX_PIXELS)
-    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    if fit not in _FITS:
+        raise ValueError(f"fit is {fit!r}; allowed: {', '.join(_FITS)}")
+    resized = _FITS[fit](image, size)
     pixels_HWC = torch.from_numpy(np.array(resized, dtype=np.uint8))
     pixels = pixels_HWC.permute(2, 0, 1).float().div(255)
     mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
@@ -90,11 +99,41 @@ def image_to_tensor(image: Image.Image, size: int, *, dtype: torch.dtype = torch
     return ((pixels - mean) / std).contiguous().to(dtype)
 
 
-def _open_path(path: Path, max_pixels: int) -> Image.Image:
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """An RGB picture in the middle of a square whose bars have CLIP's mean colour."""
+    side = max(image.size)
+    if min(image.size) == side:
+        return image
+    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in CLIP_MEAN))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _stretched(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    return _stretched(pad_to_square(image), size)
+
+
+def _cropped(image: Image.Image, size: int) -> Image.Image:
+    """CLIP's own way: the shorter side to `size`, then the middle."""
+    short = min(image.size)
+    width, height = (size if side == short else int(size * side / short) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
+_FITS = {"stretch": _stretched, "pad": _padded, "crop": _cropped}
+
+
+def _open_path(path: Path, max_pixels: int, formats: Sequence[str] | None) -> Image.Image:
     """A picture from a file."""
     try:
         with path.open("rb") as file:
-            return _decode_stream(file, name=str(path), max_pixels=max_pixels)
+            return _decode_stream(file, str(path), max_pixels, formats)
     except FileNotFoundError:
         raise InputError(f"Picture '{path}' does not exist. Give the path of a file or an http(s) URL.") from None
     except IsADirectoryError:
@@ -107,21 +146,22 @@ def _open_path(path: Path, max_pixels: int) -> Image.Image:
         ) from error
 
 
-def _decode(data: bytes, *, name: str, max_pixels: int, max_bytes: int) -> Image.Image:
+def _decode(data: bytes, name: str, max_pixels: int, max_bytes: int, formats: Sequence[str] | None) -> Image.Image:
     """A picture from memory."""
     if len(data) > max_bytes:
         raise InputError(f"Picture ({name}) has {len(data)} bytes, more than {max_bytes}. Give a smaller copy.")
-    return _decode_stream(io.BytesIO(data), name=name, max_pixels=max_pixels)
+    return _decode_stream(io.BytesIO(data), name, max_pixels, formats)
 
 
-def _decode_stream(stream: io.BufferedIOBase, *, name: str, max_pixels: int) -> Image.Image:
+def _decode_stream(stream: io.BufferedIOBase, name: str, max_pixels: int, formats: Sequence[str] | None) -> Image.Image:
     """Opens (header only), checks the size, then decodes."""
     try:
-        opened = Image.open(stream)
+        opened = Image.open(stream, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"Picture '{name}' is too large ({error}). Give a smaller copy.") from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"'{name}' is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+        known = f"of the types {', '.join(formats)}" if formats else "that Pillow can read"
+        raise InputError(f"'{name}' is not a picture {known}. Convert it to PNG or JPEG.") from error
     except Exception as error:  # damaged headers raise anything from struct.error to SyntaxError
         raise InputError(
             f"Picture '{name}' has a damaged header ({_reason(error)}). Get or export it again."

@@ -1,13 +1,16 @@
 """Token ids -> sequence layout: image slots, masks, positions, labels. Training and inference share this one place.
 
-One sample is `BOS, (BOI, image x L, EOI) per image, text`. Legend: B batch, S tokens, N pictures in the batch
-(row by row, left to right), L image tokens per picture.
+What stands where is the `SequenceForm` of the model's config. One sample of CogVLM is `BOS, (BOI, image x L, EOI) per
+image, text`. Legend: B batch, S tokens, N pictures in the batch (row by row, left to right), L tokens per picture.
 
     position in sequence   BOS  BOI  image x L  EOI  text
     image_embed_mask        0    1       1       1    0     embedding comes from the picture
     vision_expert_mask      0    1       1       0    0     routed to the visual expert
     image_rope_mask         0    0       1       0    0     all share one position
     position_ids            0    1     2 (all)   3    4, 5, ...
+
+Other models have no BOI, EOI and experts, count positions through, and may have text before a picture. A GLM's
+positions are [2, S]: places in the context, places in the answer; its context sees itself (see `block_positions`).
 
 Source: CogVLM (arXiv 2311.03079) section 2.1 and the repository at f7283b2, pinned by the golden data. We differ in
 padding a batch to its longest sample (the originals pad to `max_length`), in training every answer of a dialogue, and
@@ -19,139 +22,85 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import COGVLM_FORM, SequenceForm
 from ..errors import InputError
+from .inputs import TokenLayout, VLMInputs
 
 logger = logging.getLogger(__name__)
 
 IGNORE = -100
 """Label of a position that is not trained."""
-SLOT_ID = 0
-"""Token id that stands in BOI, image and EOI positions; its embedding is overwritten."""
 MIN_ANSWER_ROOM = 10
 """A training prompt longer than `max_length` minus this is rejected."""
 TAIL_ROOM = 4
 """Prompt and answer are cut to `max_length` minus this before EOS is put behind (where the originals cut)."""
 
 
-@dataclass
-class TokenLayout:
-    """One sample, every field a long tensor [S]; `labels` (unshifted, -100 = not trained) only in training."""
-
-    input_ids: Tensor
-    position_ids: Tensor
-    image_embed_mask: Tensor
-    vision_expert_mask: Tensor
-    image_rope_mask: Tensor
-    labels: Tensor | None = None
-
-    def __len__(self) -> int:
-        return int(self.input_ids.shape[0])
-
-
-@dataclass
-class VLMInputs:
-    """What a model of the zoo reads, with its batch dimension.
-
-    Attributes:
-        input_ids, position_ids: [B, S] long.
-        image_embed_mask, vision_expert_mask: [B, S] long, 0 or 1 (see the table at the top of this file).
-        vision_image: [N, 3, H, W] normalised pixels, N pictures in the order of their spans; None without pictures.
-        cross_image: [N, 3, H2, W2] for the high-resolution branch of CogAgent, else None.
-        attention_mask: [B or 1, 1, S, S] with 1 = may look; None is causal.
-        labels: [B, S] long for training, unshifted, -100 where not trained; not part of `model_kwargs`.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    image_embed_mask: Tensor
-    vision_expert_mask: Tensor
-    vision_image: Tensor | None = None
-    cross_image: Tensor | None = None
-    attention_mask: Tensor | None = None
-    labels: Tensor | None = None
-
-    @classmethod
-    def from_layout(
-        cls, layout: TokenLayout, *, vision_image: Tensor | None = None, cross_image: Tensor | None = None
-    ) -> VLMInputs:
-        """A batch of one."""
-        return cls(
-            input_ids=layout.input_ids[None],
-            position_ids=layout.position_ids[None],
-            image_embed_mask=layout.image_embed_mask[None],
-            vision_expert_mask=layout.vision_expert_mask[None],
-            vision_image=vision_image,
-            cross_image=cross_image,
-            labels=None if layout.labels is None else layout.labels[None],
-        )
-
-    @property
-    def length(self) -> int:
-        """S, padding included."""
-        return int(self.input_ids.shape[1])
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return int(self.input_ids.shape[0])
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VLMInputs:
-        """A copy on `device`; `dtype` is for the pixels alone."""
-        moved = {name: t.to(device) if t is not None else None for name, t in vars(self).items()}
-        for name in ("vision_image", "cross_image"):
-            if moved[name] is not None and dtype is not None:
-                moved[name] = moved[name].to(dtype)
-        return replace(self, **moved)
-
-    def model_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `model(**kwargs)`; pictures that are not there are left out, labels always."""
-        kwargs: dict[str, Any] = {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "attention_mask": self.attention_mask,
-            "vision_expert_mask": self.vision_expert_mask,
-            "image_embed_mask": self.image_embed_mask,
-        }
-        for name in ("vision_image", "cross_image"):
-            if getattr(self, name) is not None:
-                kwargs[name] = getattr(self, name)
-        return kwargs
-
-
 def layout_prompt(
-    text_ids: Sequence[int], image_length: int, *, num_images: int = 1, bos_id: int, slot_id: int = SLOT_ID
+    text_ids: Sequence[int],
+    image_length: int,
+    *,
+    num_images: int = 1,
+    bos_id: int,
+    lead: Sequence[Sequence[int]] = (),
+    answer_ids: Sequence[int] = (),
+    form: SequenceForm = COGVLM_FORM,
 ) -> TokenLayout:
-    """Layout of a prompt: BOS, one span per picture, text.
+    """Layout of a prompt; for CogVLM: BOS, one span per picture, text.
 
     Args:
         text_ids: ids of the text after the pictures, no special tokens.
         image_length: L, image tokens per picture (`(size / patch) ** 2`), BOI and EOI not counted.
         num_images: 0 is text only; more than one is allowed with a warning.
+        lead: ids of the text in front of each picture; empty where there is none.
+        answer_ids: what follows the prompt, in training.
+        form: of the model.
     """
     if num_images > 1:
         _warn_several_images(num_images)
-    span = image_length + 2
-    head = [0] * (1 + num_images * span)
-    embed, expert, rope = list(head), list(head), list(head)
-    for start in range(1, len(head), span):
-        embed[start : start + span] = [1] * span
-        expert[start : start + span - 1] = [1] * (span - 1)
-        rope[start + 1 : start + span - 1] = [1] * image_length
-    text = [0] * len(text_ids)
-    rope_mask = torch.tensor(rope + text)
-    return TokenLayout(
-        input_ids=torch.tensor([bos_id] + [slot_id] * (num_images * span) + list(text_ids)),
-        position_ids=positions_of(rope_mask),
-        image_embed_mask=torch.tensor(embed + text),
-        vision_expert_mask=torch.tensor(expert + text),
-        image_rope_mask=rope_mask,
-    )
+    edge = form.markers // 2
+    boi, image, eoi = [(1, 1, 0)] * edge, [(1, 1, 1)] * image_length, [(1, 0, 0)] * edge
+    tokens = [(bos_id, 0, 0, 0)] if form.begin else []
+    for number in range(num_images):
+        tokens += _text([*(lead[number] if lead else ()), *form.around[0]])
+        tokens += [(form.slot_id, *masks) for masks in (*boi, *image, *eoi)]
+        tokens += _text(form.around[1])
+    tokens += _text([*text_ids, *form.suffix])
+    context = len(tokens)
+    tokens += _text(answer_ids)
+    ids, embed, expert, rope = torch.tensor(tokens, dtype=torch.long).view(-1, 4).unbind(1)
+    if not form.shared_position:
+        rope = torch.zeros_like(rope)
+    layout = TokenLayout(ids, positions_of(rope), embed, expert if form.experts else None, rope)
+    if not form.prefix_attention:
+        return layout
+    positions, mask = block_positions(context - 1, len(tokens), mask_position=context - len(form.suffix))
+    return replace(layout, position_ids=positions, attention_mask=mask)
+
+
+def _text(ids: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    return [(token, 0, 0, 0) for token in ids]
+
+
+def block_positions(context: int, length: int, *, mask_position: int) -> tuple[Tensor, Tensor]:
+    """Positions [2, S] and mask [S, S] (1 = may look) of a GLM.
+
+    Args:
+        context: tokens before `<sop>`, which see each other and are seen by all.
+        length: S.
+        mask_position: where `[gMASK]` stands; the first row stays there in the answer.
+    """
+    tokens = torch.arange(length)
+    answer = (tokens - context + 1).clamp(min=0)
+    mask = torch.ones(length, length, dtype=torch.long).tril()
+    mask[:, :context] = 1
+    return torch.stack((torch.where(answer > 0, mask_position, tokens), answer)), mask
 
 
 def positions_of(image_rope_mask: Tensor) -> Tensor:
@@ -161,9 +110,9 @@ def positions_of(image_rope_mask: Tensor) -> Tensor:
     return torch.cumsum(1 - repeats, 0) - 1
 
 
-def prompt_length(num_text: int, image_length: int, num_images: int) -> int:
-    """Tokens of a prompt with `num_text` text tokens: BOS, spans, text."""
-    return 1 + num_images * (image_length + 2) + num_text
+def prompt_length(num_text: int, image_length: int, num_images: int, form: SequenceForm = COGVLM_FORM) -> int:
+    """Tokens of a prompt with `num_text` tokens of text in all."""
+    return form.fixed_tokens(image_length, num_images) + num_text
 
 
 def layout_training(
@@ -176,7 +125,8 @@ def layout_training(
     max_length: int,
     num_images: int = 1,
     past_answers: Sequence[tuple[int, int]] = (),
-    slot_id: int = SLOT_ID,
+    lead: Sequence[Sequence[int]] = (),
+    form: SequenceForm = COGVLM_FORM,
 ) -> TokenLayout:
     """Layout of a training sample, not padded: prompt, answer, EOS, and the labels.
 
@@ -184,25 +134,29 @@ def layout_training(
     while the input goes on with the next turn's text, which is what the model reads in a conversation.
 
     Args:
-        prompt_ids: text of the prompt, history included, no special tokens.
+        prompt_ids: text of the prompt after the pictures, history included.
         answer_ids: the last answer; cut so that prompt, answer and EOS take at most `max_length - 3` tokens.
         past_answers: (start, end) index ranges of earlier answers within `prompt_ids`.
+        lead, form: as `layout_prompt`.
 
     Raises:
         InputError: the prompt takes more than `max_length - 10` tokens.
     """
-    context = prompt_length(len(prompt_ids), image_length, num_images)
+    num_text = len(prompt_ids) + sum(map(len, lead))
+    context = prompt_length(num_text, image_length, num_images, form)
     if context > max_length - MIN_ANSWER_ROOM:
         raise InputError(
-            f"The prompt takes {context} tokens ({num_images} picture(s), {len(prompt_ids)} of text) but max_length "
+            f"The prompt takes {context} tokens ({num_images} picture(s), {num_text} of text) but max_length "
             f"{max_length} allows {max_length - MIN_ANSWER_ROOM} so that an answer fits. Raise max_length to "
             f"{context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
         )
     answer = [*answer_ids[: max_length - TAIL_ROOM - context], eos_id]
-    layout = layout_prompt([*prompt_ids, *answer], image_length, num_images=num_images, bos_id=bos_id, slot_id=slot_id)
+    layout = layout_prompt(
+        prompt_ids, image_length, num_images=num_images, bos_id=bos_id, lead=lead, answer_ids=answer, form=form
+    )
     labels = torch.full_like(layout.input_ids, IGNORE)
     labels[context:] = layout.input_ids[context:]
-    offset = context - len(prompt_ids)
+    offset = context - len(form.suffix) - len(prompt_ids)
     for start, end in past_answers:
         labels[offset + start : offset + end] = layout.input_ids[offset + start : offset + end]
         labels[offset + end] = eos_id
@@ -212,16 +166,16 @@ def layout_training(
 def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None, *, side: str = "right") -> VLMInputs:
     """One batch of several, padded to the longest (or to `pad_to`).
 
-    Padding has token `pad_id`, masks 0 and label -100. On the right its positions count on and the mask stays
+    Padding has token `pad_id`, masks 0 and label -100. On the right its positions count on and a causal mask stays
     causal, so no real token sees it. On the left (for generating in step) its positions are 0 and an explicit mask
-    hides it.
+    hides it, as it does on either side for samples that have a mask of their own.
 
     Args:
         samples: of any batch size; pictures are joined in order, so N may differ from B.
         side: "right" or "left".
 
     Raises:
-        InputError: no samples, one longer than `pad_to`, or labels in some only.
+        InputError: no samples, one longer than `pad_to`, or labels or masks in some only.
     """
     if not samples:
         raise InputError("A batch needs at least one sample; got none.")
@@ -233,6 +187,8 @@ def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None
         raise ValueError(f"side is '{side}'; it must be 'right' or 'left'.")
     if len({sample.labels is None for sample in samples}) > 1:
         raise InputError("Samples with and without labels cannot share a batch; collate them apart.")
+    if len({sample.attention_mask is None for sample in samples}) > 1:
+        raise InputError("Samples with and without an attention mask cannot share a batch; collate them apart.")
     padded = [_pad(sample, length, pad_id, left=side == "left") for sample in samples]
     first = padded[0]
     merged: dict[str, Any] = {name: _join([getattr(p, name) for p in padded]) for name in vars(first)}
@@ -242,21 +198,22 @@ def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None
 def _pad(sample: VLMInputs, length: int, pad_id: int, *, left: bool) -> VLMInputs:
     """`sample` with S = `length`; on the left always with an attention mask, so that a batch agrees."""
     extra = length - sample.length
-    if sample.attention_mask is not None:
-        raise InputError("collate builds its own attention mask; give it samples without one.")
 
     def fill(t: Tensor | None, value: int) -> Tensor | None:
         return None if t is None else torch.nn.functional.pad(t, (extra, 0) if left else (0, extra), value=value)
 
     positions = fill(sample.position_ids, 0)
     if extra and not left:
-        positions[:, -extra:] = sample.position_ids[:, -1:] + torch.arange(1, extra + 1, device=positions.device)
-    mask = None
-    if left:
-        mask = torch.ones(length, length, dtype=torch.long).tril()
-        mask[:, :extra] = 0
-        mask.fill_diagonal_(1)  # a padding row looks at itself: an empty row would be NaN
-        mask = mask.expand(sample.batch_size, 1, length, length)
+        further = torch.arange(1, extra + 1, device=positions.device)
+        positions[..., -extra:] = sample.position_ids[..., -1:] + further
+    mask = sample.attention_mask
+    if mask is None and left:
+        mask = torch.ones(sample.length, sample.length, dtype=torch.long).tril()[None, None]
+    if mask is not None:
+        mask = torch.nn.functional.pad(mask, (extra, 0, extra, 0) if left else (0, extra, 0, extra))
+        mask = mask.expand(sample.batch_size, 1, length, length).clone()
+        pads = slice(0, extra) if left else slice(sample.length, length)
+        mask[:, 0, pads, pads] = torch.eye(extra, dtype=mask.dtype)  # an empty row would be NaN
     return replace(
         sample,
         input_ids=fill(sample.input_ids, pad_id),

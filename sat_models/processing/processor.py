@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..config import COGVLM_FORM, SequenceForm
 from ..errors import ConfigError, InputError
 from .image import ImageSource, image_to_tensor, load_image
-from .layout import MIN_ANSWER_ROOM, TokenLayout, VLMInputs, layout_prompt, layout_training, prompt_length
-from .prompts import Turn, build_prompt, dialogue_text, prompt_style
+from .inputs import TokenLayout, VLMInputs
+from .layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
+from .prompts import Turn, dialogue_parts, prompt_style
 from .tokens import DEFAULT_TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -20,12 +23,26 @@ Images = ImageSource | Sequence[ImageSource] | None
 """What callers may pass as `image`: one, several, or none (text only)."""
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A prompt as ids: in front of each picture, behind the last one, and where in the latter earlier answers are."""
+
+    lead: list[list[int]]
+    ids: list[int]
+    answers: list[tuple[int, int]]
+
+    @property
+    def num_text(self) -> int:
+        return len(self.ids) + sum(map(len, self.lead))
+
+
 class Processor:
     """Prepares prompts and training samples for one model.
 
     Attributes:
         version: prompt style used when a call names none.
         max_length: context in tokens, prompt and answer together.
+        form: what the model's sequence looks like.
     """
 
     def __init__(
@@ -37,6 +54,7 @@ class Processor:
         version: str = "chat",
         cross_image_size: int | None = None,
         max_length: int = 2048,
+        form: SequenceForm = COGVLM_FORM,
     ) -> None:
         """Args:
             tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
@@ -45,6 +63,7 @@ class Processor:
             version: default prompt style.
             cross_image_size: side in pixels of the high-resolution branch; None for models without one.
             max_length: context in tokens.
+            form: what the model's sequence looks like (`config.sequence_form`).
 
         Raises:
             ConfigError: a size that is not positive.
@@ -60,6 +79,7 @@ class Processor:
         self.version = version
         self.cross_image_size = cross_image_size
         self.max_length = max_length
+        self.form = form
 
     @property
     def has_tokenizer(self) -> bool:
@@ -104,26 +124,37 @@ class Processor:
             UnknownNameError: unknown `version`.
         """
         _check_text(query, "question", allow_empty=allow_empty_query)
-        text = build_prompt(version or self.version, query, _check_turns(history, "history"))
-        ids = self.tokenizer.encode(text)
         sources = as_list(image)
-        length = prompt_length(len(ids), self.image_length, len(sources))
+        prompt = self._encode(version or self.version, query, _check_turns(history, "history"), len(sources))
+        length = self.prompt_length(prompt.num_text, len(sources))
         if length >= self.max_length:
             raise InputError(
-                f"The prompt takes {length} tokens ({len(sources)} picture(s) of {self.image_length + 2}, {len(ids)} "
-                f"of text) but the context is {self.max_length} with the answer. Shorten the question or the history, "
-                f"or raise max_length."
+                f"The prompt takes {length} tokens ({len(sources)} picture(s) of "
+                f"{self.form.picture_tokens(self.image_length)}, {prompt.num_text} of text) but the context is "
+                f"{self.max_length} with the answer. Shorten the question or the history, or raise max_length."
             )
-        layout = layout_prompt(ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id)
+        layout = layout_prompt(
+            prompt.ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id, lead=prompt.lead,
+            form=self.form,
+        )  # fmt: skip
         vision, cross = self.pixels(sources)
         return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
+
+    def stops(self, version: str | None = None) -> tuple[str, ...]:
+        """Texts that end an answer besides the end token."""
+        return prompt_style(version or self.version).stops
+
+    def prompt_length(self, num_text: int, num_images: int) -> int:
+        """Tokens of a prompt with so many tokens of text and so many pictures."""
+        return self.form.fixed_tokens(self.image_length, num_images) + num_text
 
     def pixels(self, image: Images) -> tuple[Tensor | None, Tensor | None]:
         """Pixels for the vision tower [N, 3, H, W] and the high-resolution branch [N, 3, H2, W2], None where absent."""
         pictures = [load_image(source) for source in as_list(image)]
         if not pictures:
             return None, None
-        vision = torch.stack([image_to_tensor(picture, self.image_size) for picture in pictures])
+        fit = self.form.fit
+        vision = torch.stack([image_to_tensor(picture, self.image_size, fit=fit) for picture in pictures])
         if self.cross_image_size is None:
             return vision, None
         return vision, torch.stack([image_to_tensor(picture, self.cross_image_size) for picture in pictures])
@@ -138,10 +169,6 @@ class Processor:
     ) -> list[VLMInputs]:
         """Training samples of one dialogue, each a batch of one with `labels`, not padded (see `layout.collate`).
 
-        Styles with history (`chat`, `chat_old`) give one sample in which every answer is trained; `base` and `vqa`
-        give one sample per turn. Last turns that do not fit into `max_length` are left out of a dialogue, and the
-        last answer kept is cut to fit.
-
         Args:
             turns: (question, answer) pairs; questions may be empty, answers not.
             version: prompt style; None takes the model's own.
@@ -151,41 +178,75 @@ class Processor:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
-        version = version or self.version
-        limit = max_length or self.max_length
         turns = _check_turns(turns, "dialogue")
         for number, (_, answer) in enumerate(turns, 1):
             _check_text(answer, f"answer of turn {number}")
         if not turns:
             raise InputError("A training sample needs at least one (question, answer) pair; got none.")
-        sources = as_list(image)
-        if prompt_style(version).keeps_history:
-            layouts = [self._dialogue(turns, version, limit, len(sources))]
-        else:
-            layouts = [self._dialogue([turn], version, limit, len(sources)) for turn in turns]
+        sources, limit, version = as_list(image), max_length or self.max_length, version or self.version
+        layouts = [self._dialogue(part, version, limit, len(sources)) for part in self.split_turns(turns, version)]
         vision, cross = self.pixels(sources)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
+
+    def training_sample(
+        self, image: Images, turns: Sequence[Turn], *, version: str | None = None, max_length: int | None = None
+    ) -> VLMInputs:
+        """The last one of `training_samples`: that of all turns together, where there are such."""
+        return self.training_samples(image, turns, version=version, max_length=max_length)[-1]
+
+    def split_turns(self, turns: Sequence[Turn], version: str | None = None) -> list[Sequence[Turn]]:
+        """The turns of each training sample of a dialogue.
+
+        Styles with history (`chat`, `chat_old`) give one sample in which every answer is trained; `base` and `vqa`
+        give one sample per turn. For a GLM, which reads its context both ways, each answer is the end of a sample of
+        its own, with the turns before it as history. Last turns that do not fit into `max_length` are left out of a
+        sample, and the last answer kept is cut to fit.
+        """
+        if not prompt_style(version or self.version).keeps_history:
+            return [[turn] for turn in turns]
+        if self.form.prefix_attention:
+            return [turns[:count] for count in range(1, len(turns) + 1)]
+        return [turns]
 
     def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit."""
         for kept in range(len(turns), 0, -1):
             *past, (query, answer) = turns[:kept]
-            text, spans = dialogue_text(version, query, past)
-            ids = self.tokenizer.encode(text)
-            if kept == 1 or prompt_length(len(ids), self.image_length, num_images) <= limit - MIN_ANSWER_ROOM:
+            prompt = self._encode(version, query, past, num_images)
+            if kept == 1 or self.prompt_length(prompt.num_text, num_images) <= limit - MIN_ANSWER_ROOM:
                 break
         if kept < len(turns):
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         return layout_training(
-            ids,
+            prompt.ids,
             self.tokenizer.encode(answer),
             self.image_length,
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
             num_images=num_images,
-            past_answers=[self._token_span(text, ids, start, end) for start, end in spans],
+            past_answers=() if self.form.prefix_attention else prompt.answers,
+            lead=prompt.lead,
+            form=self.form,
         )
+
+    def _encode(self, version: str, query: str, history: Sequence[Turn], num_images: int) -> _Encoded:
+        """A prompt as ids. Where the style ends earlier answers, the end token cuts the text."""
+        lead, text, spans = dialogue_parts(version, query, history, pictures=num_images)
+        encode = self.tokenizer.encode
+        if not prompt_style(version).ends_answers:
+            ids = encode(text)
+            answers = [self._token_span(text, ids, start, end) for start, end in spans]
+        else:
+            ids, answers, done = [], [], 0
+            for start, end in spans:
+                piece = encode(text[done:end])
+                first, last = self._token_span(text[done:end], piece, start - done, end - done)
+                answers.append((len(ids) + first, len(ids) + last))
+                ids += [*piece, self.tokenizer.eos_id]
+                done = end
+            ids += encode(text[done:])
+        return _Encoded([encode(part) for part in lead], ids, answers)
 
     def _token_span(self, text: str, ids: list[int], start: int, end: int) -> tuple[int, int]:
         """Index range in `ids` of the characters [start, end) of `text`.

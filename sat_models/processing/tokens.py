@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    @property
+    def pieces(self) -> Any:
+        """The `sentencepiece.SentencePieceProcessor`."""
+        return self._pieces
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added (`</s>` in a text is plain text)."""
@@ -159,6 +164,7 @@ def find_tokenizer(
     local_tokenizer: str | os.PathLike[str] | None = None,
     *,
     default: str | None = None,
+    names: Sequence[str] = (TOKENIZER_FILE,),
 ) -> Path:
     """Where the tokenizer of a checkpoint lies.
 
@@ -167,6 +173,7 @@ def find_tokenizer(
         local_tokenizer: the user's choice, which wins: a file, a folder that holds `tokenizer.model`, or the id of a
             Hugging Face repository (`lmsys/vicuna-7b-v1.5`), taken from the local cache or downloaded.
         default: repository id to try when neither the user nor the weights bring one; None: do not look there.
+        names: what the file may be called; the first is what a repository calls it.
 
     Returns:
         Path of a sentencepiece file.
@@ -175,46 +182,48 @@ def find_tokenizer(
         InputError: nothing there; the message names the flag and the file to put where.
     """
     if local_tokenizer:
-        return _named_tokenizer(str(local_tokenizer))
+        return _named_tokenizer(str(local_tokenizer), names)
     folders: list[Path] = []
     if weights_dir is not None:
         start = Path(weights_dir).expanduser()
         start = start.parent if start.is_file() else start
         folders = [start, start.resolve().parent]
-        for folder in folders:
-            if (folder / TOKENIZER_FILE).is_file():
-                return folder / TOKENIZER_FILE
+        for file in (folder / name for folder in folders for name in names):
+            if file.is_file():
+                return file
     if default:
-        return _download(default)
+        return _download(default, names[0])
     looked = f" (looked in {', '.join(map(str, folders))})" if folders else ""
     raise InputError(
-        f"No {TOKENIZER_FILE} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a "
+        f"No {' or '.join(names)} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a "
         f"Hugging Face repository; the released CogVLM and CogAgent weights use {DEFAULT_TOKENIZER}."
     )
 
 
-def _named_tokenizer(name: str) -> Path:
+def _named_tokenizer(name: str, names: Sequence[str]) -> Path:
     """The file that a user's `--local_tokenizer` means."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        if (path / TOKENIZER_FILE).is_file():
-            return path / TOKENIZER_FILE
-        raise InputError(f"--local_tokenizer '{name}' is a folder without {TOKENIZER_FILE}. Copy that file into it.")
+        if found := [path / file for file in names if (path / file).is_file()]:
+            return found[0]
+        raise InputError(
+            f"--local_tokenizer '{name}' is a folder without {' or '.join(names)}. Copy that file into it."
+        )
     looks_like_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not name.endswith((".model", ".json"))
     if looks_like_id:
-        return _download(name)
+        return _download(name, names[0])
     raise InputError(
         f"--local_tokenizer '{name}' does not exist. Allowed: a sentencepiece file, a folder that holds "
-        f"{TOKENIZER_FILE}, or a Hugging Face repository such as {DEFAULT_TOKENIZER}."
+        f"{' or '.join(names)}, or a Hugging Face repository such as {DEFAULT_TOKENIZER}."
     )
 
 
-def _download(repo_id: str) -> Path:
-    """`tokenizer.model` of a repository, from the local cache where it is there (HF_HUB_OFFLINE is respected)."""
+def _download(repo_id: str, file: str) -> Path:
+    """The tokenizer file of a repository, from the local cache where it is there (HF_HUB_OFFLINE is respected)."""
     remedy = (
-        f"Copy {TOKENIZER_FILE} of https://huggingface.co/{repo_id} next to the weights, or pass its path: "
+        f"Copy {file} of https://huggingface.co/{repo_id} next to the weights, or pass its path: "
         f"--local_tokenizer FILE_OR_FOLDER."
     )
     try:
@@ -225,7 +234,7 @@ def _download(repo_id: str) -> Path:
             f"(pip install huggingface_hub). {remedy}"
         ) from error
     try:
-        return Path(hf_hub_download(repo_id, TOKENIZER_FILE))
+        return Path(hf_hub_download(repo_id, file))
     except Exception as error:  # the hub raises many types: offline, no such repository, gated, network
         logger.debug("download of %s failed", repo_id, exc_info=True)
         raise InputError(

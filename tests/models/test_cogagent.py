@@ -23,7 +23,8 @@ from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.cogagent import CogAgentModel
 from sat_models.processing.layout import VLMInputs, collate
-from sat_models.zoo import VLM, load_pretrained
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "cogagent-mini"

@@ -255,11 +255,3 @@ def test_http_size_cap(server: str) -> None:
 def test_bad_urls(url: str) -> None:
     with pytest.raises(InputError):
         load_image(url, timeout=1)
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]"]
-)
-def test_public_only(host: str) -> None:
-    with pytest.raises(InputError, match=r"private network|not known"):
-        load_image(f"http://{host}/x.png", public_only=True, timeout=1)

@@ -1,0 +1,147 @@
+"""Sizes of language models, and what a config of a model with a picture has besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from sat_models.config.base import build, fields_to_dict, require_divides, require_positive, take_known
+from sat_models.config.sequence import COGVLM_FORM, SequenceForm
+from sat_models.config.towers import VisionTowerConfig
+from sat_models.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """What every language model of the zoo has. `layernorm_epsilon` is absent in released configs and is 1e-5 there."""
+
+    model_class: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    inner_hidden_size: int
+    vocab_size: int
+    max_sequence_length: int
+    layernorm_epsilon: float = 1e-5
+    use_bias: bool
+    layernorm_order: str
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+    tokenizer_type: str = "vicuna-7b-v1.5"
+    text_processor_version: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {}
+    ROTARY_DIVISOR: ClassVar[int] = 2
+    """What the width of a head must be divisible by."""
+    TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ("tokenizer.model",)
+    RELEASED_TOKENIZER: ClassVar[tuple[int, str]] = (32000, "lmsys/vicuna-7b-v1.5")
+    """Where the tokenizer of a released model with so large a vocabulary is to be had."""
+    DEFAULT_VERSION: ClassVar[str] = "base"
+    """Prompt style of a checkpoint that is no named model and says nothing."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size",
+            "max_sequence_length",
+        )  # fmt: skip
+        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        require_divides("head size", self.head_dim, self.ROTARY_DIVISOR, "rotary rotates pairs")
+        for name, value in self._REQUIRED_VALUES.items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is not supported for {self.model_class}: {value!r}"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def sequence_form(self) -> SequenceForm:
+        """How the model wants its sequence."""
+        return COGVLM_FORM
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From the content of a `model_config.json`."""
+        known, extra = take_known(cls, data)
+        extra.pop("model_parallel_size", None)  # a property of a run, not of the model
+        return build(cls, {**known, "extra": extra})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the content of a `model_config.json`."""
+        return {"model_parallel_size": 1, **fields_to_dict(self)}
+
+    def check_model_parallel(self, size: int) -> None:
+        """Raise ConfigError, naming the value, if the model cannot be split over `size` processes."""
+        for what, value in self._split_sizes().items():
+            if value % size:
+                raise ConfigError(
+                    f"model-parallel size {size} does not divide {what} = {value}. Start as many processes as divide "
+                    f"all of: {', '.join(f'{k} {v}' for k, v in self._split_sizes().items())}."
+                )
+
+    def _split_sizes(self) -> dict[str, int]:
+        return {
+            "num_attention_heads": self.num_attention_heads,
+            "inner_hidden_size": self.inner_hidden_size,
+            "vocab_size": self.vocab_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaMAConfig(LanguageConfig):
+    """A LLaMA-shaped language model."""
+
+    model_class: str = "LLaMAModel"
+    use_bias: bool = False
+    layernorm_order: str = "pre"
+
+    _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {"use_bias": False, "layernorm_order": "pre"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(LanguageConfig):
+    """What a model with a picture has besides its language model.
+
+    Attributes:
+        image_length: tokens that a picture takes in the sequence, begin and end vectors not counted.
+        eva_args: the vision tower.
+    """
+
+    image_length: int
+    eva_args: VisionTowerConfig
+
+    TOWER: ClassVar[type[VisionTowerConfig]] = VisionTowerConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.eva_args, dict):
+            object.__setattr__(self, "eva_args", self.TOWER.from_dict(self.eva_args))
+        self._check_image_length()
+
+    def _check_image_length(self) -> None:
+        if self.image_length != self.eva_args.num_patches:
+            raise ConfigError(
+                f"image_length is {self.image_length}, but the tower makes {self.eva_args.num_patches} image tokens "
+                f"from {self.eva_args.image_size[0]} px with patch {self.eva_args.patch_size}"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input picture in pixels."""
+        return self.eva_args.image_size[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the content of a `model_config.json`."""
+        return {**super().to_dict(), "eva_args": self.eva_args.to_dict()}
+
+    def _split_sizes(self) -> dict[str, int]:
+        return {
+            **super()._split_sizes(),
+            "eva_args.num_attention_heads": self.eva_args.num_attention_heads,
+            "eva_args.inner_hidden_size": self.eva_args.inner_hidden_size,
+        }

@@ -1,0 +1,204 @@
+"""SAT's parallel linears with weights of 8 or 4 bits: bitsandbytes' kernels inside, SAT's collectives outside.
+
+- 8 bits: `weight` int8 [outputs, inputs], `quant_scale` fp32 [outputs]; they stand for `weight · quant_scale / 127`.
+- 4 bits: `weight` uint8 [outputs, inputs / 2], two nf4 codes (QLoRA, arXiv 2305.14314) a byte; `quant_scale` uint8
+  [outputs, inputs / block], code c for the scale 2^((c − 191) / 8).
+
+Both can be cut like the weight itself, so a quantised checkpoint fits any model-parallel size and means the same in
+all. That is why the scales of 4 bits are steps of a fixed logarithmic table (at most 4.4 % off, in a byte) and not, as
+in QLoRA, quantised around a mean of the whole weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from mixins.sat_compat import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_model_parallel_region,
+    gather_from_model_parallel_region,
+    mpu,
+    reduce_from_model_parallel_region,
+)
+from sat_models.errors import ConfigError, MissingPackageError
+
+SCALE = "quant_scale"
+_BLOCKS = (64, 32)
+_STEPS, _OFFSET = 8, 191  # a scale of 4 bits: steps per doubling, and the code that means 1
+_LARGEST = 2 ** ((255.5 - _OFFSET) / _STEPS)
+_CHUNK = 2**22
+_OUTLIER = 6.0  # LLM.int8 (arXiv 2208.07339): inputs beyond it are multiplied in fp16
+
+
+def bitsandbytes() -> ModuleType:
+    """The package, imported when it is first needed. Raises MissingPackageError."""
+    try:
+        import bitsandbytes as package
+    except ImportError as error:
+        raise MissingPackageError("bitsandbytes", "quant", "Quantisation (--quant)") from error
+    return package
+
+
+def block_size(linear: nn.Module) -> int | None:
+    """Inputs that share a scale in 4 bits: 64 or 32, so that half of the inputs are whole blocks; None if neither."""
+    cut = 2 if isinstance(linear, RowParallelLinear) else 1
+    return next((block for block in _BLOCKS if linear.input_size % (block * cut) == 0), None)
+
+
+class _QuantisedLinear(nn.Module):
+    """What both parallel forms share. The tensors start without content, on the device of the linear's weight."""
+
+    def _take_over(self, linear: nn.Module, bits: int, *attributes: str) -> None:
+        nn.Module.__init__(self)
+        for name in attributes:
+            setattr(self, name, getattr(linear, name))
+        self.register_parameter("bias", linear.bias)
+        self.bits, self.block = bits, block_size(linear)
+        rows, columns = linear.weight.shape
+        kind, stored, scales = torch.int8, (rows, columns), (rows,)
+        if bits == 4:
+            kind, stored, scales = torch.uint8, (rows, columns // 2), (rows, columns // self.block)
+        device = linear.weight.device
+        self.register_buffer(SCALE, None)
+        scale_kind = torch.float32 if bits == 8 else torch.uint8
+        self.fill(torch.empty(stored, dtype=kind, device=device), torch.empty(scales, dtype=scale_kind, device=device))
+
+    def fill(self, weight: Tensor, scale: Tensor) -> None:
+        """Take what `quantise` has made."""
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight.model_parallel = True
+        self.quant_scale = scale
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x W^T + bias` on this rank, without any collective: [..., inputs] -> [..., outputs]."""
+        multiply = _product_8 if self.bits == 8 else _product_4
+        return multiply(self, x.contiguous(), bias)
+
+
+class QuantisedColumnLinear(_QuantisedLinear, ColumnParallelLinear):
+    """A `ColumnParallelLinear` with a quantised weight; all else is taken from `linear`."""
+
+    def __init__(self, linear: ColumnParallelLinear, bits: int) -> None:
+        names = ("input_size", "output_size", "output_size_per_partition", "stride", "gather_output")
+        self._take_over(linear, bits, *names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `ColumnParallelLinear.forward`."""
+        output = self.product(copy_to_model_parallel_region(x), self.bias)
+        return gather_from_model_parallel_region(output) if self.gather_output else output
+
+
+class QuantisedRowLinear(_QuantisedLinear, RowParallelLinear):
+    """A `RowParallelLinear` with a quantised weight; all else is taken from `linear`."""
+
+    def __init__(self, linear: RowParallelLinear, bits: int) -> None:
+        names = ("input_size", "output_size", "input_size_per_partition", "input_is_parallel", "final_bias")
+        self._take_over(linear, bits, *names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `RowParallelLinear.forward`."""
+        if not self.input_is_parallel:
+            x = mpu.scatter_to_model_parallel_region(x)
+        inside = None if self.bias is None or self.final_bias else self.bias / mpu.get_model_parallel_world_size()
+        output = reduce_from_model_parallel_region(self.product(x, inside))
+        return output + self.bias if self.final_bias and self.bias is not None else output
+
+
+def quantised_form(linear: nn.Module, bits: int) -> QuantisedColumnLinear | QuantisedRowLinear:
+    """A quantised linear in the place of `linear`, bias included, whose weight and scales are still to be filled."""
+    form = QuantisedColumnLinear if isinstance(linear, ColumnParallelLinear) else QuantisedRowLinear
+    return form(linear, bits)
+
+
+def row_maxima(weight: Tensor) -> Tensor:
+    """Largest magnitude in each row of [outputs, inputs], fp32 [outputs]: the scales of 8 bits."""
+    return torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float()
+
+
+@torch.no_grad()
+def quantise(
+    weight: Tensor, bits: int, *, block: int | None = None, maxima: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A weight [outputs, inputs], or a rank's part of one, as (`weight`, `quant_scale`) of the table above.
+
+    Args:
+        block: of 4 bits.
+        maxima: of 8 bits, `row_maxima` over all ranks; None takes those of `weight`.
+
+    Raises:
+        ConfigError: a weight that is no number, or too large for the scales.
+    """
+    if bits == 8:
+        scales = row_maxima(weight) if maxima is None else maxima
+        _check_range(scales, float("inf"))
+        chunks = zip(_row_chunks(weight), _row_chunks(scales, weight.shape[1]), strict=True)
+        factor = 127.0
+        parts = [(w.float() * (factor / s.clamp(min=1e-30))[:, None]).round_().to(torch.int8) for w, s in chunks]
+        return torch.cat(parts), scales
+    functional = bitsandbytes().functional
+    packed, codes = [], []
+    for rows in _row_chunks(weight):
+        values, state = functional.quantize_4bit(rows.contiguous(), blocksize=block, quant_type="nf4")
+        _check_range(state.absmax, _LARGEST)
+        steps = state.absmax.log2().mul_(_STEPS).add_(_OFFSET).round_().clamp_(0, 255)
+        packed.append(values.view(len(rows), -1))
+        codes.append(steps.to(torch.uint8).view(len(rows), -1))
+    return torch.cat(packed), torch.cat(codes)
+
+
+def _check_range(maxima: Tensor, limit: float) -> None:
+    largest = maxima.max().item()
+    if not largest < limit:
+        raise ConfigError(
+            f"a weight of {largest:.3g} cannot be quantised (limit {limit:.3g}): the file is damaged, or name its "
+            "linear in quant_skip"
+        )
+
+
+def _row_chunks(tensor: Tensor, width: int | None = None) -> Iterator[Tensor]:
+    """Runs of rows small enough that fp32 copies of them do not count."""
+    width = tensor.shape[1] if width is None else width
+    return iter(tensor.split(max(1, _CHUNK // width)))
+
+
+def _product_8(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tensor:
+    package = bitsandbytes()
+    state = package.MatmulLtState()
+    state.CB, state.SCB, state.has_fp16_weights = layer.weight, layer.quant_scale.float(), False
+    if x.device.type == "cpu":
+        return package.matmul(x, layer.weight, state=state, bias=bias)
+    half = package.matmul(
+        x.half(), layer.weight, state=state, threshold=_OUTLIER, bias=None if bias is None else bias.half()
+    )
+    return half.to(x.dtype)
+
+
+def _product_4(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tensor:
+    functional = bitsandbytes().functional
+    scales = layer.quant_scale.reshape(-1)
+    table, ones, zero = _scale_table(scales.device, -(-len(scales) // 256))
+    state = functional.QuantState(
+        absmax=scales,
+        shape=torch.Size((layer.weight.shape[0], x.shape[-1])),
+        code=None,  # what nf4 means is known to the kernels
+        blocksize=layer.block,
+        quant_type="nf4",
+        dtype=x.dtype,
+        offset=zero,
+        state2=functional.QuantState(absmax=ones, code=table, blocksize=256, dtype=torch.float32),
+    )
+    return bitsandbytes().matmul_4bit(x, layer.weight.reshape(-1, 1), state, bias=bias)
+
+
+@functools.cache
+def _scale_table(device: torch.device, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a byte of `quant_scale` means, as the kernels look it up: table[code] · 1 + 0."""
+    with torch.inference_mode(False):  # they outlive the forward that first needs them
+        table = torch.exp2((torch.arange(256, dtype=torch.float32, device=device) - _OFFSET) / _STEPS)
+        return table, torch.ones(groups, device=device), torch.zeros((), device=device)

@@ -1,0 +1,108 @@
+"""One sample as ids, positions and masks, and the object that models of the zoo read. `layout` makes them.
+
+Legend: B batch, S tokens, N pictures in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class TokenLayout:
+    """One sample, every field a long tensor [S] but for a GLM's `position_ids` [2, S] and `attention_mask` [S, S].
+
+    `vision_expert_mask` is None for models without experts, `attention_mask` for causal ones, and `labels` (unshifted,
+    -100 = not trained) except in training.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    image_embed_mask: Tensor
+    vision_expert_mask: Tensor | None
+    image_rope_mask: Tensor
+    attention_mask: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+
+@dataclass
+class VLMInputs:
+    """What a model of the zoo reads, with its batch dimension.
+
+    Attributes:
+        input_ids: [B, S] long.
+        position_ids: [B, S] long; [B, 2, S] for a GLM.
+        image_embed_mask, vision_expert_mask: [B, S] long, 0 or 1 (see the table at the top of this file); the latter is
+            None for models without experts.
+        vision_image: [N, 3, H, W] normalised pixels, N pictures in the order of their spans; None without pictures.
+        cross_image: [N, 3, H2, W2] for the high-resolution branch of CogAgent, else None.
+        attention_mask: [B or 1, 1, S, S] with 1 = may look; None is causal.
+        labels: [B, S] long for training, unshifted, -100 where not trained; not part of `model_kwargs`.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    image_embed_mask: Tensor
+    vision_expert_mask: Tensor | None = None
+    vision_image: Tensor | None = None
+    cross_image: Tensor | None = None
+    attention_mask: Tensor | None = None
+    labels: Tensor | None = None
+
+    @classmethod
+    def from_layout(
+        cls, layout: TokenLayout, *, vision_image: Tensor | None = None, cross_image: Tensor | None = None
+    ) -> VLMInputs:
+        """A batch of one."""
+        return cls(
+            input_ids=layout.input_ids[None],
+            position_ids=layout.position_ids[None],
+            image_embed_mask=layout.image_embed_mask[None],
+            vision_expert_mask=_row(layout.vision_expert_mask),
+            vision_image=vision_image,
+            cross_image=cross_image,
+            attention_mask=None if layout.attention_mask is None else layout.attention_mask[None, None],
+            labels=_row(layout.labels),
+        )
+
+    @property
+    def length(self) -> int:
+        """S, padding included."""
+        return int(self.input_ids.shape[1])
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return int(self.input_ids.shape[0])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VLMInputs:
+        """A copy on `device`; `dtype` is for the pixels alone."""
+        moved = {name: t.to(device) if t is not None else None for name, t in vars(self).items()}
+        for name in ("vision_image", "cross_image"):
+            if moved[name] is not None and dtype is not None:
+                moved[name] = moved[name].to(dtype)
+        return replace(self, **moved)
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `model(**kwargs)`; what the model or the prompt has not is left out, labels always."""
+        kwargs: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+            "image_embed_mask": self.image_embed_mask,
+        }
+        for name in ("vision_expert_mask", "vision_image", "cross_image"):
+            if getattr(self, name) is not None:
+                kwargs[name] = getattr(self, name)
+        return kwargs
+
+
+def _row(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor[None]

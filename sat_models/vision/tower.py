@@ -1,0 +1,65 @@
+"""What the towers made of SAT's transformer share: patches, learned positions, attention of all to all.
+
+Legend: N images, P patches, V vision width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.base import ZooModel
+from mixins.sat_compat import BaseTransformer
+from mixins.vision_tower import LearnedPositionMixin, PatchEmbeddingMixin
+from sat_models.config import VisionTowerConfig
+
+
+class VisionTower(ZooModel):
+    """Pixels [N, 3, H, W] -> features; a subclass adds the mixins that make them.
+
+    Attributes:
+        activation, patch_bias: of the tower's MLPs; of its patch embedding.
+    """
+
+    activation: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(F.gelu)
+    patch_bias: ClassVar[bool] = True
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        transformer = BaseTransformer(
+            num_layers=config.num_layers,
+            vocab_size=1,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            max_sequence_length=config.num_patches + 1,
+            inner_hidden_size=config.inner_hidden_size,
+            layernorm_order=config.LAYERNORM_ORDER,
+            layernorm_epsilon=config.layernorm_epsilon,
+            layernorm=nn.LayerNorm,
+            activation_func=self.activation,
+            use_bias=True,
+            use_final_layernorm=config.use_final_layernorm,
+            row_parallel_linear_final_bias=config.row_parallel_linear_final_bias,
+        )
+        super().__init__(config, transformer=transformer)
+        self.config = config
+        patches = PatchEmbeddingMixin(config.in_channels, config.hidden_size, config.patch_size, bias=self.patch_bias)
+        self.add_mixin("patch_embedding", patches)
+        self.add_mixin("pos_embedding", LearnedPositionMixin())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W], CLIP-normalised -> features. Raises ValueError on another picture size."""
+        side = self.config.image_size[0]
+        if image.shape[1:] != (self.config.in_channels, side, side):
+            raise ValueError(
+                f"the vision tower takes pictures [N, {self.config.in_channels}, {side}, {side}], "
+                f"got {list(image.shape)}"
+            )
+        ids = image.new_zeros((image.shape[0], 1)).long()
+        return super().forward(input_ids=ids, position_ids=None, attention_mask=None, image=image)[0]
+
+    def attention_fn(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, **kw: Any) -> Tensor:
+        """Every patch sees every patch."""
+        return F.scaled_dot_product_attention(q, k, v)

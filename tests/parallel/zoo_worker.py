@@ -1,0 +1,84 @@
+"""Run by test_zoo_parallel.py, alone and under torchrun: logits, answers and LoRA steps of the models beside CogVLM."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sat_models import runtime
+from sat_models.generation.engine import Engine
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.layout import VLMInputs, layout_training
+from sat_models.training.trainable import apply_plan, check_gradients, parameter_groups, plan_of
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+import miniatures
+
+STEPS = 20
+
+
+def sample_of(vlm: VLM) -> VLMInputs:
+    """A picture of noise between made words, and an answer."""
+    config = vlm.config
+    layout = layout_training(
+        [7, 8, 9], [10, 11, 12], config.image_length, bos_id=config.bos_token_id, eos_id=config.eos_token_id,
+        max_length=config.max_sequence_length, lead=[[4, 5]], form=config.sequence_form,
+    )  # fmt: skip
+    pixels = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
+    return VLMInputs.from_layout(layout, vision_image=pixels)
+
+
+@torch.inference_mode()
+def furthest_from_the_original(vlm: VLM, name: str) -> float:
+    """Largest difference of any logit of any golden case; 0 for a model without golden data."""
+    mini = next(mini for mini in miniatures.MINIATURES if mini.name == name)
+    if not mini.is_golden:
+        return 0.0
+    golden = mini.reference()
+    found = {case: vlm.model(**mini.with_image(case))[0][0] for case in mini.cases()}
+    return max((logits - golden[f"{case}.logits"]).abs().max().item() for case, logits in found.items())
+
+
+def run_model(folder: Path) -> dict[str, Any]:
+    """What one model gives."""
+    vlm = load_pretrained(folder, device="cpu", dtype="float32")
+    inputs = sample_of(vlm)
+    with torch.inference_mode():
+        logits = vlm.model(**inputs.model_kwargs())[0]
+    golden = furthest_from_the_original(vlm, folder.name)
+    engine = Engine(vlm.model, eos_id=vlm.config.eos_token_id, max_length=128, device="cpu")
+    answer = list(engine.tokens(inputs, SamplingOptions(max_new_tokens=8)))
+    model = vlm.model
+    apply_plan(model, plan_of("all", 4, alpha=4.0))
+    optimizer, losses = torch.optim.AdamW(parameter_groups(model, learning_rate=5e-3)), []
+    model.train()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(**inputs.model_kwargs())[0][0, :-1], inputs.labels[0, 1:])
+        loss.backward()
+        if step == 0:
+            check_gradients(model)
+        optimizer.step()
+        losses.append(loss.item())
+    return {"logits": logits, "answer": answer, "losses": losses, "golden": golden}
+
+
+def main() -> None:
+    """Output folder, model folders: the first process writes `<size>.pt`."""
+    out, *folders = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    report = {folder.name: run_model(folder) for folder in folders}
+    if runtime.rank() == 0:
+        torch.save(report, out / f"{runtime.world_size()}.pt")
+        (out / f"{runtime.world_size()}.json").write_text(json.dumps(sorted(report)))
+
+
+if __name__ == "__main__":
+    main()
