@@ -31,6 +31,9 @@ class ModelSpec:
         cross_image_size: the same for the high-resolution branch; None for models without it.
         licence, source: of the weights, and where they are.
         hf_name: repository with the same weights in Hugging Face's form, without the organisation.
+        owners: organisations that have it.
+        originals: whole ids of repositories with the same weights in an original layout that is read.
+        padded: pictures are padded to a square before they are resized.
         aliases: other names for the same weights.
         bundled: the weights lie in this package.
         available: False for a model whose code is still to come; loading it says so.
@@ -44,6 +47,9 @@ class ModelSpec:
     licence: str
     source: str
     hf_name: str | None = None
+    owners: tuple[str, ...] = _ORGANISATIONS
+    originals: tuple[str, ...] = ()
+    padded: bool = False
     aliases: tuple[str, ...] = ()
     bundled: bool = False
     available: bool = True
@@ -52,17 +58,23 @@ class ModelSpec:
     def preprocessing(self) -> str:
         """What happens to a picture, in words."""
         sizes = f"{self.image_size}" + (f" and {self.cross_image_size}" if self.cross_image_size else "")
-        return CLIP_IMAGE.format(size=sizes)
+        return CLIP_IMAGE.format(size=sizes) + (", padded with CLIP's mean colour" if self.padded else "")
 
     @property
     def hub_ids(self) -> tuple[str, ...]:
         """Hugging Face ids of the same weights."""
-        return tuple(f"{who}/{self.hf_name}" for who in _ORGANISATIONS) if self.hf_name else ()
+        return tuple(f"{who}/{self.hf_name}" for who in self.owners) if self.hf_name else ()
+
+    def repository(self, asked: str) -> str | None:
+        """The hub repository to fetch for a name with a slash; None where its weights are not there in a known form."""
+        if asked in self.originals:
+            return asked
+        return f"{asked.partition('/')[0]}/{self.hf_name}" if self.hf_name else None
 
     @property
     def all_names(self) -> tuple[str, ...]:
         """Every name that means this model: its own, its aliases, its Hugging Face ids."""
-        return (self.name, *self.aliases, *self.hub_ids)
+        return (self.name, *self.aliases, *self.hub_ids, *self.originals)
 
     @property
     def folder_names(self) -> tuple[str, ...]:
@@ -82,6 +94,34 @@ def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
         licence="CogAgent model licence (weights), Apache-2.0 (code)", source=f"{_HUB}/{_ORGANISATIONS[0]}/CogAgent",
         hf_name=f"{name}-hf",
+    )  # fmt: skip
+
+
+_VICUNA_LICENCE = "Llama 2 community licence (language model), Apache-2.0 (code)"
+_MINIGPT4_LICENCE = "BSD-3-Clause (projector and code), LLaMA's licence (language model)"
+_MINIGPT4_SOURCE = "https://github.com/Vision-CAIR/MiniGPT-4 (the checkpoint), with EVA's, BLIP-2's and LLaMA's files"
+
+
+def _llava(name: str, size: str) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=f"dialogue about a picture, CLIP and Vicuna {size}", default_version="llava_v1",
+        image_size=336, padded=True, licence=_VICUNA_LICENCE, source=f"{_HUB}/liuhaotian/{name}",
+        hf_name=f"llava-1.5-{size.lower()}-hf", owners=("llava-hf",), originals=(f"liuhaotian/{name}",),
+    )  # fmt: skip
+
+
+def _llava_v0(name: str, size: str) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=f"LLaVA 1.0, CLIP and LLaMA {size} with one linear projector", default_version="llava_v0",
+        image_size=224, licence="LLaMA licence (language model), Apache-2.0 (code)",
+        source=f"{_HUB}/liuhaotian/LLaVA-{size}-delta-v0 (a difference to LLaMA; apply it first)",
+    )  # fmt: skip
+
+
+def _minigpt4(name: str, summary: str, version: str, size: int = 224) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=summary, default_version=version, image_size=size, licence=_MINIGPT4_LICENCE,
+        source=_MINIGPT4_SOURCE,
     )  # fmt: skip
 
 
@@ -107,6 +147,23 @@ _SPECS = (
     _cogvlm("cogvlm-base-490", "pre-trained at 490 px, for fine-tuning", "base"),
     _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
     _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
+    ModelSpec(
+        name="visualglm-6b",
+        summary="dialogue about a picture in Chinese and English",
+        default_version="glm_zh",
+        image_size=224,
+        licence="VisualGLM-6B model licence (weights), Apache-2.0 (code)",
+        source=f"{_HUB}/THUDM/visualglm-6b (SAT weights: see its README)",
+        aliases=tuple(f"{who}/visualglm-6b" for who in _ORGANISATIONS),
+    ),
+    _llava("llava-v1.5-7b", "7B"),
+    _llava("llava-v1.5-13b", "13B"),
+    _llava_v0("llava-v1.0-7b", "7b"),
+    _llava_v0("llava-v1.0-13b", "13b"),
+    _minigpt4("minigpt4-7b", "BLIP-2's Q-Former and Vicuna 7B", "minigpt4"),
+    _minigpt4("minigpt4-13b", "BLIP-2's Q-Former and Vicuna 13B", "minigpt4"),
+    _minigpt4("minigpt4-llama2-7b", "joined patches and Llama-2 7B chat", "minigpt4_llama2"),
+    _minigpt4("minigpt-v2", "joined patches at 448 px and Llama-2 7B chat", "minigpt4_llama2", 448),
 )
 
 _COLLECTIONS = tuple(f"{who}/{name}" for who in _ORGANISATIONS for name in ("CogVLM", "CogAgent"))
@@ -164,14 +221,17 @@ def config_path(name: str) -> Path:
     """
     spec = resolve(name)
     if spec.bundled:
-        places = [bundled_folder(spec.name) / "model_config.json"]
-    else:
-        # setup.py copies the checkout's configs/ into the package
-        places = [root / "configs" / "models" / f"{spec.name}.json" for root in (_PACKAGE.parent, _PACKAGE)]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(f"the config of {spec.name} is missing (looked for {' and '.join(map(str, places))}); reinstall")
+        return bundled_folder(spec.name) / "model_config.json"
+    file = config_file(f"models/{spec.name}.json")
+    if file is None:
+        raise ConfigError(f"the config of {spec.name} is missing (configs/models/{spec.name}.json); reinstall")
+    return file
+
+
+def config_file(relative: str) -> Path | None:
+    """A file of `configs/`, in a checkout or in an installed wheel (into which setup.py copies that folder)."""
+    places = [root / "configs" / relative for root in (_PACKAGE.parent, _PACKAGE)]
+    return next((place for place in places if place.is_file()), None)
 
 
 def bundled_folder(name: str) -> Path:

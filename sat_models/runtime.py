@@ -124,13 +124,18 @@ def collective_device() -> torch.device:
     return torch.device("cpu")
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's Python object, by rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
 def gather_errors(error: str | None) -> list[str]:
     """Every rank's error message (None = fine) on every rank, so that all agree whether a step failed."""
-    if world_size() == 1:
-        return [error] if error else []
-    everyone: list[str | None] = [None] * world_size()
-    dist.all_gather_object(everyone, error)
-    return [message for message in everyone if message]
+    return [message for message in gather_objects(error) if message]
 
 
 def in_step(action: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from sat_models import registry, zoo
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.vlm import SamplingKeywords
 from sat_models.zoo import list_models, load_pretrained
 
 MINI = Path(__file__).resolve().parent / "golden" / "cogvlm-mini"
@@ -154,8 +157,6 @@ def to_come(monkeypatch):
 def test_what_is_to_come_says_so(folder, tmp_path, to_come):
     with pytest.raises(ConfigError, match="later-vlm is known, but"):
         load_pretrained(to_come.name, device="cpu")
-    with pytest.raises(ConfigError, match="quant=4 is not supported yet"):
-        load_pretrained(folder, device="cpu", quant=4)
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "config.json").write_text("{}")
@@ -197,22 +198,37 @@ def test_without_a_tokenizer_logits_work_and_text_names_the_flag(folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(
-        zoo.Tokenizer, "from_file", classmethod(lambda cls, path: type("T", (), {"vocab_size": 9999})())
-    )
+    monkeypatch.setattr(zoo, "tokenizer_for", lambda config, file: SimpleNamespace(vocab_size=9999))
     with pytest.raises(ConfigError, match="9999 pieces, but the model's vocabulary is 488"):
         load_pretrained(folder, device="cpu")
 
 
-def test_the_list_and_its_table(capsys, to_come):
+def test_the_list(to_come):
     assert "cogvlm-tiny" in list_models() and to_come.name in list_models()
     assert "cogvlm-tiny" in list_models(available_only=True) and to_come.name not in list_models(available_only=True)
-    zoo.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(list_models()) and lines[0].startswith("name")
 
 
 @pytest.mark.parametrize("size", [3, 8])
 def test_a_number_of_processes_that_does_not_divide(vlm, size):
     with pytest.raises(ConfigError, match=rf"model-parallel size {size} does not divide"):
         vlm.config.check_model_parallel(size)
+
+
+def test_rotary_angles_in_fp32_are_asked_for(folder):
+    usual = load_pretrained(folder, device="cpu", dtype="bfloat16")
+    precise = load_pretrained(folder, device="cpu", dtype="bfloat16", rotary_table="fp32")
+    ids = {"input_ids": torch.arange(3, 203)[None]}
+    tables = [vlm.model.get_mixin("rotary").rotary_emb.table(300)[0].dtype for vlm in (usual, precise)]
+    assert tables == [torch.bfloat16, torch.float32]
+    assert not usual.model(**ids)[0].equal(precise.model(**ids)[0])
+    with pytest.raises(ConfigError, match="rotary_table is 'fp16'; allowed: model, fp32"):
+        load_pretrained(folder, device="cpu", rotary_table="fp16")
+
+
+def test_options_of_an_answer_are_those_of_sampling(vlm):
+    fields = {field.name for field in dataclasses.fields(SamplingOptions)}
+    assert fields == SamplingKeywords.__optional_keys__
+    with pytest.raises(TypeError, match="temprature"):
+        vlm.generate(None, "hello", temprature=0.5)
+    with pytest.raises(InputError, match="top_p"):
+        vlm.stream(None, "hello", top_p=2.0)

@@ -6,6 +6,7 @@ its header, under "adapter", a JSON object: format, base_model, lora (rank, alph
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -64,6 +65,12 @@ def adapter_path(path: str | os.PathLike[str]) -> Path:
         newest = path / Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name / ADAPTER_FILE
         return newest if newest.is_file() else path / ADAPTER_FILE
     return path / ADAPTER_FILE
+
+
+def find_adapter(path: str | os.PathLike[str]) -> Path | None:
+    """The adapter file that a path means, if there is one: a `.safetensors` file, or a folder as in `adapter_path`."""
+    file = adapter_path(path)
+    return file if file.suffix == ".safetensors" and file.is_file() else None
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -193,6 +200,17 @@ def load_adapter(model: ZooModel, path: str | os.PathLike[str]) -> Adapter:
         raise CheckpointError(f"{adapter_path(path)} was trained on another model: {error}") from error
     _fill(model, adapter, adapter_path(path))
     return adapter
+
+
+def load_prefix(model: ZooModel, adapter: Adapter) -> None:
+    """Give a model the p-tuning prefix of an adapter, which cannot be merged. Call it on every rank.
+
+    Raises:
+        CheckpointError: the prefix fits another model.
+    """
+    tensors = {name: value for name, value in adapter.tensors.items() if name.startswith(PREFIX_START)}
+    add_ptuning(model, adapter.prefix_length)
+    _fill(model, dataclasses.replace(adapter, tensors=tensors, lora=None), Path(ADAPTER_FILE))
 
 
 def _alike(one: LoRASettings, other: LoRASettings) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from sat_models.errors import CheckpointError
@@ -12,8 +13,11 @@ logger = logging.getLogger(__name__)
 _WANTED = ("*.json", "*.safetensors", "tokenizer.model")
 
 
-def fetch(repository: str) -> Path:
+def fetch(repository: str, *, further: Sequence[str] = ()) -> Path:
     """The folder of a hub repository's config, weights and tokenizer (HF_HUB_OFFLINE is respected).
+
+    Args:
+        further: patterns of other files that are wanted.
 
     Raises:
         CheckpointError: neither in the cache nor to be had; the message says what to fetch and how to name it.
@@ -26,11 +30,12 @@ def fetch(repository: str) -> Path:
         ) from error
     logger.info("looking for %s in the cache of huggingface_hub, then on the hub", repository)
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))
+        return Path(snapshot_download(repository, allow_patterns=[*_WANTED, *further]))
     except Exception as error:  # the hub raises many types: offline, no such repository, gated, network, disk
         logger.debug("download of %s failed", repository, exc_info=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
         raise CheckpointError(
             f"{repository} is not on this machine and could not be downloaded ({type(error).__name__}: {reason:.160}). "
-            f"Fetch {', '.join(_WANTED)} of https://huggingface.co/{repository} into a folder and name that folder."
+            f"Fetch {', '.join([*_WANTED, *further])} of https://huggingface.co/{repository} into a folder and name "
+            "that folder."
         ) from error

@@ -1,28 +1,74 @@
-"""Hugging Face folders as a source of weights: `config.json`, safetensors shards and their index; no remote code."""
+"""Hugging Face folders as a source of weights: `config.json`, shards and their index; no remote code.
+
+Shards are safetensors, or torch's own files where a model was released so (read as data, see `pickles`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import itertools
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
+from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models import cogagent_keys, cogvlm_keys
+from sat_models.models import cogagent_keys, cogvlm_keys, llava_keys
 from sat_models.models.build import model_class
-from sat_models.models.hf_family import HFFamily
+from sat_models.models.hf_family import HFFamily, Place
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-FAMILIES: dict[str, HFFamily] = {family.architecture: family for family in (cogvlm_keys.FAMILY, cogagent_keys.FAMILY)}
+_TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+FAMILIES: dict[str, HFFamily] = {
+    family.architecture: family
+    for family in (cogvlm_keys.FAMILY, cogagent_keys.FAMILY, llava_keys.FAMILY, llava_keys.ORIGINAL)
+}
 """By the name in `architectures` of a `config.json`."""
 
 _AGAIN = "Copy or download it again."
+
+
+class JoinedWeights(Mapping[str, Tensor]):
+    """Weights by SAT's names. What is stored in several parts is joined when it is asked for, and not kept."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor | None]] = {}
+
+    def put(self, place: Place, value: Tensor) -> bool:
+        """Take what belongs in a place; False if something else is there."""
+        parts = self._parts.setdefault(place.name, [None] * place.parts)
+        if parts[place.part] is not None:
+            return parts[place.part].equal(value)
+        parts[place.part] = value
+        return True
+
+    def incomplete(self) -> list[str]:
+        """Weights of which a part is missing."""
+        return [name for name, parts in self._parts.items() if any(part is None for part in parts)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _nothing_further() -> dict[str, Tensor]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -34,10 +80,12 @@ class HFCheckpoint(SATCheckpoint):
         config: content of `config.json` as that of a `model_config.json`.
         family: names of its weights.
         index: shard of each weight, as the index file says; empty where there is none.
+        further: gives weights that lie apart from the folder; those of the folder come first.
     """
 
     family: HFFamily
     index: Mapping[str, str]
+    further: Callable[[], Mapping[str, Tensor]] = _nothing_further
 
     @property
     def config_file(self) -> Path:
@@ -51,29 +99,44 @@ class HFCheckpoint(SATCheckpoint):
         except CheckpointError:
             return name
 
-    def read(self) -> list[dict[str, Tensor]]:
+    def read(self) -> list[Mapping[str, Tensor]]:
         """See `SATCheckpoint`. Unknown names are kept, marked as such, so that the list of misfits has them."""
         found: dict[str, Tensor] = {}
         for file in self.files:
-            shard = read_safetensors(file)
+            shard = read_shard_file(file)
             if lost := sorted(name for name, where in self.index.items() if where == file.name and name not in shard):
                 raise CheckpointError(f"{INDEX_FILE} says that {file} holds {lost[0]}, which it does not. {_AGAIN}")
             if twice := sorted(found.keys() & shard.keys()):
                 raise CheckpointError(f"{twice[0]} stands in two shards of {self.folder}. {_AGAIN}")
             found |= shard
-        weights: dict[str, Tensor] = {}
-        for name, value in found.items():
-            key = self._sat_name(name)
-            if key in weights and not weights[key].equal(value):
-                raise CheckpointError(f"{self.folder}: {name} differs from the same table in another layer")
-            weights.setdefault(key, value)
-        return [weights]
+        own = by_sat_names(self.family, found, self.folder)
+        further = self.further()
+        if not further:
+            return [own]
+        apart = by_sat_names(self.family, further, self.folder)
+        return [ChainMap(own, apart)]
 
-    def _sat_name(self, name: str) -> str:
+
+def by_sat_names(family: HFFamily, found: Mapping[str, Tensor], folder: Path) -> JoinedWeights:
+    """Weights of a Hugging Face form under SAT's names; unknown names are kept, marked as such.
+
+    Raises:
+        CheckpointError: layers that disagree on what they share, or a part that is missing.
+    """
+    weights = JoinedWeights()
+    for name, value in found.items():
+        plain = family.canonical(name)
+        if plain is None:
+            continue
         try:
-            return self.family.keys.to_sat(name)
+            place = family.keys.place(plain)
         except CheckpointError:
-            return f"{name} (no weight of {self.family.architecture})"
+            place = Place(f"{name} (no weight of {family.architecture})")
+        if not weights.put(place, value[None] if place.lifted else value):
+            raise CheckpointError(f"{folder}: {name} differs from the same table in another layer")
+    if half := weights.incomplete():
+        raise CheckpointError(f"{folder}: one of {', '.join(family.keys.all_hf(half[0], 1))} is missing. {_AGAIN}")
+    return weights
 
 
 def open_hf(folder: Path) -> HFCheckpoint:
@@ -85,14 +148,73 @@ def open_hf(folder: Path) -> HFCheckpoint:
     """
     data = read_json(folder / HF_CONFIG_FILE)
     family = _family_of(folder, data)
-    index = _read_index(folder / INDEX_FILE)
-    names = sorted(set(index.values())) or [SINGLE_FILE]
+    files, index = weight_files(folder)
+    further = _nothing_further
+    if family is llava_keys.ORIGINAL and not any(llava_keys.OWN_TOWER in name for name in _names(files, index)):
+        tower = find_apart(folder, data.get("mm_vision_tower"), "LLaVA's vision tower (mm_vision_tower)")
+        data = {**data, "vision_config": _tower_config(tower)}
+        further = functools.partial(_all_weights, tower)
+    return HFCheckpoint(folder, files, family.config_to_sat(data), family, index, further)
+
+
+def _names(files: tuple[Path, ...], index: Mapping[str, str]) -> Iterable[str]:
+    return index or itertools.chain.from_iterable(map(read_shard_file, files))
+
+
+def _tower_config(folder: Path) -> dict[str, Any]:
+    data = read_json(folder / HF_CONFIG_FILE)
+    return data.get("vision_config", data)
+
+
+def _all_weights(folder: Path) -> dict[str, Tensor]:
+    return {name: value for file in weight_files(folder)[0] for name, value in read_shard_file(file).items()}
+
+
+def find_apart(folder: Path, name: str | None, what: str) -> Path:
+    """A folder that a release names, which lies apart from `folder`: as a path, beside it, in it, or on the hub.
+
+    Raises:
+        CheckpointError: nowhere; the message says where it may be put.
+    """
+    if not name:
+        raise CheckpointError(f"{folder / HF_CONFIG_FILE} does not name {what}")
+    short = Path(name).name
+    places = (Path(name).expanduser(), folder / short, folder.parent / short)
+    for place in places:
+        if (place / HF_CONFIG_FILE).is_file():
+            return place
+    try:
+        return fetch(name, further=_TORCH_FILES[1:])
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}, {name}, is not in {' or '.join(map(str, places[1:]))}. {error}") from error
+
+
+def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The shards of a Hugging Face folder, and the shard of each weight where an index says it.
+
+    Raises:
+        CheckpointError: shards that are not there, by name.
+    """
+    forms = ((INDEX_FILE, SINGLE_FILE), _TORCH_FILES)
+    index_name, single = next((form for form in forms if any((folder / name).is_file() for name in form)), forms[0])
+    index = _read_index(folder / index_name)
+    names = sorted(set(index.values())) or [single]
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} is incomplete: {', '.join(absent)} missing. A Hugging Face folder holds {HF_CONFIG_FILE} and "
-            f"{SINGLE_FILE}, or shards with {INDEX_FILE}; other forms of weights (.bin) are not read."
+            f"{SINGLE_FILE}, or shards with {INDEX_FILE}, or {_TORCH_FILES[1]} in the same two ways."
         )
-    return HFCheckpoint(folder, tuple(folder / name for name in names), family.config_to_sat(data), family, index)
+    return tuple(folder / name for name in names), index
+
+
+def read_shard_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a shard by name, memory-mapped on the CPU. Raises CheckpointError."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = load_file(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no weights by name. {_AGAIN}")
+    return content
 
 
 def _family_of(folder: Path, data: Mapping[str, Any]) -> HFFamily:
@@ -114,9 +236,9 @@ def family_of_class(name: str) -> HFFamily:
     """
     for base in model_class(name).__mro__:
         for family in FAMILIES.values():
-            if family.model_class == base.__name__:
+            if family.model_class == base.__name__ and family.sizes_to_hf is not None:
                 return family
-    known = ", ".join(family.model_class for family in FAMILIES.values())
+    known = ", ".join(family.model_class for family in FAMILIES.values() if family.sizes_to_hf is not None)
     raise ConfigError(f"{name} has no Hugging Face form; those that have: {known}")
 
 

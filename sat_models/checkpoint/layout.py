@@ -29,6 +29,7 @@ CONFIG_FILE = "model_config.json"
 HF_CONFIG_FILE = "config.json"
 LATEST_FILE = "latest"
 _RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+MINIGPT4_FILE = "*minigpt*.pth"
 _STEP = re.compile(r"\d+|release")
 
 
@@ -90,6 +91,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
         from sat_models.checkpoint.huggingface import open_hf  # it builds on this module
 
         return open_hf(path)
+    if path.is_dir() and not (path / LATEST_FILE).is_file() and any(path.glob(MINIGPT4_FILE)):
+        from sat_models.checkpoint.assembled import open_minigpt4
+
+        return open_minigpt4(path)
     if path.suffix.lower() == ".zip" and (path.is_file() or path.with_suffix("").is_dir()):
         path = unpack_beside(path)
     if path.is_file():

@@ -7,14 +7,16 @@ so with memory-mapped parts each rank touches its own slice of the file only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from sat_models.checkpoint.pages import release_pages
 from sat_models.errors import CheckpointError
+from sat_models.models.quantised import SCALE
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
         return {"weight": SplitRule(0)}
     if isinstance(module, ColumnParallelLinear):
         parts = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
-        return {"weight": SplitRule(0, parts), "bias": SplitRule(0, parts)}
-    if isinstance(module, RowParallelLinear):
-        return {"weight": SplitRule(1)}  # its bias stays whole
+        return {name: SplitRule(0, parts) for name in ("weight", "bias", SCALE)}
+    if isinstance(module, RowParallelLinear):  # its bias stays whole, and so does a scale for each output
+        scale = getattr(module, SCALE, None)
+        return {"weight": SplitRule(1), SCALE: SplitRule(1) if scale is not None and scale.dim() == 2 else REPLICATED}
     if hasattr(module, "split_dims"):  # LoRA, p-tuning: modules that know how they divide their own parameters
         return {name: SplitRule(dim) for name, dim in module.split_dims().items()}
     return {}
@@ -105,6 +108,53 @@ def read_shard(
     for target, shard, source, length in _pieces(full, rule.parts, len(stored), rank, size):
         out.narrow(rule.dim, target, length).copy_(stored[shard].narrow(rule.dim, source, length))
     return out
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Stored parts, and how each weight in them is divided: what `load_weights` and the converters read from.
+
+    Attributes:
+        parts: weights of model-parallel rank 0, 1, … by SAT's names.
+        rules: of each name, from `split_rules`.
+    """
+
+    parts: Sequence[Mapping[str, Tensor]]
+    rules: Mapping[str, SplitRule]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights, in their order."""
+        return list(self.parts[0])
+
+    def kind(self, name: str) -> torch.dtype:
+        """The stored dtype."""
+        return self.parts[0][name].dtype
+
+    def take(
+        self,
+        name: str,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """What belongs to `rank` of `size`, in memory of its own; `dtype` is for floating-point weights."""
+        kind = stored_kind(name, self.parts[0][name], dtype)
+        stored = [part[name] for part in self.parts]
+        return read_shard(stored, self.rules[name], rank, size, dtype=kind, device=device)
+
+    def done(self, name: str) -> None:
+        """This weight is not needed any more: its pages may leave the memory."""
+        for part in self.parts:
+            release_pages(part[name])
+
+
+def stored_kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of a weight where `dtype` is asked for: counts, codes and the scales of codes keep their own."""
+    keeps = dtype is None or not tensor.is_floating_point() or name.endswith(f".{SCALE}")
+    return tensor.dtype if keeps else dtype
 
 
 def _pieces(

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sat_models.checkpoint import convert as conversion
+from sat_models.checkpoint import hf_writer
+from sat_models.checkpoint import io as checkpoint_io
 from sat_models.checkpoint.convert import convert, save_hf
 from sat_models.checkpoint.io import find_checkpoint, read_weights
+from sat_models.checkpoint.verify import same_logits
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models import cogagent_keys, cogvlm_keys
@@ -206,10 +208,10 @@ def test_nothing_half_is_left(golden, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(conversion, "save_file", fail)
+        patched.setattr(hf_writer, "save_file", fail)
         with pytest.raises(CheckpointError, match="No space left"):
             save_hf(golden / "cogvlm-mini", tmp_path / "hub")
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1))
     for form in ("hf", "sat"):
         with pytest.raises(CheckpointError, match="GiB free"):
             convert(golden / "cogvlm-mini", form, tmp_path / "hub")
@@ -240,8 +242,35 @@ def test_the_script(golden, tmp_path, monkeypatch, capsys):
 def test_verification_finds_a_difference(golden, tmp_path):
     hub = convert(golden / "cogvlm-mini", "hf", tmp_path / "hub", verify=True)
     _edit_shard(hub, lambda weights: weights["lm_head.weight"].mul_(1.001))
-    with pytest.raises(CheckpointError, match="logits differ"):
-        conversion._verify(find_checkpoint(golden / "cogvlm-mini"), find_checkpoint(hub))
+    with pytest.raises(CheckpointError, match="logits that differ from those of"):
+        same_logits(find_checkpoint(golden / "cogvlm-mini"), find_checkpoint(hub))
+
+
+@pytest.mark.parametrize("form", ["hf", "sat"])
+def test_what_fails_verification_is_not_kept(golden, tmp_path, monkeypatch, form):
+    """A writer that loses a digit, into a new folder and into one with an older step."""
+
+    def damaged(write):
+        def written(weights, *args, **kwargs):
+            name = "lm_head.weight" if form == "hf" else "mixins.lm.lm_head.weight"
+            return write({**weights, name: weights[name] * 1.001}, *args, **kwargs)
+
+        return written
+
+    place, name = (hf_writer, "save_file") if form == "hf" else (checkpoint_io, "_write_file")
+    target = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, damaged(getattr(place, name)))
+        with pytest.raises(CheckpointError, match="so it was removed again"):
+            convert(golden / "cogvlm-mini", form, target, verify=True)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    if form == "sat":
+        convert(golden / "cogvlm-mini", form, target)
+        before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+        monkeypatch.setattr(place, name, damaged(getattr(place, name)))
+        with pytest.raises(CheckpointError, match="so it was removed again"):
+            convert(golden / "cogvlm-mini", form, target, verify=True)
+        assert {file: file.read_bytes() for file in target.rglob("*") if file.is_file()} == before
 
 
 def test_an_id_lies_under_sat_home_or_on_the_hub(hub, tmp_path, monkeypatch):

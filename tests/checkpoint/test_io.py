@@ -166,7 +166,9 @@ def test_saving_and_loading_again(folder, load, whole, tmp_path):
     assert {value.dtype for value in saved.values()} == {torch.bfloat16} and (target / "3").is_dir()
 
 
-@pytest.mark.parametrize("dies_in", ["_start_staging", "_write_rank", "_publish", "_write_text", "rename"])
+@pytest.mark.parametrize(
+    "dies_in", ["start_staging", "write_rank_weights", "publish", "write_text", "point_latest", "rename"]
+)
 def test_a_crash_while_saving_keeps_the_former_checkpoint(folder, load, whole, tmp_path, monkeypatch, dies_in):
     model, config, target = load(folder), make_config(find_checkpoint(folder).config), tmp_path / "saved"
     save_checkpoint(model, target, config, step=1)

@@ -18,10 +18,13 @@ from mixins.base import ZooModel
 from mixins.lora import LoRASettings, apply_lora, lora_state_dict
 from mixins.ptuning import add_ptuning
 from sat_models.checkpoint.adapter import load_adapter, read_adapter, save_adapter
+from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.io import find_checkpoint, read_weights, save_checkpoint
-from sat_models.checkpoint.merge import is_unmerged_lora, merge_lora_checkpoint, merge_model, merge_original_lora
+from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
+from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import make_config
+from sat_models.zoo import load_pretrained
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TARGETS = ("transformer.layers.*", "mixins.mlp.vision_*", "mixins.rotary.*", "mixins.eva.*")
@@ -170,8 +173,14 @@ def test_a_folder_with_lora_of_the_originals_becomes_loadable(folder, file, whol
         merge_model(find_checkpoint(folder), tmp_path / "out")
     assert _run(monkeypatch, "merge_lora.py", "--from_pretrained", folder / "1", "--output", tmp_path / "out") == 0
     assert f"--from_pretrained {tmp_path / 'out'}" in capsys.readouterr().out
-    for name, value in load(tmp_path / "out").state_dict().items():
+    merged = load(tmp_path / "out").state_dict()
+    for name, value in merged.items():
         torch.testing.assert_close(value, wanted[name], msg=name)
+    loaded = load_pretrained(folder, device="cpu").model.state_dict()
+    assert "LoRA matrices beside its weights; merging them (alpha 1)" in capsys.readouterr().err
+    assert loaded.keys() == merged.keys() and all(value.equal(merged[name]) for name, value in loaded.items())
+    written = convert(folder, "hf", tmp_path / "hub")
+    assert load_pretrained(written, device="cpu").model.state_dict()[f"{QKV}.weight"].equal(merged[f"{QKV}.weight"])
 
 
 def test_parts_of_the_originals_are_merged_each_with_its_own_matrices(golden, halves, load, tmp_path):
@@ -190,6 +199,7 @@ def test_parts_of_the_originals_are_merged_each_with_its_own_matrices(golden, ha
     merge_lora_checkpoint(find_checkpoint(folder), tmp_path / "one")
     merged = load(tmp_path / "one").state_dict()[f"{dense}.weight"]
     torch.testing.assert_close(merged, torch.cat(wanted, dim=1))
+    assert load_pretrained(folder, device="cpu").model.state_dict()[f"{dense}.weight"].equal(merged)
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
@@ -245,6 +255,29 @@ def test_an_adapter_onto_its_base_through_the_script(golden, load, tmp_path, mon
     assert _run(monkeypatch, "merge_lora.py", *arguments[:3], tmp_path / "other", "--base", two, "--mp", 2) == 0
     assert (_logits(load(tmp_path / "other"), golden) - trained).abs().max() <= 1e-5
     assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_an_adapter_is_loaded_with_its_base_and_merged(golden, load, tmp_path, use_dora):
+    model = load(golden / "cogvlm-mini")
+    model.requires_grad_(False)
+    model.get_mixin("eva").eoi.requires_grad_(True).data.add_(0.1)
+    apply_lora(model, LoRASettings(targets=TARGETS, rank=2, alpha=4.0, use_dora=use_dora))
+    add_ptuning(model, 3)
+    _shake(model)
+    trained = _logits(model, golden)
+    extra = {"step": 20, "version": "vqa"}
+    file = save_adapter(model, tmp_path / "run" / "20", base_model=str(golden / "cogvlm-mini"), extra=extra)
+    (tmp_path / "run" / "latest").write_text("20\n")
+    for path in (tmp_path / "run", file):
+        vlm = load_pretrained(path, device="cpu")
+        assert vlm.processor.version == "vqa"
+        assert not any(".matrix_A." in name for name in vlm.model.state_dict())
+        assert not any(parameter.requires_grad for parameter in vlm.model.parameters())
+        assert (_logits(vlm.model, golden) - trained).abs().max() <= 1e-5
+    written = save_adapter(model, tmp_path / "lost", base_model=str(tmp_path / "gone"))
+    with pytest.raises(CheckpointError, match=r"lost/adapter.safetensors needs the model .*gone'.* does not exist"):
+        load_pretrained(written.parent, device="cpu")
 
 
 def test_adapters_that_do_not_fit(golden, load, tmp_path):

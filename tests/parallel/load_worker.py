@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from sat_models import runtime
 from sat_models.checkpoint.io import read_weights, save_checkpoint
 from sat_models.errors import ZooError
-from sat_models.zoo import VLM, load_pretrained
+from sat_models.vlm import VLM
+from sat_models.zoo import load_pretrained
 
 
 def furthest(vlm: VLM, golden: Path) -> float:
@@ -57,7 +58,8 @@ def main() -> None:
         (out / f"{rank}.json").write_text(json.dumps({"error": error_of(golden)}))
         return
     report: dict[str, object] = {}
-    for name, folder in (("from_one", golden), ("from_two", halves)):
+    hub = golden.with_name(f"{golden.name}-hf")
+    for name, folder in (("from_one", golden), ("from_two", halves), ("from_hf", hub)):
         vlm = load_pretrained(folder, device="cpu", dtype="float32")
         report[name] = furthest(vlm, golden)
     part = read_weights(halves / "1" / f"mp_rank_{rank:02d}_model_states.pt")

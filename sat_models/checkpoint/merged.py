@@ -1,0 +1,258 @@
+"""Weights with LoRA merged into each as it is taken: an adapter's, or the originals' un-merged matrices.
+
+`load_weights` and `scripts/merge_lora.py` both read through this, so they make the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixins.lora import low_rank_product
+from mixins.sat_compat import mpu
+from sat_models.checkpoint.adapter import PREFIX_START, Adapter
+from sat_models.checkpoint.fit import check_fit, stored_weights
+from sat_models.checkpoint.layout import SATCheckpoint
+from sat_models.checkpoint.pages import release_pages
+from sat_models.checkpoint.reshard import (
+    REPLICATED,
+    SplitRule,
+    StoredWeights,
+    merge,
+    read_shard,
+    slice_for_rank,
+    split_rules,
+    stored_kind,
+)
+from sat_models.errors import CheckpointError
+from sat_models.models.build import computable_buffers
+from sat_models.models.quantised import SCALE
+
+logger = logging.getLogger(__name__)
+
+LORA_CONFIG_KEY = "lora"
+"""Where `model_config.json` keeps the settings of LoRA matrices that lie beside it in the weights, not merged."""
+
+_ORIGINAL = re.compile(r"^(.*)\.original\.(weight|bias)$")
+_MATRIX = re.compile(r"^(.*)\.(matrix_A|matrix_B|magnitude)\.(\d+)$")
+
+Fetch = Callable[[str, SplitRule], Tensor]
+"""A whole tensor by its name and the rule it was divided by."""
+
+
+def is_unmerged_lora(names: Sequence[str] | Mapping[str, Any]) -> bool:
+    """Whether these are the names of weights with LoRA matrices beside them."""
+    return any(_MATRIX.match(name) for name in names)
+
+
+@dataclass
+class _LowRank:
+    """One linear's LoRA: numbers of its blocks, and whether DoRA is there."""
+
+    blocks: set[int] = field(default_factory=set)
+    dora: bool = False
+
+    def merged(self, name: str, weight: Tensor, fetch: Fetch, rule: SplitRule, alpha: float) -> Tensor:
+        """`W + alpha / rank · B A` in fp32, with DoRA each row at its learned length."""
+        rule_A = SplitRule(1) if rule.dim == 1 else REPLICATED
+        rule_B = SplitRule(0) if rule.dim == 0 else REPLICATED
+        matrices = [fetch(f"{name}.matrix_A.{p}", rule_A) for p in sorted(self.blocks)]
+        product = low_rank_product(matrices, [fetch(f"{name}.matrix_B.{p}", rule_B) for p in sorted(self.blocks)])
+        if product.shape != weight.shape:
+            raise CheckpointError(
+                f"the LoRA matrices of {name} make {list(product.shape)}, but its weight is {list(weight.shape)}"
+            )
+        result = weight.float() + product * (alpha / matrices[0].shape[0])
+        if self.dora:
+            lengths = torch.cat([fetch(f"{name}.magnitude.{p}", rule_B).float() for p in sorted(self.blocks)])
+            result = result * (lengths / result.square().sum(dim=1).sqrt())[:, None]
+        return result
+
+
+def _low_rank_layers(names: Sequence[str] | Mapping[str, Any]) -> dict[str, _LowRank]:
+    layers: dict[str, _LowRank] = {}
+    for match in filter(None, map(_MATRIX.match, names)):
+        layer = layers.setdefault(match[1], _LowRank())
+        layer.blocks.add(int(match[3]))
+        layer.dora |= match[2] == "magnitude"
+    return layers
+
+
+def merge_original_lora(state: Mapping[str, Tensor], *, alpha: float = 1.0) -> dict[str, Tensor]:
+    """LoRA matrices of the original fine-tuning (`….original.weight`, `….matrix_A.0`, …) into their weights.
+
+    Args:
+        state: weights of one model-parallel rank (or of the whole model); what has no LoRA is passed on as it is.
+        alpha: the originals' is 1, so that the merged weight is `W + B A / rank`; q, k, v are stacked in this order.
+
+    Returns:
+        Weights under plain names, in the order and dtypes of `state`.
+
+    Raises:
+        CheckpointError: a matrix without its weight or its partner, or shapes that do not fit.
+    """
+    layers = _low_rank_layers(state)
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        original = _ORIGINAL.match(key)
+        if original and original[1] in layers and original[2] == "weight":
+            name, layer = original[1], layers[original[1]]
+            merged = layer.merged(name, value, lambda key, rule: _take(key, state), REPLICATED, alpha)
+            result[f"{name}.weight"] = merged.to(value.dtype)
+        elif original:
+            result[f"{original[1]}.{original[2]}"] = value
+        elif not _MATRIX.match(key):
+            result[key] = value
+    if lost := [name for name in layers if f"{name}.weight" not in result]:
+        raise CheckpointError(f"there are LoRA matrices, but no {lost[0]}.original.weight for them")
+    return result
+
+
+def _take(name: str, state: Mapping[str, Tensor]) -> Tensor:
+    if name not in state:
+        raise CheckpointError(f"{name} is missing: these LoRA matrices are incomplete")
+    return state[name]
+
+
+def open_weights(
+    checkpoint: SATCheckpoint, model: nn.Module, *, adapter: Adapter | None = None
+) -> StoredWeights | MergedWeights:
+    """The weights of `checkpoint` for `load_weights`, LoRA merged: an adapter's, or that which lies beside the weights.
+
+    Nothing is held in memory but what is taken. A p-tuning prefix in the adapter is left to the caller.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit, or LoRA onto quantised weights.
+    """
+    size = mpu.get_model_parallel_world_size()
+    stored = checkpoint.read()
+    if adapter is not None:
+        added = {name: value for name, value in adapter.tensors.items() if not name.startswith(PREFIX_START)}
+        alpha = adapter.lora.alpha if adapter.lora else 1.0
+        return MergedWeights(stored, model, checkpoint, added, alpha, model_size=size)
+    if not is_unmerged_lora(stored[0]):
+        return stored_weights(checkpoint, model, stored)
+    alpha = alpha_beside(checkpoint)
+    logger.info("%s has LoRA matrices beside its weights; merging them (alpha %g)", checkpoint.step_folder, alpha)
+    return MergedWeights(stored, model, checkpoint, {}, alpha, model_size=size)
+
+
+def alpha_beside(checkpoint: SATCheckpoint) -> float:
+    """Of matrices that lie in the weights: their config's, else 1 as in the originals."""
+    return float((checkpoint.config.get(LORA_CONFIG_KEY) or {}).get("alpha", 1.0))
+
+
+class MergedWeights:
+    """Stored weights of any model-parallel size, with LoRA merged into each as it is taken.
+
+    Args:
+        stored: content of the files.
+        model: as the config describes it, on meta.
+        source: the checkpoint, for messages.
+        added: tensors of an adapter; empty where the matrices lie beside the weights.
+        alpha: numerator of LoRA's scale.
+        model_size: number of ranks that `model` is a part for.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        stored: list[dict[str, Tensor]],
+        model: nn.Module,
+        source: SATCheckpoint,
+        added: Mapping[str, Tensor],
+        alpha: float,
+        *,
+        model_size: int = 1,
+    ) -> None:
+        self.stored, self.rules, self.added, self.alpha = stored, split_rules(model), added, alpha
+        self.low_rank = _low_rank_layers([*stored[0], *added])
+        self.stored_as = {_plain(key): key for key in stored[0] if not _MATRIX.match(key)}
+        self.names = list(self.stored_as)
+        self._check(source, model, model_size)
+
+    def kind(self, name: str) -> torch.dtype:
+        """As `StoredWeights.kind`."""
+        return self.stored[0][self.stored_as[name]].dtype
+
+    def take(
+        self,
+        name: str,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """As `StoredWeights.take`; the sum is made in fp32 and rounded once."""
+        stored = self.stored[0][self.stored_as[name]]
+        return self._part(name, rank, size, stored_kind(name, stored, dtype)).to(device)
+
+    def done(self, name: str) -> None:
+        """As `StoredWeights.done`."""
+        for part in self.stored:
+            release_pages(part[self.stored_as[name]])
+
+    def _part(self, name: str, rank: int, size: int, kind: torch.dtype) -> Tensor:
+        rule = self.rules[name]
+        if name in self.added:
+            return slice_for_rank(self.added[name], rule, rank, size).to(kind)
+        parts = [part[self.stored_as[name]] for part in self.stored]
+        base, _, last = name.rpartition(".")
+        if last != "weight" or base not in self.low_rank:
+            return read_shard(parts, rule, rank, size, dtype=kind)
+        if not self.low_rank[base].dora and f"{base}.matrix_A.0" not in self.added:
+            # Part by part: the originals' row-parallel B is another one on each rank.
+            return read_shard([self._local(base, r) for r in range(len(parts))], rule, rank, size, dtype=kind)
+        merged = self.low_rank[base].merged(base, merge(parts, rule), self._fetch, rule, self.alpha)
+        return slice_for_rank(merged, rule, rank, size).to(kind)
+
+    def _local(self, base: str, rank: int) -> Tensor:
+        """The weight of one stored part with that part's matrices, fp32."""
+        part = self.stored[rank]
+        weight = part[self.stored_as[f"{base}.weight"]]
+        return self.low_rank[base].merged(base, weight, lambda key, _: _take(key, part), REPLICATED, self.alpha)
+
+    def _fetch(self, name: str, rule: SplitRule) -> Tensor:
+        if name in self.added:
+            return self.added[name]
+        return merge([_take(name, part) for part in self.stored], rule)
+
+    def _check(self, source: SATCheckpoint, model: nn.Module, size: int) -> None:
+        """Raise CheckpointError where names or shapes are not those of the config's model."""
+        if any(name.startswith(PREFIX_START) for name in self.stored_as):
+            raise CheckpointError(f"{source.step_folder} holds a p-tuning prefix, which cannot be merged into weights")
+        plain = [{name: part[key] for name, key in self.stored_as.items() if key in part} for part in self.stored]
+        targets = model.state_dict()
+        optional = {key for key, _, _ in computable_buffers(model)}
+        check_fit(source, plain, targets, self.rules, size, optional=optional)
+        if quantised := [n for n in self.low_rank if f"{n}.{SCALE}" in targets]:
+            raise CheckpointError(
+                f"{source.step_folder} is quantised, and LoRA cannot be merged into quantised weights "
+                f"({quantised[0]}): merge it into those in full precision, then quantise the result"
+            )
+        full = {name: value for name, value in self.added.items() if not _MATRIX.match(name)}
+        wrong = [
+            name
+            for name, value in full.items()
+            if name not in targets or self.rules[name].full_shape(targets[name].shape, size) != tuple(value.shape)
+        ]
+        wrong += [name for name in self.low_rank if f"{name}.weight" not in targets]
+        if wrong:
+            raise CheckpointError(
+                f"the adapter or the LoRA matrices are not for the model in {source.step_folder}: {len(wrong)} name(s) "
+                f"or shapes do not fit, such as {', '.join(sorted(wrong)[:4])}"
+            )
+
+
+def _plain(key: str) -> str:
+    match = _ORIGINAL.match(key)
+    return f"{match[1]}.{match[2]}" if match else key

@@ -1,0 +1,180 @@
+"""A loaded model and what it takes to talk to it: the object that `load_pretrained` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import torch
+
+from mixins.base import ZooModel
+from sat_models.checkpoint.layout import SATCheckpoint
+from sat_models.config import LLaMAConfig
+from sat_models.processing.processor import Images, Processor
+from sat_models.processing.prompts import Turn
+
+if TYPE_CHECKING:
+    from sat_models.generation.engine import Engine, GenerationResult, TokenStream
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The keyword arguments of `generate` and `stream` that choose tokens; `SamplingOptions` has their defaults.
+
+    max_new_tokens: most tokens of the answer; None (default): as many as the context leaves.
+    max_length: most tokens in all, prompt and image included; None (default): what the model takes.
+    temperature: 0 (default) is greedy.
+    top_p, top_k: keep the likeliest tokens only; 1.0 and 0 (default) keep all.
+    seed: the same seed gives the same answer; None (default) draws one.
+    repetition_penalty: above 1.0 (default) makes tokens that the answer already holds less likely.
+    """
+
+    max_new_tokens: int | None
+    max_length: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    repetition_penalty: float
+
+
+class VLM:
+    """A loaded model with what it takes to talk to it.
+
+    Attributes:
+        model: torch module, in evaluation mode and without gradients; this process's part of it.
+        processor: picture and text -> `VLMInputs`.
+        config: sizes.
+        device, dtype: of the weights.
+        checkpoint: the files it came from.
+        tokenizer_file: its `tokenizer.model`; None without one.
+    """
+
+    def __init__(
+        self,
+        model: ZooModel,
+        processor: Processor,
+        config: LLaMAConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpoint: SATCheckpoint,
+        tokenizer_file: Path | None = None,
+    ) -> None:
+        self.model, self.processor, self.config = model, processor, config
+        self.device, self.dtype = device, dtype
+        self.checkpoint, self.tokenizer_file = checkpoint, tokenizer_file
+
+    def generate(
+        self,
+        image: Images,
+        query: str,
+        history: Sequence[Turn] = (),
+        version: str | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> GenerationResult:
+        """Answer a question; in a run of several processes, call it on each with the same arguments.
+
+        Args:
+            image: path, URL, bytes, `PIL.Image`, a list of them, or None for text only.
+            query: the question.
+            history: earlier (question, answer) pairs, oldest first.
+            version: prompt style; None takes `processor.version`.
+            options: max_new_tokens, max_length, temperature, top_p, top_k, seed, repetition_penalty: see
+                `SamplingKeywords`.
+
+        Returns:
+            `.text`, `.token_ids` (of the answer, end token excluded), `.finish_reason` ("stop" or "length").
+
+        Raises:
+            InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option.
+        """
+        from sat_models.generation.engine import complete
+
+        return complete(self._start(image, query, history, version, options), self.processor.tokenizer)
+
+    def stream(
+        self,
+        image: Images,
+        query: str,
+        history: Sequence[Turn] = (),
+        version: str | None = None,
+        **options: Unpack[SamplingKeywords],
+    ) -> Iterator[str]:
+        """As `generate`, but gives pieces of text as they are decoded; bad arguments raise at the call."""
+        return self._pieces(self._start(image, query, history, version, options))
+
+    def generate_batch(
+        self,
+        images: Sequence[Images],
+        queries: Sequence[str],
+        histories: Sequence[Sequence[Turn]] | None = None,
+        version: str | None = None,
+        *,
+        max_rows: int = 16,
+        **options: Unpack[SamplingKeywords],
+    ) -> list[GenerationResult]:
+        """Answer several questions together; each answer is that of `generate` with the same arguments.
+
+        Args:
+            images: one `image` argument of `generate` for each question.
+            queries: the questions.
+            histories: one history for each question; None: none.
+            max_rows: how many are answered at a time; memory grows with it.
+            options: as in `generate`, the same for all.
+
+        Raises:
+            InputError: lists of different length, or as `generate`.
+        """
+        from sat_models.errors import InputError
+        from sat_models.generation.sampling import SamplingOptions
+        from sat_models.generation.stops import cut_at
+
+        histories = [()] * len(queries) if histories is None else histories
+        if not len(images) == len(queries) == len(histories):
+            raise InputError(
+                f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
+                "histories; it needs one of each per answer (None is an image that is not there)."
+            )
+        chosen = SamplingOptions(**options)
+        prompts = [
+            self.processor(image, query, history=history, version=version)
+            for image, query, history in zip(images, queries, histories, strict=True)
+        ]
+        rows = self.engine().batch(prompts, chosen, max_rows=max_rows)
+        tokenizer, stops = self.processor.tokenizer, self.processor.stops(version)
+        return [cut_at(row.result(tokenizer), stops, tokenizer) for row in rows]
+
+    def engine(self, *, keep_prefixes: int = 0) -> Engine:
+        """The generator of token ids behind `generate`; see `Engine` for the argument.
+
+        Raises InputError without a tokenizer (it knows the end).
+        """
+        from sat_models.generation.engine import Engine
+
+        return Engine(
+            self.model,
+            eos_id=self.processor.tokenizer.eos_id,
+            max_length=self.processor.max_length,
+            device=self.device,
+            keep_prefixes=keep_prefixes,
+        )
+
+    def _start(
+        self, image: Images, query: str, history: Sequence[Turn], version: str | None, options: SamplingKeywords
+    ) -> TokenStream:
+        from sat_models.generation.sampling import SamplingOptions
+        from sat_models.generation.stops import end_at
+
+        chosen = SamplingOptions(**options)
+        inputs = self.processor(image, query, history=history, version=version)
+        tokens = self.engine().tokens(inputs, chosen)
+        return end_at(tokens, self.processor.stops(version), self.processor.tokenizer)
+
+    def _pieces(self, tokens: TokenStream) -> Iterator[str]:
+        from sat_models.generation.engine import text_pieces
+
+        try:
+            yield from text_pieces(tokens, self.processor.tokenizer.stream())
+        finally:
+            tokens.close()
