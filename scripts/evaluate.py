@@ -1,4 +1,6 @@
-"""Score a checkpoint. Task `shapes`: pictures of the synthetic world that `cogvlm-tiny` is taught, never trained on."""
+"""Score a checkpoint on a task, from annotation files in the public formats (docs/evaluation.md), on `data` in any
+training format, as fine-tuning does while it runs (loss, and exact match, VQA accuracy and boxes of answers), or on
+`shapes`: pictures of the synthetic world that `cogvlm-tiny` is taught, never trained on."""
 
 from __future__ import annotations
 
@@ -9,52 +11,129 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ZooError
+from sat_models.errors import ConfigError, ZooError
+
+TASKS = ("caption", "vqa", "rec", "reg", "grounded-caption", "visual7w")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--from_pretrained", "--from-pretrained", default="cogvlm-tiny", metavar="NAME_OR_PATH")
-    parser.add_argument("--task", choices=["shapes"], default="shapes")
-    parser.add_argument("--count", type=int, default=500, help="pictures (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the test pictures (default: %(default)s)")
-    parser.add_argument(
-        "--versions", nargs="+", default=["chat"], metavar="VERSION", help="prompt styles (default: chat)"
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--output", type=Path, help="folder for scores.json and predictions.jsonl")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    flag = parser.add_argument
+    flag("--from_pretrained", "--from-pretrained", default="cogvlm-tiny", metavar="NAME_OR_PATH")
+    flag("--task", choices=["shapes", "data", *TASKS], default="shapes")
+    flag("--data", nargs="+", metavar="PATH", help="data: files or folders in a training format")
+    flag("--annotations", type=Path, help="annotation file; a folder for grounded-caption")
+    flag("--images", type=Path, help="folder of the pictures")
+    flag("--questions", type=Path, help="vqa: the …_questions.json that belongs to the annotations")
+    flag("--instances", type=Path, help="rec: instances.json (default: beside the annotations)")
+    flag("--split", help="of the annotations: val, testA, test, …; vqa: val2014, …")
+    flag("--limit", type=int, help="take the first samples only")
+    flag("--prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
+    flag("--version", help="prompt style (default: the model's own)")
+    flag("--versions", nargs="+", default=["chat"], metavar="VERSION", help="shapes: prompt styles (default: chat)")
+    flag("--count", type=int, default=500, help="shapes: pictures (default: %(default)s)")
+    flag("--seed", type=int, default=0, help="shapes: of the test pictures; else of the sampling")
+    flag("--max_new_tokens", "--max-new-tokens", type=int, default=96)
+    flag("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    flag("--top_p", "--top-p", type=float, default=1.0)
+    flag("--top_k", "--top-k", type=int, default=0)
+    flag("--batch_size", "--batch-size", type=int, default=8, help="questions at a time (default: %(default)s)")
+    flag(
+        "--model_parallel_size", "--model-parallel-size", type=int, default=1,
+        help="under torchrun: processes that share one model; the others take their share of the questions",
+    )  # fmt: skip
+    flag("--output", type=Path, help="folder for predictions and scores; run again to go on where it stopped")
+    flag("--local_tokenizer", "--local-tokenizer", metavar="PATH")
+    flag("--dtype", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
+    flag("--device", default="auto")
+    flag("--threads", type=int, help="CPU threads")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    import torch
+    if args.threads:
+        import torch
 
-    from sat_models.evaluation.shapes import evaluate_shapes
+        torch.set_num_threads(args.threads)
+    result = {"shapes": evaluate_shapes, "data": evaluate_data}.get(args.task, evaluate_task)(args)
+    if result is not None:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def evaluate_shapes(args: argparse.Namespace) -> dict:
+    from sat_models.evaluation import shapes
+    from sat_models.evaluation.runner import batched_by_version, write_result
     from sat_models.zoo import load_pretrained
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    vlm = load_pretrained(args.from_pretrained, device=args.device)
-
-    def answer(questions: list) -> list[str]:
-        return [
-            vlm.generate(image, text, version=version, max_new_tokens=args.max_new_tokens).text
-            for image, text, version in questions
-        ]
-
-    result = evaluate_shapes(answer, count=args.count, seed=args.seed, versions=args.versions)
+    vlm = load_pretrained(
+        args.from_pretrained, device=args.device, dtype=args.dtype, local_tokenizer=args.local_tokenizer
+    )
+    answer = batched_by_version(vlm, options=_options(args), batch_size=args.batch_size)
+    result = shapes.evaluate_shapes(answer, count=args.count, seed=args.seed, versions=args.versions)
     predictions = result.pop("predictions")
-    result["decoding"] = {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}
-    print(json.dumps(result, indent=2))
+    result["decoding"] = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "scores.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
-        (args.output / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
-    return 0
+        write_result(args.output, result, predictions)
+    return result
+
+
+def evaluate_data(args: argparse.Namespace) -> dict | None:
+    """The scores, on the first process; under torchrun all processes share the model."""
+    if not args.data:
+        raise ConfigError("--task data needs --data: files or folders in a training format (docs/finetuning.md)")
+    from sat_models import runtime
+    from sat_models.evaluation.runner import write_result
+    from sat_models.training.evaluating import evaluate_data as evaluate
+    from sat_models.zoo import load_pretrained
+
+    vlm = load_pretrained(
+        args.from_pretrained, device=args.device, dtype=args.dtype, local_tokenizer=args.local_tokenizer,
+        version=args.version,
+    )  # fmt: skip
+    scores, predictions = evaluate(
+        vlm, args.data, prompt=args.prompt, version=args.version, batch_size=args.batch_size,
+        samples=args.limit or 10**9, max_new_tokens=args.max_new_tokens,
+    )  # fmt: skip
+    if runtime.rank():
+        return None
+    result = {"scores": scores, "decoding": {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}}
+    if args.output:
+        write_result(args.output, result, predictions)
+    return result
+
+
+def evaluate_task(args: argparse.Namespace) -> dict | None:
+    """The scores, on the first process."""
+    missing = [name for name in ("annotations", "images", "output") if getattr(args, name) is None]
+    if missing:
+        raise ConfigError(f"--task {args.task} needs --{', --'.join(missing)}; docs/evaluation.md has examples.")
+    from sat_models.evaluation import runner
+    from sat_models.evaluation.readers import read_samples
+    from sat_models.evaluation.tasks import default_prompt
+
+    extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
+    samples = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
+    prompt = args.prompt or default_prompt(args.task, samples)
+    options = _options(args)
+    settings = runner.settings_of(
+        args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options
+    )
+    return runner.run(
+        args.task, samples, args.output, settings=settings, prompt=prompt, options=options, version=args.version,
+        model_parallel_size=args.model_parallel_size, batch_size=args.batch_size,
+        loading={"device": args.device, "dtype": args.dtype, "local_tokenizer": args.local_tokenizer},
+    )  # fmt: skip
+
+
+def _options(args: argparse.Namespace):
+    from sat_models.generation.sampling import SamplingOptions
+
+    return SamplingOptions(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
+        seed=args.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Writes pictures with their answers, ready for fine-tuning: of the synthetic world with a JSONL, or captchas whose
-file names are the answers."""
+"""Writes pictures with their answers: of the synthetic world with a JSONL for fine-tuning, captchas whose file names
+are the answers, or, with --format, test pictures annotated as a public benchmark is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ZooError
+from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
 from sat_models.training.captcha import write_captchas
 from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
 
@@ -21,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files")
     tasks = (*DATASET_TASKS, "mixed", "captcha")
     parser.add_argument("--task", choices=tasks, default="mixed", help="mixed: each but captcha in turn")
+    parser.add_argument("--format", choices=sorted(FORMATS), help="write test pictures in this public format instead")
     parser.add_argument("--digits", type=int, default=4, help="of a captcha (default: %(default)s)")
     parser.add_argument("--min-objects", type=int, default=1, help="fewest objects in a picture (default: %(default)s)")
     parser.add_argument("--max-objects", type=int, default=3, help="most objects in a picture (default: %(default)s)")
@@ -33,6 +35,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    if args.format:
+        files = write_public_dataset(
+            args.output, layout=args.format, count=args.count, seed=args.seed, max_objects=args.max_objects
+        )
+        print(f"wrote {args.count} pictures to {args.output / 'images'}, and {', '.join(map(str, files))}")
+        return 0
     if args.task == "captcha":
         paths = write_captchas(args.output, count=args.count, digits=args.digits, seed=args.seed)
         print(f"wrote {len(paths)} captchas, the first {paths[0]}")

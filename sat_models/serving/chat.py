@@ -12,13 +12,14 @@ from PIL import Image
 
 from sat_models.generation.engine import GenerationResult, text_pieces
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.stops import end_at
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import ImageSource, load_image
 from sat_models.serving.ranks import SharedEngine
 
 if TYPE_CHECKING:
-    from sat_models.zoo import VLM
+    from sat_models.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ class Answer(GenerationResult):
 
 
 def shared_engine(vlm: VLM) -> SharedEngine:
-    """The engine that serves `vlm`; make it on all processes.
+    """The engine that serves `vlm`, which keeps the last answer's cache for the next turn; make it on all processes.
 
     Raises:
         InputError: `vlm` has no tokenizer.
     """
-    return SharedEngine(vlm.engine())
+    return SharedEngine(vlm.engine(keep_prefixes=1))
 
 
 class ChatSession:
@@ -109,7 +110,7 @@ class ChatSession:
             self.image, query, history=self.history, version=self.version, allow_empty_query=self.allow_empty_query
         )
         tokenizer = self._vlm.processor.tokenizer
-        tokens = self._engine.tokens(inputs, self.options)
+        tokens = end_at(self._engine.tokens(inputs, self.options), self._vlm.processor.stops(self.version), tokenizer)
         pieces = []
         try:
             for piece in text_pieces(tokens, tokenizer.stream()):

@@ -11,14 +11,13 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from sat_models.errors import ConfigError, ZooError
+from sat_models.errors import ConfigError, ZooError, complain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +49,12 @@ def make_parser() -> argparse.ArgumentParser:
     flag("top_k", type=int, default=1, help="1 is greedy, 0 keeps all (default: %(default)s)")
     flag("temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     flag("seed", type=int, help="of the sampling; the same seed gives the same answer")
-    flag("quant", type=int, choices=(4, 8), help="quantise the weights to 4 or 8 bits while loading")
+    flag("quant", type=int, choices=(4, 8), help="quantise the linears to 4 or 8 bits while loading")
+    flag("quant_skip", nargs="+", default=(), metavar="PATTERN", help="names of linears that --quant leaves alone")
+    flag(
+        "rotary_table", choices=("model", "fp32"), default="model",
+        help="rotary angles in the model's dtype, as it was trained, or in fp32 (default: %(default)s)",
+    )  # fmt: skip
     flag("device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     dtype = parser.add_mutually_exclusive_group()
     for name in ("fp16", "bf16", "fp32"):
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except ZooError as error:
-        _complain(error)
+        complain(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -144,6 +148,8 @@ def _load(args: argparse.Namespace) -> tuple[ChatSession, SharedEngine]:
         dtype=args.dtype,
         local_tokenizer=args.local_tokenizer,
         quant=args.quant,
+        quant_skip=args.quant_skip,
+        rotary_table=args.rotary_table,
         version=args.version,
     )
     engine = shared_engine(vlm)
@@ -201,14 +207,3 @@ def only_answers_on_stdout() -> Iterator[TextIO]:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _complain(error: Exception) -> None:
-    """One line on stderr.
-
-    Processes of one job mostly fail alike and their launcher ends all with the first, so those behind wait a little:
-    what they still live to say is then the real reason.
-    """
-    if _rank():
-        time.sleep(3)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

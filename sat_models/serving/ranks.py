@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.distributed as dist
 
 from sat_models import runtime
 from sat_models.generation.engine import Engine, TokenStream
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.layout import VLMInputs
+from sat_models.processing.inputs import VLMInputs
+
+if TYPE_CHECKING:
+    from sat_models.generation.batch import BatchRow, BatchSession
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +65,35 @@ class SharedEngine:
             stream.wrap(lambda source: self._lead(source, (inputs.to("cpu"), options)))
         return stream
 
+    def session(self, *, max_rows: int = 16) -> BatchSession | SharedSession:
+        """As `Engine.session`, for process 0; the other processes take part in it by `follow`, until it is closed."""
+        if self._alone:
+            return self._engine.session(max_rows=max_rows)
+        self._check_usable()
+        return SharedSession(self, self._engine.session(max_rows=max_rows), max_rows)
+
     def follow(self) -> None:
         """Take part in one request after the other until process 0 says stop. For the processes that do not lead."""
-        while (request := self._share(None)) is not None:
+        while (request := self.share(None)) is not None:
             error = None
             try:
-                for _ in self._engine.tokens(*request):
-                    pass
+                if isinstance(request, int):
+                    self._follow_session(request)
+                else:
+                    for _ in self._engine.tokens(*request):
+                        pass
             except Exception as failure:
                 logger.debug("a turn failed on process %d", runtime.rank(), exc_info=True)
                 error = _describe(failure)
-            self._settle(error)
+            self.settle(error)
+
+    def _follow_session(self, max_rows: int) -> None:
+        """Do as process 0 does in its batch, step by step."""
+        with self._engine.session(max_rows=max_rows) as session:
+            while (calls := self.share(None)) is not None:
+                for name, *arguments in calls:
+                    getattr(session, name)(*arguments)
+                session.step()
 
     def stop(self) -> None:
         """Let the other processes return from `follow`."""
@@ -80,7 +101,7 @@ class SharedEngine:
             return
         self._broken = True
         try:
-            self._share(None)
+            self.share(None)
         except RuntimeError:
             logger.debug("the other processes are gone already", exc_info=True)
 
@@ -96,9 +117,8 @@ class SharedEngine:
 
     def _lead(self, source: Iterator[int], request: tuple[VLMInputs, SamplingOptions | None]) -> Iterator[int]:
         """The tokens of one turn, with its announcement before and the agreement on its outcome after."""
-        if self._broken:
-            raise RuntimeError("the processes that share this model have ended; start the program again")
-        self._share(request)
+        self._check_usable()
+        self.share(request)
         error = None
         try:
             yield from source
@@ -111,16 +131,21 @@ class SharedEngine:
         finally:
             if not self._broken:
                 source.close()
-                others = self._settle(error)
+                others = self.settle(error)
                 if others and error is None:
                     raise RuntimeError("; ".join(others))
 
-    def _share(self, request: Any) -> Any:
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise RuntimeError("the processes that share this model have ended; start the program again")
+
+    def share(self, request: Any) -> Any:
+        """What process 0 passes in, on every process."""
         box = [request]
         dist.broadcast_object_list(box, src=0, group=self._requests)
         return box[0]
 
-    def _settle(self, error: str | None) -> list[str]:
+    def settle(self, error: str | None) -> list[str]:
         """Every process's error on every process, so that all go on to the next turn together.
 
         If one failed alone, the others may be waiting for it in the middle of a forward pass and never come here. Then
@@ -134,7 +159,74 @@ class SharedEngine:
             what = error or f"process {runtime.rank()} did not fail itself"
             raise RuntimeError(f"{what}; the processes that share this model have lost each other") from failure
         self._broken = False
-        return [message for message in everyone if message]
+        messages = [message for message in everyone if message]
+        if messages:
+            self._engine.prefixes.clear()  # processes that failed kept none, so nobody may
+        return messages
+
+
+class SharedSession:
+    """A `BatchSession` of process 0, with the same methods. What is called between two steps is told with the next."""
+
+    def __init__(self, engine: SharedEngine, session: BatchSession, max_rows: int) -> None:
+        self._engine, self._session = engine, session
+        self._calls: list[tuple[Any, ...]] = []
+        self._open = True
+        engine.share(max_rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __getitem__(self, number: int) -> BatchRow:
+        return self._session[number]
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """As `BatchSession.running`."""
+        return self._session.running
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """As `BatchSession.finished`."""
+        return self._session.finished
+
+    def add(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> int:
+        """As `BatchSession.add`; what it refuses, the other processes never hear of."""
+        number = self._session.add(inputs, options)
+        self._calls.append(("add", inputs.to("cpu"), options))
+        return number
+
+    def remove(self, number: int) -> BatchRow:
+        """As `BatchSession.remove`."""
+        row = self._session.remove(number)
+        self._calls.append(("remove", number))
+        return row
+
+    def step(self) -> dict[int, int]:
+        """As `BatchSession.step`, on all processes."""
+        if not self._open:
+            raise RuntimeError("this batch session is closed; open another one")
+        calls, self._calls = self._calls, []
+        self._engine.share(calls)
+        try:
+            return self._session.step()
+        except Exception as failure:
+            self._open = False
+            self._engine.settle(_describe(failure))  # the others failed too, or are lost
+            raise
+
+    def close(self) -> None:
+        """As `BatchSession.close`, on all processes."""
+        if not self._open:
+            return
+        self._open = False
+        self._session.close()
+        self._engine.share(None)
+        if others := self._engine.settle(None):
+            raise RuntimeError("; ".join(others))
 
 
 def _describe(error: Exception) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from sat_models.evaluation import metrics
+from sat_models.evaluation.samples import Sample
 from sat_models.evaluation.shapes import evaluate_shapes, held_out_items, score
+from sat_models.evaluation.tasks import TASKS
+from sat_models.evaluation.vqa_answers import normalise_vqa
 from sat_models.training.shapes_questions import QA
 
 
@@ -76,6 +80,112 @@ def test_grounded_caption() -> None:
     half = "A red circle [[000,000,100,060]] and a blue square [[500,500,700,590]]."  # IoU 0.6 and 0.45
     assert metrics.grounded_scores(half, objects)["found"] == 0.5
     assert not metrics.grounded_scores("A red circle and a blue square.", objects)["right"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "compared"),
+    [
+        ("The two dogs!", "2 dogs"),
+        ("None.", "0"),
+        ("a Blue-Green  shirt", "blue green shirt"),
+        ("blue - green", "blue green"),
+        ("3.5", "3.5"),
+        ("10,000 people", "10000 people"),
+        ("yes, it is", "yes it is"),
+        ("yes,no", "yes no"),
+        ("Dont know", "don't know"),
+        ("couldntve", "couldntve"),
+        ("couldn'tve", "couldn't've"),
+        ("it's the dog's", "it's dog's"),
+        ("red\nand\tblue", "red and blue"),
+        ("an apple?", "apple"),
+    ],
+)
+def test_normalisation_of_the_vqa_challenge(answer: str, compared: str) -> None:
+    assert normalise_vqa(answer) == compared
+
+
+@pytest.mark.parametrize(
+    ("equal", "expected"),
+    [
+        (0, 0.0),
+        (1, 9 / 10 * 1 / 3),  # left out once: 0; nine times 1/3
+        (2, 2 / 10 * 1 / 3 + 8 / 10 * 2 / 3),
+        (3, 3 / 10 * 2 / 3 + 7 / 10),
+        (4, 1.0),
+        (10, 1.0),
+    ],
+)
+def test_vqa_soft_accuracy(equal: int, expected: float) -> None:
+    references = ["red"] * equal + [f"other {n}" for n in range(10 - equal)]
+    assert metrics.vqa_soft_accuracy("Red.", references) == pytest.approx(expected)
+
+
+def test_vqa_soft_accuracy_of_few_references() -> None:
+    assert metrics.vqa_soft_accuracy("two", ["2"]) == 1.0
+    assert metrics.vqa_soft_accuracy("two", ["3"]) == 0.0
+    with pytest.raises(ValueError, match="at least one reference"):
+        metrics.vqa_soft_accuracy("two", [])
+
+
+def test_anls() -> None:
+    assert metrics.anls("Hello World", ["hello  world"]) == 1.0
+    assert metrics.anls("hello wrld", ["goodbye", "hello world"]) == pytest.approx(1 - 1 / 11)
+    assert metrics.anls("abcd", ["abxy"]) == 0.5, "one half still counts"
+    assert metrics.anls("abc", ["axy"]) == 0.0, "one third does not"
+    assert metrics.anls("", [""]) == 1.0
+    assert metrics.edit_distance("kitten", "sitting") == 3
+    with pytest.raises(ValueError, match="at least one reference"):
+        metrics.anls("x", [])
+
+
+def test_pope() -> None:
+    answers = ["Yes, there is.", "No", "There is not a dog. Yes", "yes", "I see no cat", "A dog"]
+    assert [metrics.yes_or_no(answer) for answer in answers] == ["yes", "no", "no", "yes", "no", "yes"]
+    scores = metrics.pope_scores(answers, ["yes", "yes", "no", "no", "no", "yes"])
+    # said yes 3 times, 2 of them rightly; 3 yes in truth
+    assert scores == pytest.approx(
+        {"accuracy": 4 / 6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_share": 0.5}
+    )
+    assert metrics.pope_scores(["no"], ["no"])["f1"] == 0.0
+    with pytest.raises(ValueError, match="1 answers and 2 labels"):
+        metrics.pope_scores(["no"], ["no", "yes"])
+    with pytest.raises(ValueError, match="yes or no"):
+        metrics.pope_scores(["no"], ["maybe"])
+
+
+def test_matching_of_phrases_and_boxes() -> None:
+    true = [("man", (0, 0, 10, 10)), ("man", (20, 0, 30, 10)), ("hat", (0, 0, 10, 10))]
+    said = [("man", (0, 0, 10, 9)), ("hat", (20, 0, 30, 10)), ("man", (0, 0, 10, 10))]
+    assert metrics.matched(said, true, with_phrase=False) == 3
+    assert metrics.matched(said, true, with_phrase=True) == 1, "one box of the man is used up, the hat's is elsewhere"
+    assert metrics.matched([], true, with_phrase=True) == 0
+    assert metrics.bare_phrase("The red  Hat.") == "red hat"
+
+
+def test_scores_of_the_tasks() -> None:
+    size = (200, 100)
+    boxed = Sample("1", Path("x"), {"expression": "it"}, boxes=((20, 10, 120, 60),))
+    assert TASKS["rec"].score(boxed, "[[100,100,600,600]]", size) == {"acc@0.5": 1.0, "iou": 1.0, "boxes": 1.0}
+    half = TASKS["rec"].score(boxed, "at [[100,100,600,350]]", size)  # half as high
+    assert half == {"acc@0.5": 1.0, "iou": 0.5, "boxes": 1.0}
+    assert TASKS["rec"].score(boxed, "nowhere", size) == {"acc@0.5": 0.0, "iou": 0.0, "boxes": 0.0}
+    people = Sample("1", Path("x"), {"question": "?"}, ("red", "red", "blue"))
+    assert TASKS["vqa"].score(people, "red", size)["exact_match"] == 1.0
+    pointing = Sample("1", Path("x"), {"question": "?"}, boxes=((0, 0, 50, 50), (100, 50, 150, 100)))
+    right, wrong = "[[000,000,250,500]]", "[[500,500,750,999]]"
+    assert TASKS["visual7w"].score(pointing, right, size) == {"accuracy": 1.0, "acc@0.5": 1.0, "iou": 1.0}
+    assert TASKS["visual7w"].score(pointing, wrong, size)["accuracy"] == 0.0
+    telling = Sample("1", Path("x"), {"question": "?"}, choices=("A red hat.", "A red cap.", "A tree."))
+    assert TASKS["visual7w"].score(telling, "red hat", size) == {"accuracy": 1.0, "exact_match": 0.0}
+    assert TASKS["visual7w"].score(telling, "a tree", size)["accuracy"] == 0.0
+    phrases = Sample("1", Path("x"), choices=("A man", "a hat"), boxes=((0, 0, 100, 100), (100, 0, 200, 50)))
+    full = "A man [[000,000,500,999]] and a hat [[500,000,999,500]]"
+    assert TASKS["grounded-caption"].score(phrases, full, size)["right"] == 1.0
+    less = TASKS["grounded-caption"].score(phrases, "A man [[000,000,500,999]] and a dog [[500,000,999,500]]", size)
+    assert less["box_f1"] == 1.0 and less["phrase_precision"] == less["phrase_recall"] == less["phrase_f1"] == 0.5
+    none = TASKS["grounded-caption"].score(phrases, "A man and a hat", size)
+    assert set(none.values()) == {0.0}
 
 
 def test_score_of_each_task() -> None:

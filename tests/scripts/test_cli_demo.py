@@ -75,6 +75,19 @@ def test_a_seed_reproduces(run: Callable[..., Any]) -> None:
     assert run(*flags, "--seed", 4).out != first
 
 
+def test_flags_of_precision_reach_the_model(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sat_models import zoo
+    from sat_models.errors import ConfigError
+
+    def load(name: str, **given: object) -> None:
+        raise ConfigError(" ".join(f"{key}={given[key]}" for key in ("dtype", "quant", "quant_skip", "rotary_table")))
+
+    monkeypatch.setattr(zoo, "load_pretrained", load)
+    flags = ["--query", "x", "--quant", 4, "--quant-skip", "a*", "b", "--rotary-table", "fp32"]
+    assert run(*flags).err == "error: dtype=fp32 quant=4 quant_skip=['a*', 'b'] rotary_table=fp32\n"
+    assert run("--query", "x").err == "error: dtype=fp32 quant=None quant_skip=() rotary_table=model\n"
+
+
 def test_output_without_boxes_says_so(run: Callable[..., Any], tmp_path: Path) -> None:
     done = run("--image", IMAGE, "--query", "Hi", "--max_new_tokens", 2, "--output", tmp_path / "x.png")
     assert done.code == 0

@@ -50,6 +50,9 @@ class _Decoder:
 class _Processor:
     tokenizer = SimpleNamespace(stream=_Decoder)
 
+    def stops(self, version: str | None) -> tuple[str, ...]:
+        return ("###",) if version == "llava_v0" else ()
+
     def __call__(self, image: Any, query: str, *, history: Any, version: str | None, allow_empty_query: bool) -> Any:
         if not query and not allow_empty_query:
             raise InputError("The question is empty.")

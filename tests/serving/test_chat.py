@@ -124,3 +124,10 @@ def test_an_empty_question_only_on_purpose() -> None:
     with pytest.raises(InputError, match="empty"):
         session("x")[0].ask("")
     assert session("x", allow_empty_query=True)[0].ask("").text == "x"
+
+
+def test_an_answer_ends_where_its_prompt_style_says() -> None:
+    chat, engine = session("A dog.###Human: Where?", version="llava_v0")
+    answer = chat.ask("What is it?")
+    assert answer.text == "A dog." and answer.finish_reason == "stop"
+    assert "".join(map(chr, answer.token_ids)) == "A dog." and engine.closed == 1

@@ -1,0 +1,270 @@
+"""Runs a task: questions in batches, over several processes, resumable; predictions as JSONL, scores as JSON.
+
+Every process answers its share and writes `predictions.<process>.jsonl`; what is there already is not asked again. At
+the end the first process puts all together, in the order of the annotations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from sat_models import runtime
+from sat_models.errors import ConfigError
+from sat_models.evaluation.captions import tokenizer_name
+from sat_models.evaluation.samples import Sample, read_json
+from sat_models.evaluation.tasks import TASKS, question_of
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.image import load_image
+
+if TYPE_CHECKING:
+    from sat_models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE, PREDICTIONS_FILE, SCORES_FILE = "settings.json", "predictions.jsonl", "scores.json"
+
+AnswerFn = Callable[[Sequence[tuple[Image.Image, str]]], list[dict[str, Any]]]
+"""Pictures with questions -> for each `text`, `tokens` and `finish_reason`."""
+
+
+def batched_answers(vlm: VLM, *, options: SamplingOptions, version: str | None = None, batch_size: int = 8) -> AnswerFn:
+    """Answers of a model, `batch_size` at a time."""
+    engine, tokenizer = vlm.engine(), vlm.processor.tokenizer
+
+    def answer(asked: Sequence[tuple[Image.Image, str]]) -> list[dict[str, Any]]:
+        inputs = [vlm.processor(image, question, version=version) for image, question in asked]
+        rows = engine.batch(inputs, options, max_rows=batch_size)
+        return [
+            {"text": tokenizer.decode(row.token_ids), "tokens": len(row.token_ids), "finish_reason": row.finish_reason}
+            for row in rows
+        ]
+
+    return answer
+
+
+def batched_by_version(
+    vlm: VLM, *, options: SamplingOptions, batch_size: int = 8
+) -> Callable[[list[tuple[Image.Image, str, str]]], list[str]]:
+    """Answers of a model to (picture, question, prompt version), in order: what `evaluate_shapes` asks."""
+    answers: dict[str, AnswerFn] = {}
+
+    def answer(asked: list[tuple[Image.Image, str, str]]) -> list[str]:
+        texts = [""] * len(asked)
+        for version in {version for *_, version in asked}:
+            ask = answers.setdefault(
+                version, batched_answers(vlm, options=options, version=version, batch_size=batch_size)
+            )
+            places = [place for place, each in enumerate(asked) if each[2] == version]
+            for place, found in zip(places, ask([asked[place][:2] for place in places]), strict=True):
+                texts[place] = found["text"]
+        return texts
+
+    return answer
+
+
+def run(
+    task: str,
+    samples: Sequence[Sample],
+    output: Path,
+    *,
+    settings: dict[str, Any],
+    prompt: str,
+    options: SamplingOptions,
+    version: str | None = None,
+    model_parallel_size: int = 1,
+    batch_size: int = 8,
+    loading: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Loads `settings["model"]` on all processes, answers all samples, and scores them.
+
+    Args:
+        settings: of `settings_of`.
+        model_parallel_size: processes that share one model.
+        loading: further arguments of `load_pretrained`.
+
+    Returns:
+        What `summarise` gives, on the first process; None on the others.
+    """
+    from sat_models.zoo import load_pretrained
+
+    device = runtime.choose_device((loading or {}).get("device", "auto"))
+    runtime.init_distributed(device)
+    runtime.in_step(lambda: open_folder(output, settings) if runtime.rank() == 0 else None)
+    runtime.init_model_parallel(model_parallel_size)
+    vlm = load_pretrained(settings["model"], **(loading or {}))
+    share = (runtime.rank() // model_parallel_size, runtime.world_size() // model_parallel_size)
+    answer = batched_answers(vlm, options=options, version=version, batch_size=batch_size)
+    writes = runtime.rank() % model_parallel_size == 0
+    runtime.in_step(
+        lambda: predict(
+            task, samples, answer, output, prompt=prompt, share=share, writes=writes, batch_size=batch_size,
+            progress=runtime.rank() == 0,
+        )
+    )  # fmt: skip
+    return summarise(task, samples, output, settings) if runtime.rank() == 0 else None
+
+
+def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
+    """`scores.json` and `predictions.jsonl`."""
+    output.mkdir(parents=True, exist_ok=True)
+    _replace(output / PREDICTIONS_FILE, (json.dumps(entry, ensure_ascii=False) + "\n" for entry in predictions))
+    _replace(output / SCORES_FILE, [json.dumps(result, indent=2) + "\n"])
+
+
+def settings_of(
+    task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions
+) -> dict[str, Any]:
+    """What predictions depend on: kept beside them, so that a folder never mixes two runs."""
+    digest = hashlib.sha256(json.dumps([[s.id, s.image.name, dict(s.words)] for s in samples]).encode()).hexdigest()
+    return {
+        "task": task,
+        "model": model,
+        "prompt": prompt,
+        "version": version,
+        "decoding": asdict(options),
+        "samples": len(samples),
+        "samples_sha256": digest,
+    }
+
+
+def open_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, or checks that what it holds was made with the same settings.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / SETTINGS_FILE
+    if path.exists():
+        before = read_json(path)
+        differ = [name for name, value in settings.items() if before.get(name) != value]
+        changed = [f"{name} {before.get(name)!r} -> {settings[name]!r}" for name in differ]
+        if changed:
+            raise ConfigError(
+                f"'{output}' holds predictions of other settings ({'; '.join(changed)}). Give another --output, or "
+                "remove that folder."
+            )
+    else:
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def predict(
+    task: str,
+    samples: Sequence[Sample],
+    answer: AnswerFn,
+    output: Path,
+    *,
+    prompt: str,
+    share: tuple[int, int] = (0, 1),
+    writes: bool = True,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> None:
+    """Answers what is not answered yet.
+
+    Args:
+        share: (number of this process, number of processes): it takes every so-manieth sample.
+        writes: False on the processes that only help another with its share of the model.
+        batch_size: questions asked at a time; each is written as soon as its batch is done.
+    """
+    done = {entry["id"] for entry in read_predictions(output)}
+    todo = [sample for sample in samples[share[0] :: share[1]] if sample.id not in done]
+    path = output / f"predictions.{share[0]}.jsonl"
+    if writes and path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # ends the line that a killed run left
+    with tqdm(total=len(todo), desc=task, unit="question", disable=not (progress and writes)) as bar:
+        for start in range(0, len(todo), batch_size):
+            some = todo[start : start + batch_size]
+            pictures = [load_image(sample.image) for sample in some]
+            questions = [question_of(prompt, s, p.size) for s, p in zip(some, pictures, strict=True)]
+            answers = answer(list(zip(pictures, questions, strict=True)))
+            entries = [_entry(task, *each) for each in zip(some, pictures, questions, answers, strict=True)]
+            if writes:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            bar.update(len(some))
+
+
+def _entry(task: str, sample: Sample, picture: Image.Image, question: str, answer: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "image": str(sample.image),
+        "size": list(picture.size),
+        "question": question,
+        "answer": answer["text"],
+        "tokens": answer["tokens"],
+        "finish_reason": answer["finish_reason"],
+        "references": list(sample.references),
+        "boxes": [list(box) for box in sample.boxes],
+        "kind": sample.kind,
+        "scores": TASKS[task].score(sample, answer["text"], picture.size),
+    }
+
+
+def read_predictions(output: Path) -> list[dict[str, Any]]:
+    """All predictions of a folder, finished or not; a last line that was cut off is left out."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(output.glob("predictions*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                logger.warning("a line of '%s' was cut off and is asked again", path)
+                continue
+            entries[entry["id"]] = entry
+    return list(entries.values())
+
+
+def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Puts the processes' predictions together and writes the scores.
+
+    Returns:
+        `task`, `main` (name of the score that tables show), `scores`, `by_kind` where there are kinds, and `settings`.
+
+    Raises:
+        ConfigError: a sample was not answered.
+    """
+    entries = {entry["id"]: entry for entry in read_predictions(output)}
+    missing = [sample.id for sample in samples if sample.id not in entries]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} samples have no prediction, the first '{missing[0]}'. Run the command again."
+        )
+    ordered = [entries[sample.id] for sample in samples]
+    scores = {"count": len(ordered), **_means(ordered)}
+    if (corpus := TASKS[task].corpus) is not None:
+        scores |= corpus(samples, [entry["answer"] for entry in ordered])
+    kinds = sorted({entry["kind"] for entry in ordered} - {""})
+    by_kind = {kind: [entry for entry in ordered if entry["kind"] == kind] for kind in kinds}
+    result = {
+        "task": task,
+        "main": "pope_f1" if "pope_f1" in scores else TASKS[task].main,
+        "scores": scores,
+        "by_kind": {kind: {"count": len(group), **_means(group)} for kind, group in by_kind.items()},
+        "settings": {**settings, **({"tokenizer": tokenizer_name()} if "cider" in scores else {})},
+    }
+    write_result(output, result, ordered)
+    for path in output.glob("predictions.[0-9]*.jsonl"):
+        path.unlink()
+    return result
+
+
+def _means(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {name: sum(entry["scores"][name] for entry in entries) / len(entries) for name in entries[0]["scores"]}
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text("".join(lines), encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,155 @@
+"""The tasks of the benchmarks: what is asked, and how an answer is scored.
+
+Scores of one answer are averaged; scores of a corpus (CIDEr, POPE's F1) come from all answers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sat_models.errors import ConfigError
+from sat_models.evaluation import metrics
+from sat_models.evaluation.captions import caption_metrics
+from sat_models.evaluation.samples import PixelBox, Sample
+from sat_models.processing.boxes import format_boxes, parse_boxes, strip_boxes
+
+Size = tuple[int, int]
+"""Width and height of a picture in pixels."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        prompt: what is asked; `{question}`, `{expression}` or `{box}` is filled in.
+        score: sample, answer and the picture's size -> scores of the answer.
+        corpus: all samples and answers -> scores of the corpus, if there are any.
+        main: the score that tables show.
+    """
+
+    prompt: str
+    score: Callable[[Sample, str, Size], dict[str, float]]
+    corpus: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None
+    main: str
+
+
+def question_of(prompt: str, sample: Sample, size: Size) -> str:
+    """What the model is asked.
+
+    Raises:
+        ConfigError: the prompt names a word that samples of this task have not.
+    """
+    words = {name: format_boxes([word], *size) if name == "box" else word for name, word in sample.words.items()}
+    try:
+        return prompt.format(**words)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in sample.words) or "none"
+        raise ConfigError(
+            f"--prompt '{prompt}' cannot be filled in ({error!r}). Words of this task: {known}."
+        ) from error
+
+
+def score_caption(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """Whether the answer is, or lists the same things as, one of the captions; the usual scores are the corpus'."""
+    return {
+        "exact_match": float(any(metrics.exact_match(answer, reference) for reference in sample.references)),
+        "same_things": float(_same_things(answer, sample.references)),
+    }
+
+
+def score_vqa(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """Soft accuracy of the challenge, similarity in letters, and equality with the most frequent answer."""
+    usual = max(sample.references, key=sample.references.count)
+    return {
+        "vqa_accuracy": metrics.vqa_soft_accuracy(answer, sample.references),
+        "anls": metrics.anls(answer, sample.references),
+        "exact_match": float(metrics.exact_match(answer, usual)),
+    }
+
+
+def score_rec(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """IoU of the first box of the answer, and whether it is at least one half."""
+    boxes = _pixel_boxes(answer, size)
+    overlap = metrics.iou(boxes[0], sample.boxes[0]) if boxes else 0.0
+    return {"acc@0.5": float(overlap >= 0.5), "iou": overlap, "boxes": float(bool(boxes))}
+
+
+def score_reg(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """As a caption, on the answer without boxes."""
+    return score_caption(sample, strip_boxes(answer), size)
+
+
+def score_grounded(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """Boxes of the answer against those of the phrases, at IoU 0.5.
+
+    `box_*` look at boxes alone; `phrase_*` want a box and its phrase right. Precision is over what the model boxed,
+    recall over what people did. `right`: every phrase is there with a right box, and nothing else.
+    """
+    said = [(metrics.bare_phrase(box.phrase), box.pixels) for box in parse_boxes(answer, *size, use_spacy=False)]
+    true = [(metrics.bare_phrase(p), box) for p, box in zip(sample.choices, sample.boxes, strict=True)]
+    scores: dict[str, float] = {}
+    for name, with_phrase in (("box", False), ("phrase", True)):
+        hits = metrics.matched(said, true, with_phrase=with_phrase)
+        precision, recall = hits / max(1, len(said)), hits / max(1, len(true))
+        scores |= {f"{name}_precision": precision, f"{name}_recall": recall}
+        scores[f"{name}_f1"] = 2 * precision * recall / (precision + recall) if hits else 0.0
+    scores["right"] = float(scores["phrase_precision"] == scores["phrase_recall"] == 1.0)
+    return scores
+
+
+def score_visual7w(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+    """Which choice the answer is nearest to: by overlap for boxes, by letters for text."""
+    if sample.boxes:
+        boxes = _pixel_boxes(answer, size)
+        overlaps = [metrics.iou(boxes[0], choice) for choice in sample.boxes] if boxes else [0.0]
+        right = overlaps[0] > 0 and overlaps[0] == max(overlaps)
+        return {"accuracy": float(right), "acc@0.5": float(overlaps[0] >= 0.5), "iou": overlaps[0]}
+    said = metrics.normalise(answer)
+    nearness = [metrics.anls(said, [metrics.normalise(choice)], threshold=0.0) for choice in sample.choices]
+    right = nearness[0] > 0 and nearness.count(max(nearness)) == 1 and nearness[0] == max(nearness)
+    return {"accuracy": float(right), "exact_match": float(metrics.exact_match(answer, sample.choices[0]))}
+
+
+def caption_corpus(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
+    """CIDEr, BLEU and ROUGE-L, boxes left out of the answers."""
+    return caption_metrics([strip_boxes(answer) for answer in answers], [sample.references for sample in samples])
+
+
+def pope_corpus(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
+    """POPE's scores, if the samples are POPE's."""
+    if not all(sample.kind == "pope" for sample in samples):
+        return {}
+    scores = metrics.pope_scores(answers, [sample.references[0] for sample in samples])
+    return {f"pope_{name}": value for name, value in scores.items()}
+
+
+TASKS: dict[str, Task] = {
+    "caption": Task("Describe this image.", score_caption, caption_corpus, "cider"),
+    "vqa": Task("{question}", score_vqa, pope_corpus, "vqa_accuracy"),
+    "rec": Task("Where is {expression}? answer in [[x0,y0,x1,y1]] format.", score_rec, None, "acc@0.5"),
+    "reg": Task(
+        "Tell me what you see within the designated area {box} in the picture.", score_reg, caption_corpus, "cider"
+    ),
+    "grounded-caption": Task(
+        "Describe this image with a box for each object.", score_grounded, caption_corpus, "phrase_f1"
+    ),
+    "visual7w": Task("{question}", score_visual7w, None, "accuracy"),
+}
+POINTING_PROMPT = "{question} answer in [[x0,y0,x1,y1]] format."
+"""Of `visual7w` where the choices are boxes."""
+
+
+def default_prompt(task: str, samples: Sequence[Sample]) -> str:
+    """What the model is asked unless the user says otherwise."""
+    pointing = task == "visual7w" and samples and samples[0].boxes
+    return POINTING_PROMPT if pointing else TASKS[task].prompt
+
+
+def _pixel_boxes(answer: str, size: Size) -> list[PixelBox]:
+    return [box.pixels for box in parse_boxes(answer, *size, use_spacy=False)]
+
+
+def _same_things(answer: str, references: Sequence[str]) -> bool:
+    return any(metrics.caption_scores(answer, metrics.listed_names(reference))["right"] for reference in references)

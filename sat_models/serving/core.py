@@ -1,0 +1,144 @@
+"""What page and API share: one model, its queue, and the limits of one server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sat_models.errors import InputError
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.layout import VLMInputs
+from sat_models.processing.prompts import Turn
+from sat_models.serving.pictures import PicturePolicy
+from sat_models.serving.scheduler import Scheduler
+from sat_models.serving.tickets import Event, Observer, Piece
+
+if TYPE_CHECKING:
+    from sat_models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer, and what a request gets that does not say.
+        max_images: pictures in one request.
+        max_choices: answers to one request.
+        seconds: until a request fails, waiting included.
+        max_body: bytes of a request.
+        max_rows: requests answered at a time; memory for keys and values grows with it.
+        max_waiting: requests in the queue.
+    """
+
+    max_new_tokens: int = 1024
+    max_images: int = 4
+    max_choices: int = 8
+    seconds: float = 300.0
+    max_body: int = 64 * 2**20
+    max_rows: int = 16
+    max_waiting: int = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the pictures of the conversation, its earlier turns, the question now, and how to answer."""
+
+    query: str
+    images: Sequence[Image.Image] = ()
+    history: Sequence[Turn] = ()
+    version: str | None = None
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    stops: tuple[str, ...] = ()
+
+
+class ServerCore:
+    """One model behind a queue.
+
+    Args:
+        vlm: a loaded model with a tokenizer.
+        engine: what opens batches on it: `vlm.engine()`, or a `SharedEngine` where several processes share the model.
+        names: what clients may call it, its own name first.
+        limits, pictures: what requests may take and bring.
+        observer: is told what happens.
+        on_fatal: is called when no request can be answered any more.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        engine: Any,
+        *,
+        names: Sequence[str],
+        limits: Limits | None = None,
+        pictures: PicturePolicy | None = None,
+        observer: Observer | None = None,
+        on_fatal: Callable[[], object] | None = None,
+    ) -> None:
+        self.names = tuple(names)
+        self.limits, self.pictures = limits or Limits(), pictures or PicturePolicy()
+        self.processor = vlm.processor
+        self.scheduler = Scheduler(
+            engine,
+            vlm.processor.tokenizer,
+            max_rows=self.limits.max_rows,
+            max_waiting=self.limits.max_waiting,
+            observer=observer,
+            on_fatal=on_fatal,
+        )
+
+    def stops(self, question: Question) -> tuple[str, ...]:
+        """What ends the answer: the question's own stop strings, and those of its prompt style."""
+        return (*question.stops, *self.processor.stops(question.version))
+
+    def prepare(self, question: Question) -> VLMInputs:
+        """The prompt of a question; takes a moment of processor time.
+
+        Raises:
+            InputError: too many pictures or tokens, an empty question, or a prompt that is too long.
+            UnknownNameError: an unknown version.
+        """
+        if len(question.images) > self.limits.max_images:
+            raise InputError(
+                f"The conversation holds {len(question.images)} pictures; this server takes {self.limits.max_images}."
+            )
+        wanted = question.options.max_new_tokens
+        if wanted is not None and wanted > self.limits.max_new_tokens:
+            raise InputError(f"{wanted} new tokens were asked for; this server gives {self.limits.max_new_tokens}.")
+        return self.processor(
+            list(question.images) or None, question.query, history=question.history, version=question.version
+        )
+
+
+async def answer_events(core: ServerCore, question: Question) -> AsyncGenerator[Event, None]:
+    """What happens to a question, for callers in an event loop; closing it frees the request's place.
+
+    Raises:
+        InputError, UnknownNameError: a question that cannot be asked.
+        BusyError: the queue is full.
+    """
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    inputs = await asyncio.to_thread(core.prepare, question)
+
+    def listener(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    ticket = core.scheduler.submit(
+        inputs, question.options, listener, stops=core.stops(question), seconds=core.limits.seconds
+    )
+    try:
+        while True:
+            event = await events.get()
+            yield event
+            if not isinstance(event, Piece):
+                return
+    finally:
+        ticket.cancel()

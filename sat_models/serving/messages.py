@@ -1,0 +1,80 @@
+"""A list of chat messages -> pictures, history and the question, as the prompts of these models take them.
+
+The prompts have no place for a system message, so its text stands in front of the first question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from sat_models.errors import InputError
+from sat_models.processing.prompts import Turn
+from sat_models.serving.pictures import PicturePolicy
+from sat_models.serving.schema import ImagePart, Message
+
+_ORDER = "Messages are an optional system message, then user and assistant in turn, and end with user."
+
+
+def picture_urls(messages: Sequence[Message]) -> list[str]:
+    """The URLs of all pictures, in order.
+
+    Raises:
+        InputError: a picture in a message that is not the user's.
+    """
+    urls = []
+    for number, message in enumerate(messages, 1):
+        parts = message.content if isinstance(message.content, list) else []
+        found = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        if found and message.role != "user":
+            raise InputError(f"Message {number} has the role {message.role} and a picture; only users send pictures.")
+        urls += found
+    return urls
+
+
+def open_pictures(messages: Sequence[Message], policy: PicturePolicy, *, most: int) -> list[Image.Image]:
+    """All pictures, in order.
+
+    Raises:
+        InputError: more than `most`, or one that the policy refuses.
+    """
+    urls = picture_urls(messages)
+    if len(urls) > most:
+        raise InputError(f"The messages hold {len(urls)} pictures; this server takes {most}.")
+    return [policy.open(url) for url in urls]
+
+
+def conversation(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
+    """The question to answer, and the turns before it.
+
+    Raises:
+        InputError: an order of roles other than that of a conversation that waits for an answer.
+    """
+    preface: list[str] = []
+    asked: list[str] = []
+    history: list[Turn] = []
+    for number, message in enumerate(messages, 1):
+        text = _text(message)
+        if message.role in ("system", "developer"):
+            if history or asked:
+                raise InputError(f"Message {number} has the role {message.role} after the conversation began. {_ORDER}")
+            preface.append(text)
+        elif message.role == "user":
+            asked.append(text)
+        elif not asked:
+            raise InputError(f"Message {number} is an answer without a question. {_ORDER}")
+        else:
+            history.append(("\n".join(asked), text))
+            asked = []
+    if not asked:
+        raise InputError(f"There is no question to answer: the last message is no user's. {_ORDER}")
+    turns = [*history, ("\n".join(asked), "")]
+    turns[0] = ("\n".join([*filter(None, preface), turns[0][0]]), turns[0][1])
+    return turns[-1][0], turns[:-1]
+
+
+def _text(message: Message) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))

@@ -1,0 +1,13 @@
+"""Serve a model with OpenAI's chat API: streaming, pictures, boxes. `--help` lists the flags."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
+
+from sat_models.serving.server import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""scripts/evaluate.py and its neighbours as programs: files in a public format, scores, two processes, plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+
+
+def script(name: str, *flags: object, cwd: Path, launcher: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(launcher or []), str(ROOT / "scripts" / name), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=900, check=False)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_from_files_to_scores_and_plots_with_one_process_and_two(tmp_path: Path) -> None:
+    made = script("make_dataset.py", "--format", "refcoco", "--output", "data", "--count", 4, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    files = ["--annotations", "data/refs(unc).p", "--images", "data/images", "--device", "cpu"]
+    one = script("evaluate.py", "--task", "rec", *files, "--output", "one", "--batch_size", 3, cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    scores = json.loads(one.stdout)
+    assert scores == json.loads((tmp_path / "one" / "scores.json").read_text())
+    assert scores["scores"]["count"] == len(lines(tmp_path / "one")) > 4
+    assert scores["scores"]["boxes"] == 1.0, "the bundled model answers with a box"
+    two = script("evaluate.py", "--task", "rec", *files, "--output", "two", cwd=tmp_path, launcher=TORCHRUN)
+    assert two.returncode == 0, two.stderr
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+    again = script("evaluate.py", "--task", "rec", *files, "--output", "one", "--prompt", "What?", cwd=tmp_path)
+    assert again.returncode == 2 and "other settings" in again.stderr
+    drawn = script("plot_evaluation.py", "one", "two", "--bars", "b.png", "--gallery", "g.png", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "b.png").stat().st_size > 1000 and (tmp_path / "g.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("evaluate.py", ["--task", "vqa"], "needs --annotations, --images, --output"),
+        ("evaluate.py", ["--task", "rec", "--annotations", "x.p", "--images", ".", "--output", "o"], "'x.p' cannot be"),
+        ("plot_evaluation.py", ["x"], "nothing to draw"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(name: str, flags: list[str], message: str, tmp_path: Path) -> None:
+    done = script(name, *flags, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
