@@ -18,14 +18,20 @@ INSTALL = [
     "huggingface_hub>=1.0,<3",
     "tqdm>=4.66,<5",
     "spacy>=3.8,<3.9",
-    "ninja>=1.11",
+    "pyyaml>=6,<7",
+    "matplotlib>=3.10,<4",
+    "tensorboardX>=2.6,<3",
 ]
 EXTRAS = {
     "serve": ["gradio>=6,<7", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", "prometheus-client>=0.20,<1"],
+    "eval": ["pycocoevalcap>=1.2,<2"],
+    "track": ["wandb>=0.20,<1"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
-    "test": ["pytest>=9,<10", "ruff>=0.17,<0.18"],
+    "test": ["pytest>=9,<10", "ruff>=0.17,<0.18", "openai>=2,<4", "playwright>=1.50,<2", "transformers>=5.17,<6"],
 }
-EXTRAS["all"] = [line for extra in ("serve", "quant") for line in EXTRAS[extra]]
+EXTRAS["all"] = [line for extra in ("serve", "eval", "track", "quant") for line in EXTRAS[extra]]
+# A test is skipped for absent hardware only: what the tests need comes with them.
+EXTRAS["test"] += [line for extra in ("serve", "eval", "quant") for line in EXTRAS[extra]]
 
 
 def packaged_configs() -> list[str]:
@@ -54,6 +60,9 @@ setup(
         "console_scripts": [
             "sat-chat=sat_models.serving.cli:main",
             "sat-zoo=sat_models.zoo:main",
+            "sat-finetune=sat_models.training.finetune:command",
+            "sat-serve=sat_models.serving.server:main",
+            "sat-web=sat_models.serving.web:main",
         ]
     },
 )

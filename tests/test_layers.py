@@ -20,7 +20,7 @@ LAYERS = (
     ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation"),
-    ("sat_models.zoo",),
+    ("sat_models.locate", "sat_models.vlm", "sat_models.zoo", "sat_models.zoo_table"),
     ("sat_models.training", "sat_models.evaluation", "sat_models.serving"),
     ("scripts",),
 )

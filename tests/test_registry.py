@@ -32,6 +32,9 @@ RELEASED = [spec for spec in registry.specs() if not spec.bundled]
         ("THUDM/cogagent-chat-hf", "cogagent-chat"),
         ("zai-org/cogagent-vqa-hf", "cogagent-vqa"),
         ("cogvlm-tiny", "cogvlm-tiny"),
+        ("THUDM/visualglm-6b", "visualglm-6b"),
+        ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
+        ("llava-hf/llava-1.5-13b-hf", "llava-v1.5-13b"),
     ],
 )
 def test_every_name_that_users_type(given, name):
@@ -47,6 +50,11 @@ def test_every_name_that_users_type(given, name):
         ("cogvlm-grounding-generalist", "base"),
         ("cogvlm-base-224", "base"),
         ("cogvlm-base-490", "base"),
+        ("visualglm-6b", "glm_zh"),
+        ("llava-v1.5-7b", "llava_v1"),
+        ("llava-v1.0-7b", "llava_v0"),
+        ("minigpt4-13b", "minigpt4"),
+        ("minigpt-v2", "minigpt4_llama2"),
     ],
 )
 def test_the_usual_prompt_style_of_each(name, version):
@@ -96,6 +104,29 @@ def test_the_released_model_has_its_number_of_parameters(name):
     model = build_model(make_config(read_json(registry.config_path(name))), dtype=torch.bfloat16)
     positions = (490 // 14) ** 2 - (registry.resolve(name).image_size // 14) ** 2
     assert sum(weight.numel() for weight in model.parameters()) == 17_639_685_376 - positions * 1792
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("visualglm-6b", 7_802_193_408),
+        ("llava-v1.5-7b", 7_063_427_072 - 2 * 64 * 4096),  # the hub's form has 64 more words
+        ("minigpt4-7b", 7_832_679_936),
+    ],
+)
+def test_the_other_released_models_have_theirs(name, count):
+    runtime.init_model_parallel(1)
+    model = build_model(make_config(read_json(registry.config_path(name))), dtype=torch.bfloat16)
+    assert sum(weight.numel() for weight in model.parameters()) == count
+
+
+def test_what_is_fetched_for_a_name_of_the_hub():
+    llava = registry.resolve("llava-v1.5-7b")
+    assert llava.repository("liuhaotian/llava-v1.5-7b") == "liuhaotian/llava-v1.5-7b"
+    assert llava.repository("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
+    assert registry.resolve("cogvlm-chat").repository("zai-org/cogvlm-chat-hf") == "zai-org/cogvlm-chat-hf"
+    assert registry.resolve("visualglm-6b").repository("THUDM/visualglm-6b") is None
+    assert "padded" in llava.preprocessing and "padded" not in registry.resolve("minigpt4-7b").preprocessing
 
 
 def test_building_on_meta_does_not_import_torchs_compiler():
