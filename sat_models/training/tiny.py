@@ -46,12 +46,12 @@ class TinyRecipe:
 
     seed: int = 0
     tower_steps: int = 500
-    steps: int = 3000
-    decay_steps: int = 600
+    steps: int = 6000
+    decay_steps: int = 3000
     warmup_steps: int = 30
     tower_batch: int = 48
     batch: int = 16
-    learning_rate: float = 2e-3  # of vectors and embeddings (AdamW)
+    learning_rate: float = 1.5e-3  # of vectors and embeddings (AdamW)
     muon_rate: float = 10.0  # matrices (Muon) learn at this multiple of it
     final_learning_rate: float = 5e-5
     tower_rate_in_full: float = 0.3  # scale of the tower's learning rate in the full stage
