@@ -90,8 +90,8 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
 
     by_task: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for folder in folders:
-        task, label, scores = _scores(folder)
-        by_task.setdefault(task, []).append((label, scores))
+        task, model, scores = _scores(folder)
+        by_task.setdefault(task, []).append((f"{model} ({folder})", scores))
     columns = min(3, len(by_task))
     rows = math.ceil(len(by_task) / columns)
     figure = Figure(figsize=(5.2 * columns, 3.2 * rows), layout="constrained")
@@ -100,8 +100,9 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
         names = list(dict.fromkeys(name for _, scores in results for name in scores))
         width = 0.8 / len(results)
         for index, (label, scores) in enumerate(results):
-            places = [place + (index - (len(results) - 1) / 2) * width for place in range(len(names))]
-            bars = axes.bar(places, [scores.get(name, 0.0) for name in names], width, label=label)
+            there = [place for place, name in enumerate(names) if name in scores]  # no bar for what was not scored
+            places = [place + (index - (len(results) - 1) / 2) * width for place in there]
+            bars = axes.bar(places, [scores[names[place]] for place in there], width, label=label)
             axes.bar_label(bars, fmt="%.2f", fontsize=7)
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.05)

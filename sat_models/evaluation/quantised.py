@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sat_models.evaluation.runner import batched_by_version
 from sat_models.evaluation.shapes import evaluate_shapes, held_out_items
+from sat_models.generation.sampling import SamplingOptions
 from sat_models.training.shapes_world import draw
 from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
@@ -44,6 +46,7 @@ def quantisation_report(
     device: str = "auto",
     max_new_tokens: int = 96,
     logit_questions: int = 32,
+    batch_size: int = 32,
 ) -> Iterator[QuantisationRow]:
     """Full precision, 8 bits, 4 bits.
 
@@ -53,6 +56,7 @@ def quantisation_report(
         seed: of the pictures.
         quant_skip: see `load_pretrained`.
         max_new_tokens: of an answer.
+        batch_size: questions answered together.
         logit_questions: questions for the comparison of logits.
 
     Raises:
@@ -64,14 +68,8 @@ def quantisation_report(
         vlm = load_pretrained(name_or_path, device=device, quant=bits, quant_skip=skip)
         logits = last_logits(vlm, count=logit_questions, seed=seed)
         full = logits if full is None else full
-        predictions = evaluate_shapes(
-            lambda asked, vlm=vlm: [
-                vlm.generate(image, text, version=version, max_new_tokens=max_new_tokens).text
-                for image, text, version in asked
-            ],
-            count=count,
-            seed=seed,
-        )["predictions"]
+        answer = batched_by_version(vlm, options=SamplingOptions(max_new_tokens=max_new_tokens), batch_size=batch_size)
+        predictions = evaluate_shapes(answer, count=count, seed=seed)["predictions"]
         tasks = sorted({prediction["task"] for prediction in predictions})
         yield QuantisationRow(
             bits=bits,

@@ -21,6 +21,8 @@ from sat_models.models.build import make_config
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 BOUND = 1.15
+ONE_WEIGHT = 0.45e9
+"""What the largest weight of that checkpoint takes while it is quantised, however many there are; measured 0.39."""
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
@@ -81,4 +83,5 @@ def test_loading_takes_what_the_weights_need(flags: list[str]) -> None:
     assert len(reports) == (2 if "--processes" in flags else 1)
     for report in reports:
         assert report["needed"] > 0.5e9
-        assert report["peak"] <= BOUND * report["needed"], report
+        on_the_way = ONE_WEIGHT if "--quant" in flags else 0
+        assert report["peak"] <= BOUND * report["needed"] + on_the_way, report

@@ -171,7 +171,7 @@ def test_the_documents_command_runs_as_typed(tmp_path: Path, mp: int, rank: int,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     curve = list(losses(out).values())
-    assert len(curve) == 40 and sum(curve[-10:]) < sum(curve[:10])
+    assert len(curve) == 40 and sum(curve[-18:]) < sum(curve[:18]), "18 steps see each sample as often"
     answer = follow(done.stdout, "cli_demo_sat.py", PICTURE="examples/1.png", QUESTION="Describe this image.")
     assert answer.returncode == 0 and answer.stdout.strip(), answer.stderr
 
