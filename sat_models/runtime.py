@@ -5,6 +5,7 @@ Collectives take their device from the tensors they are given; the rest of the p
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import random
@@ -87,6 +88,14 @@ def init_distributed(device: torch.device | str = "cpu") -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method="env://")
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if dist.get_backend() == "gloo":
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    """End gloo's threads before the interpreter goes: left alone they now and then abort a process that is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def init_model_parallel(size: int) -> None:

@@ -35,6 +35,14 @@ def finetune(save_path: Path, *flags: str, processes: int = 1, **settings: Any) 
     )  # fmt: skip
 
 
+def official(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The fourteen arguments, and flags behind them."""
+    return subprocess.run(
+        ["bash", str(SCRIPTS / "finetune_official.sh"), *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=900,
+    )  # fmt: skip
+
+
 def losses(save_path: Path) -> dict[int, float]:
     """Training loss by step, as metrics.jsonl has it."""
     lines = [json.loads(line) for line in (save_path / "metrics.jsonl").read_text().splitlines()]
