@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ConfigError, ZooError
+from sat_models.errors import ConfigError, run_script
 
 TASKS = ("caption", "vqa", "rec", "reg", "grounded-caption", "visual7w")
 
@@ -137,8 +137,4 @@ def _options(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ZooError
+from sat_models.errors import run_script
 from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
 from sat_models.training.captcha import write_captchas
 from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
@@ -60,8 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

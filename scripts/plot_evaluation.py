@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ConfigError, ZooError
+from sat_models.errors import ConfigError, run_script
 from sat_models.evaluation.plots import grounding_gallery, score_bars
 
 
@@ -34,8 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

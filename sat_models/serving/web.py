@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sat_models.errors import InputError, ZooError
+from sat_models.errors import InputError, ZooError, complain
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
@@ -225,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         vlm, engine = server.load(args)
         return server.on_ranks(engine, lambda: _serve(args, vlm, engine, port))
     except ZooError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        complain(error)
         return 2
 
 
