@@ -6,6 +6,8 @@ stderr and exit code 2 (`run_script`); anything else is a bug of ours and keeps 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import os
 import sys
@@ -50,15 +52,34 @@ class MissingPackageError(ZooError, ImportError):
         )
 
 
-def run_script(main: Callable[[], int]) -> NoReturn:
-    """Run a command to its exit code; what the user can mend is one line on stderr and 2, an interruption 130."""
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command to its exit code; what the user can mend is one line on stderr and 2, an interruption 130.
+
+    A process of a torchrun job then ends at once, without the interpreter's own teardown: by then gloo's threads may
+    still drop tensors, ask a vanishing interpreter for its lock, and abort a job that has done its work
+    (https://github.com/pytorch/pytorch/issues/190489). What registered to run at exit has run before.
+    """
+    code: list[int] = [1]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit.register(_end_at_once, code)  # first come, last served
     try:
-        sys.exit(main())
+        code[0] = main() or 0
     except ZooError as error:
         complain(error)
-        sys.exit(2)
+        code[0] = 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        code[0] = 130
+    except SystemExit as stop:
+        code[0] = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
+    sys.exit(code[0])
+
+
+def _end_at_once(code: list[int]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            stream.flush()
+    os._exit(code[0])
 
 
 def complain(error: Exception) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 
+from sat_models.errors import run_script
 from sat_models.serving.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

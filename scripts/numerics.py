@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sat_models.errors import run_script
+
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
 
@@ -52,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from sat_models import runtime
+from sat_models.errors import run_script
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.inputs import VLMInputs
@@ -111,4 +112,4 @@ def main(golden: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_script(lambda: main(Path(sys.argv[1]), Path(sys.argv[2])))

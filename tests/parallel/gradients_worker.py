@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixins.base import ZooModel
 from sat_models import runtime
 from sat_models.checkpoint.reshard import merge, split_rules
+from sat_models.errors import run_script
 from sat_models.zoo import load_pretrained
 
 MODELS = ("cogvlm-mini", "cogagent-mini")
@@ -58,4 +59,4 @@ def main(golden: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_script(lambda: main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sat_models import runtime
 from sat_models.checkpoint.io import read_weights, save_checkpoint
-from sat_models.errors import ZooError
+from sat_models.errors import ZooError, run_script
 from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
 
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

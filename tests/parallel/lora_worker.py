@@ -24,6 +24,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.adapter import load_adapter, save_adapter
 from sat_models.checkpoint.reshard import split_rules
+from sat_models.errors import run_script
 from sat_models.training.trainable import (
     TrainablePlan,
     apply_plan,
@@ -141,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sat_models import runtime
 from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.errors import run_script
 from sat_models.models.build import build_model, make_config
 from sat_models.training.memory import estimate_memory
 from sat_models.training.trainable import apply_plan, plan_of
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,6 +10,7 @@ import torch
 
 from sat_models import runtime
 from sat_models.checkpoint.io import save_checkpoint
+from sat_models.errors import run_script
 from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
 
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sat_models import runtime
-from sat_models.errors import CheckpointError
+from sat_models.errors import CheckpointError, run_script
 from sat_models.training import store as store_module
 from sat_models.training.store import CheckpointStore
 
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sat_models import runtime
+from sat_models.errors import run_script
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import VLMInputs, layout_training
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ import torch.distributed as dist  # noqa: E402
 from scripted import EOS, ScriptedModel, prompt  # noqa: E402
 
 from sat_models import runtime  # noqa: E402
+from sat_models.errors import run_script  # noqa: E402
 from sat_models.generation.engine import Engine  # noqa: E402
 from sat_models.generation.sampling import SamplingOptions  # noqa: E402
 from sat_models.serving.ranks import SharedEngine  # noqa: E402
@@ -77,4 +78,4 @@ def _play(model: ScriptedModel, scripts: list[list[object]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
