@@ -18,6 +18,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import ConfigError
 from sat_models.registry import config_file
+from sat_models.training.muon import MuonAdamW
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.trainable import parameter_groups
 
@@ -62,7 +63,13 @@ def deepspeed_settings(settings: FinetuneSettings, precision: str) -> dict[str, 
         raise ConfigError(
             f"--zero {settings.zero} contradicts stage {zero['stage']} of {settings.deepspeed}; drop one of the two"
         )
-    zero.setdefault("stage", DEFAULT_ZERO if settings.zero is None else settings.zero)
+    default = 0 if settings.optimizer == "muon" else DEFAULT_ZERO
+    zero.setdefault("stage", default if settings.zero is None else settings.zero)
+    if settings.optimizer == "muon" and (zero["stage"], precision, settings.mp) != (0, "fp32", 1):
+        raise ConfigError(
+            f"--optimizer muon needs whole matrices in fp32, but the run is in {precision} with ZeRO {zero['stage']} "
+            f"and model-parallel size {settings.mp}; use --precision fp32 --zero 0 --mp 1, or --optimizer adamw"
+        )
     for name in ("bf16", "fp16"):
         if chosen.get(name, {}).get("enabled", precision == name) != (precision == name):
             raise ConfigError(f"{settings.deepspeed} sets {name}, but the run is in {precision}; use --precision")
@@ -92,8 +99,10 @@ def start_engine(model: ZooModel, settings: FinetuneSettings, precision: str, de
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         rate_scales=settings.rate_scales,
+        muon_rate=settings.muon_rate if settings.optimizer == "muon" else None,
     )
-    optimizer = torch.optim.AdamW(groups, betas=settings.adam_betas)
+    make = MuonAdamW if settings.optimizer == "muon" else torch.optim.AdamW
+    optimizer = make(groups, betas=settings.adam_betas)
     engine, *_ = deepspeed.initialize(
         model=model.to(device, DTYPES[precision]),
         optimizer=optimizer,

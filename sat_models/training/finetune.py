@@ -282,7 +282,7 @@ def _write_config(settings: FinetuneSettings, vlm: VLM) -> None:
 def _identity(settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, samples: int) -> dict[str, Any]:
     """What a checkpoint and a run that resumes it must have in common."""
     same = ("mp", "quant", "trainable", "lora_rank", "lora_alpha", "lora_targets", "dora", "layer_range",
-            "train_also", "pre_seq_len", "batch_size", "seed")  # fmt: skip
+            "train_also", "pre_seq_len", "batch_size", "seed", "optimizer")  # fmt: skip
     plain = settings.to_dict()
     return {
         **{name: plain[name] for name in same},

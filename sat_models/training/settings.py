@@ -18,6 +18,7 @@ from sat_models.registry import config_file
 
 PRESETS = "finetune"
 SCHEDULES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy")
 """What the best checkpoint is chosen by; of the loss less is better, of the others more."""
@@ -66,7 +67,9 @@ class FinetuneSettings:
     train_iters: int = _setting(1000, "optimiser steps", int)
     batch_size: int = _setting(4, "samples per process and pass", int)
     accumulate: int = _setting(1, "passes per optimiser step", int)
+    optimizer: str = _setting("adamw", "muon: for hidden matrices, AdamW for the rest; ZeRO 0", choices=OPTIMIZERS)
     learning_rate: float = _setting(1e-5, "highest rate", float)
+    muon_rate: float = _setting(10.0, "Muon's learning rate, in multiples of --learning_rate", float)
     min_learning_rate: float = _setting(0.0, "rate at the end of the schedule", float)
     schedule: str = _setting("cosine", "after the warm-up", choices=SCHEDULES)
     warmup: float = _setting(0.02, "share of the steps with a rising rate", float)

@@ -134,7 +134,8 @@ def rec(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool =
     box = scene.box_999(obj)
     question = _wording(rng, REC_WORDINGS, canonical).format(expr=expression)
     kind = "rec_partial" if expressions else "rec"
-    return QA("rec", kind, question, box_text(rounded_box(box)), {"object": obj.name, "box": list(box)})
+    meta = {"object": obj.name, "box": list(box), "expression": expression}
+    return QA("rec", kind, question, box_text(rounded_box(box)), meta)
 
 
 def reg(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool = False) -> QA:

@@ -173,8 +173,13 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float = 0.0,
     rate_scales: Mapping[str, float] | None = None,
+    muon_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """The trained parameters for an optimiser, by group; vectors and embeddings do not decay.
+
+    Args:
+        muon_rate: for `MuonAdamW`: hidden matrices form groups of their own, with `muon` True, and learn at this
+            multiple of the rate. None for an optimiser that treats all alike.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay`, `name` (of the group) and `rate_scale`, by which a schedule
@@ -182,24 +187,23 @@ def parameter_groups(
     """
     rate_scales = rate_scales or {}
     check_rate_scales(rate_scales)
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             group = group_of(name)
             decays = group != "embeddings" and max(parameter.shape, default=1) != parameter.numel()
-            groups.setdefault((group, decays), []).append(parameter)
-    if absent := rate_scales.keys() - {group for group, _ in groups}:
+            muon = muon_rate is not None and decays and parameter.ndim == 2 and group != "head"
+            groups.setdefault((group, decays, muon), []).append(parameter)
+    if absent := rate_scales.keys() - {group for group, *_ in groups}:
         raise ConfigError(f"a learning-rate scale is given for {', '.join(sorted(absent))}, of which nothing trains")
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate * rate_scales.get(group, 1.0),
-            "weight_decay": weight_decay if decays else 0.0,
-            "name": group,
-            "rate_scale": rate_scales.get(group, 1.0),
-        }
-        for (group, decays), parameters in groups.items()
-    ]
+    made = []
+    for (group, decays, muon), parameters in groups.items():
+        scale = rate_scales.get(group, 1.0) * (muon_rate if muon else 1.0)
+        made.append({
+            "params": parameters, "lr": learning_rate * scale, "weight_decay": weight_decay if decays else 0.0,
+            "name": group, "rate_scale": scale,
+        } | ({} if muon_rate is None else {"muon": muon}))  # fmt: skip
+    return made
 
 
 def trainable_table(model: nn.Module) -> str:

@@ -104,6 +104,8 @@ def test_a_dry_run_says_what_would_happen_and_leaves_nothing(tmp_path: Path) -> 
         ({"mp": 3}, "model-parallel size 3"),
         ({"deepspeed": "zero9"}, "configs/deepspeed"),
         ({"precision": "fp16"}, "GPUs only"),
+        ({"optimizer": "muon", "zero": 1}, "in fp32 with ZeRO 1"),
+        ({"optimizer": "muon", "precision": "bf16"}, "--optimizer adamw"),
         ({"lora_targets": "nothing.*"}, "fits no linear"),
         ({"resume": "perhaps"}, "auto or none"),
     ],
@@ -174,7 +176,11 @@ def test_the_documents_command_runs_as_typed(tmp_path: Path, mp: int, rank: int,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [{"processes": 2, "zero": 1}, {"processes": 2, "zero": 2}, {"processes": 2, "mp": 2}])
+@pytest.mark.parametrize(
+    "flags",
+    [{"processes": 2} | more for more in ({"zero": 1}, {"zero": 2}, {"mp": 2}, {"optimizer": "muon"})],
+    ids=lambda flags: str(flags),
+)
 def test_killed_and_resumed_is_bit_equal_to_straight(tmp_path: Path, flags: dict[str, int]) -> None:
     """k steps, `kill -9`, resume, k steps: the losses and weights of 2k steps without a break."""
     settings = {"train_iters": 12, "save_interval": 6, "trainable": "all", "lora_dropout": 0.1}
