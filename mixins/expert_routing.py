@@ -104,7 +104,9 @@ class ExpertRouting:
             language, vision: the linears.
             inner_language, inner_vision: what comes before them.
         """
-        shared = self.has_vision and all(map(_can_be_summed_later, (language, vision)))
+        if not self.has_vision:
+            return project(language, inner_language(hidden_BSD))
+        shared = all(map(_can_be_summed_later, (language, vision)))
         last_language, last_vision = (_partial(e) if shared else partial(project, e) for e in (language, vision))
         output = self.apply(
             hidden_BSD,

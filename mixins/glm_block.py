@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixins.rotary import RotaryEmbedding, RotaryMixin, RotaryRows, rotate_half_split
+from mixins.rotary import RotaryEmbedding, RotaryMixin, RotaryRows, rotate_half_split, widen
 from mixins.sat_compat import BaseMixin
 
 
@@ -24,10 +24,10 @@ class BlockRotaryEmbedding(RotaryEmbedding):
         return torch.outer(places, self.inv_freq.float())
 
     def rows(self, position_ids_B2S: Tensor, max_position: int) -> RotaryRows:
-        """Rows [B, 1, S, 2, H/4] for position_ids [B, 2, S]: place in the context, place in the answer."""
+        """Rows [B, 1, S, 2, H/2] for position_ids [B, 2, S]: place in the context, place in the answer."""
         cos, sin = self.table(max_position + 1)
         places = position_ids_B2S.transpose(1, 2)
-        return cos[places].unsqueeze(1), sin[places].unsqueeze(1)
+        return widen(cos[places].unsqueeze(1), sin[places].unsqueeze(1))
 
 
 class BlockRotaryMixin(RotaryMixin):
@@ -37,12 +37,8 @@ class BlockRotaryMixin(RotaryMixin):
     def _make_rotary(self, head_dim: int, table_dtype: torch.dtype | None) -> RotaryEmbedding:
         return BlockRotaryEmbedding(head_dim // 2, table_dtype=table_dtype)
 
-    def _rotate(self, query: Tensor, key: Tensor, rows: RotaryRows) -> tuple[Tensor, Tensor]:
-        return _rotate_halves(query, rows), _rotate_halves(key, rows)
-
-
-def _rotate_halves(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
-    return rotate_half_split(x_BNSH.unflatten(-1, (2, -1)), rows).flatten(-2)
+    def _rotate(self, heads: Tensor, rows: RotaryRows) -> Tensor:
+        return rotate_half_split(heads.unflatten(-1, (2, -1)), rows).flatten(-2)
 
 
 class ScaledResidualMixin(BaseMixin):

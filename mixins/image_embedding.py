@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixins.linear import embed
 from mixins.sat_compat import BaseMixin
 
 
@@ -32,7 +33,7 @@ class ImageEmbedding(BaseMixin):
         **kw: Any,
     ) -> Tensor:
         """input_ids [B, S] -> embeddings [B, S, D]. Without `vision_image` the tower is not run."""
-        embeddings = self.transformer.word_embeddings(input_ids)
+        embeddings = embed(self.transformer.word_embeddings, input_ids)
         if vision_image is None:
             return embeddings
         if image_embed_mask is None:

@@ -24,9 +24,9 @@ CrossMemory = list[tuple[Tensor, Tensor] | None]
 class KVStore:
     """Keys and values of every layer: plain tensors, which may outlive the mixin that fills them.
 
-    Storage is allocated at the first write, once for `max_length` tokens. `length` counts the tokens of finished
-    forwards. Keys and values of cross-attention belong to the picture, not to tokens: the last ones made are kept
-    until the store is emptied.
+    Storage is allocated at the first write, once for `max_length` tokens; places not yet written hold zeros. `length`
+    counts the tokens of finished forwards. Keys and values of cross-attention belong to the picture, not to tokens: the
+    last ones made are kept until the store is emptied.
 
     Args:
         num_layers: of the language model.
@@ -50,12 +50,13 @@ class KVStore:
             raise ValueError(f"the cache holds {self.max_length} tokens, but {stop} are needed")
         if self.keys[layer_id] is None:
             shape = (*k.shape[:2], self.max_length, k.shape[3])
-            self.keys[layer_id], self.values[layer_id] = k.new_empty(shape), v.new_empty(shape)
-        rows = k.shape[0]
-        keys, values = self.keys[layer_id][:rows], self.values[layer_id][:rows]
-        keys[:, :, self.length : stop] = k
-        values[:, :, self.length : stop] = v
-        return keys[:, :, :stop], values[:, :, :stop]
+            self.keys[layer_id], self.values[layer_id] = k.new_zeros(shape), v.new_zeros(shape)
+        keys, values = self.keys[layer_id], self.values[layer_id]
+        if (rows := k.shape[0]) < keys.shape[0]:
+            keys, values = keys[:rows], values[:rows]
+        keys.narrow(2, self.length, k.shape[2]).copy_(k)
+        values.narrow(2, self.length, k.shape[2]).copy_(v)
+        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached, after a forward over them."""

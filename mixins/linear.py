@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, mpu
+from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
 
 def project(linear: nn.Module, x: Tensor) -> Tensor:
@@ -16,11 +16,27 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
     that send nothing) is left out, and on a CPU one token in fp32 is multiplied as a vector, which reads the weight
     faster than a matrix product with one row. Wrapped, quantised and hooked linears are called as they are.
     """
-    plain = type(linear) in (ColumnParallelLinear, RowParallelLinear) and linear.bias is None
-    if torch.is_grad_enabled() or not plain or linear._forward_hooks or linear._forward_pre_hooks:
-        return linear(x)
-    if mpu.get_model_parallel_world_size() > 1:
+    if torch.is_grad_enabled() or linear._forward_hooks or linear._forward_pre_hooks or not is_whole(linear):
         return linear(x)
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]:
         return torch.mv(linear.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
     return F.linear(x, linear.weight)
+
+
+def embed(words: nn.Module, input_ids: Tensor) -> Tensor:
+    """`words(input_ids)`, [B, S] -> [B, S, D]; without gradients and with the whole vocabulary here, as one look-up."""
+    whole = type(words) is VocabParallelEmbedding and words.weight.shape[0] == words.num_embeddings
+    if torch.is_grad_enabled() or not whole or words._forward_hooks or words._forward_pre_hooks:
+        return words(input_ids)
+    return F.embedding(input_ids, words.weight)
+
+
+def is_whole(linear: nn.Module) -> bool:
+    """Whether it is SAT's own linear, without a bias, and this process has all of it."""
+    if type(linear) is ColumnParallelLinear:
+        return linear.bias is None and linear.output_size_per_partition == linear.output_size
+    return (
+        type(linear) is RowParallelLinear
+        and linear.bias is None
+        and linear.input_size_per_partition == linear.input_size
+    )

@@ -12,18 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from mixins.linear import project
-from mixins.sat_compat import BaseMixin, split_tensor_along_last_dim
+from mixins.sat_compat import BaseMixin
 
-RotaryRows = tuple[Tensor, Tensor]  # cos, sin: each [B, 1, S, H/2]
+RotaryRows = tuple[Tensor, Tensor]
+"""cos twice and (-sin, sin), each [B, 1, S, H] in fp32: what a head and a head with its halves exchanged are multiplied
+by. Their values are those of the table, whatever its dtype."""
 RotateFn = Callable[[Tensor, RotaryRows], Tensor]
 
 
 def rotate_half_split(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
     """Rotate pairs (i, i + H/2) in fp32 and cast back, as the kernel that the released weights were trained with."""
     cos, sin = rows
-    first, second = x_BNSH.float().chunk(2, dim=-1)
+    x = x_BNSH.float()
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin).to(x_BNSH.dtype)
+
+
+def widen(cos: Tensor, sin: Tensor) -> RotaryRows:
+    """Table rows […, H/2] as `RotaryRows` […, H]."""
     cos, sin = cos.float(), sin.float()
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BNSH.dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class RotaryEmbedding(nn.Module):
@@ -75,7 +83,7 @@ class RotaryEmbedding(nn.Module):
             max_position: an upper bound of the ids, known on the host, so that nothing waits for the device.
         """
         cos, sin = self.table(max_position + 1)
-        return cos[position_ids_BS].unsqueeze(1), sin[position_ids_BS].unsqueeze(1)
+        return widen(cos[position_ids_BS].unsqueeze(1), sin[position_ids_BS].unsqueeze(1))
 
 
 def choose_rotate(x: Tensor) -> RotateFn:
@@ -108,8 +116,10 @@ class RotaryMixin(BaseMixin):
         kw["layer_id"] = int(kw["layer_id"])
         attention = self.transformer.layers[kw["layer_id"]].attention
         mixed = self._project_qkv(hidden_states, **kw)
-        query, key, value = (attention._transpose_for_scores(part) for part in split_tensor_along_last_dim(mixed, 3))
-        query, key = self._rotate(query, key, kw["rotary_rows"])
+        count = attention.num_attention_heads_per_partition
+        heads = mixed.unflatten(-1, (3 * count, -1)).transpose(1, 2)  # queries, keys, values
+        query, key = self._rotate(heads[:, : 2 * count], kw["rotary_rows"]).split(count, dim=1)
+        value = heads[:, 2 * count :]
         dropout = attention.attention_dropout if self.training else None
         context = attention.hooks["attention_fn"](query, key, value, mask, dropout, **kw)
         context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
@@ -119,9 +129,9 @@ class RotaryMixin(BaseMixin):
     def _make_rotary(self, head_dim: int, table_dtype: torch.dtype | None) -> RotaryEmbedding:
         return RotaryEmbedding(head_dim, table_dtype=table_dtype)
 
-    def _rotate(self, query: Tensor, key: Tensor, rows: RotaryRows) -> tuple[Tensor, Tensor]:
-        rotate = choose_rotate(query)
-        return rotate(query, rows), rotate(key, rows)
+    def _rotate(self, heads: Tensor, rows: RotaryRows) -> Tensor:
+        """Queries and keys [B, 2N, S, H], turned."""
+        return choose_rotate(heads)(heads, rows)
 
     def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
         return project(self.transformer.layers[layer_id].attention.query_key_value, hidden_states)

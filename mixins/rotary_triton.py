@@ -29,9 +29,9 @@ if triton is not None:
         batch = row // (heads * tokens)
         lane = tl.arange(0, BLOCK)
         inside = lane < HALF
-        table = batch * row_batch_stride + token * HALF + lane
+        table = batch * row_batch_stride + token * 2 * HALF + lane
         cos = tl.load(cos_ptr + table, mask=inside, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + table, mask=inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + table + HALF, mask=inside, other=0.0).to(tl.float32)  # the half without a minus
         base = row.to(tl.int64) * (2 * HALF)
         first = tl.load(x_ptr + base + lane, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(x_ptr + base + HALF + lane, mask=inside, other=0.0).to(tl.float32)
@@ -39,12 +39,12 @@ if triton is not None:
         tl.store(out_ptr + base + HALF + lane, second * cos + first * sin, mask=inside)
 
     def rotate_triton(x_BNSH: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:
-        """x [B, N, S, H] and rows [B or 1, 1, S, H/2] -> rotated x, contiguous."""
+        """x [B, N, S, H] and rows [B or 1, 1, S, H] -> rotated x, contiguous."""
         x = x_BNSH.contiguous()
         cos, sin = (row.contiguous() for row in rows)
         batch, heads, tokens, head_dim = x.shape
         out = torch.empty_like(x)
-        row_batch_stride = 0 if cos.shape[0] == 1 else tokens * (head_dim // 2)
+        row_batch_stride = 0 if cos.shape[0] == 1 else tokens * head_dim
         _rotate_kernel[(batch * heads * tokens,)](
             x, cos, sin, out, heads, tokens, row_batch_stride,
             HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),

@@ -171,7 +171,7 @@ _open_door()
 
 from sat import mpu  # noqa: E402
 from sat.model.base_model import BaseMixin, BaseModel, non_conflict  # noqa: E402
-from sat.model.transformer import BaseTransformer  # noqa: E402
+from sat.model.transformer import BaseTransformer, BaseTransformerLayer  # noqa: E402
 from sat.mpu import (  # noqa: E402
     ColumnParallelLinear,
     RowParallelLinear,
@@ -190,6 +190,7 @@ __all__ = [
     "BaseMixin",
     "BaseModel",
     "BaseTransformer",
+    "BaseTransformerLayer",
     "ColumnParallelLinear",
     "RMSNorm",
     "RowParallelLinear",

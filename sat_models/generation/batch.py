@@ -108,7 +108,7 @@ class BatchSession:
         self._asked: dict[int, _Asked] = {}
         self._lanes: dict[int, Lane] = {}
         self._stack = ExitStack()
-        self._cache = self._stack.enter_context(engine.occupied())
+        self._stepper = self._stack.enter_context(engine.occupied())
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -176,7 +176,7 @@ class BatchSession:
         self._check_open()
         try:
             with torch.inference_mode():
-                logits = {key: [lane.decode(self._cache)] for key, lane in self._lanes.items()}
+                logits = {key: [lane.decode(self._stepper)] for key, lane in self._lanes.items()}
                 for group in self._next_groups():
                     self._prefill(group, logits)
                 return self._hand_out({key: torch.cat(parts) for key, parts in logits.items()})
@@ -243,7 +243,7 @@ class BatchSession:
         highest = int(inputs.position_ids.max())
         ends = torch.tensor([asked.inputs.length - 1 for asked in group], device=self._engine.device)
         store = KVStore(len(self._engine.model.transformer.layers), inputs.length)
-        self._cache.store = store
+        self._stepper.cache.store = store
         given = inputs.to(self._engine.device, self._engine.float_dtype).model_kwargs()
         output = self._engine.model(**given, last_positions=ends, max_position=highest)
         store.advance(inputs.length)

@@ -21,6 +21,7 @@ from sat_models.generation.choosing import CANCELLED, StreamChooser
 from sat_models.generation.prefixes import PrefixCache
 from sat_models.generation.results import FinishReason, GenerationResult, TokenStream, complete, text_pieces
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.stepper import Stepper
 from sat_models.processing.inputs import VLMInputs
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Engine:
         device: where the model lies.
         keep_prefixes: of how many answers of `tokens` the cache is kept, so that a prompt that begins like one of them
             (the next turn of a chat) is not computed from the start. Each costs the memory of a cache.
+        graphs: on a GPU, decode through CUDA graphs where the model allows.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Engine:
         max_length: int,
         device: torch.device | str,
         keep_prefixes: int = 0,
+        graphs: bool = True,
     ) -> None:
         self.model = model
         self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
         self.max_length = max_length
         self.device = torch.device(device)
         self.prefixes = PrefixCache(keep_prefixes)
+        self._graphs = graphs
 
     def tokens(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> TokenStream:
         """Start an answer. The prompt is checked now; the model runs when the first token is asked for.
@@ -143,7 +147,7 @@ class Engine:
         return min(limit - prompt, options.max_new_tokens or limit)
 
     @contextmanager
-    def occupied(self) -> Iterator[KVCacheMixin]:
+    def occupied(self) -> Iterator[Stepper]:
         """The model in evaluation mode, with a cache whose store the caller sets, exactly while the block runs.
 
         Raises:
@@ -152,7 +156,7 @@ class Engine:
         if CACHE_NAME in self.model.mixins:
             raise RuntimeError("this model is generating already; finish or close that answer first")
         with evaluation_mode(self.model), kv_cache(self.model, 0) as cache:
-            yield cache
+            yield Stepper(self.model, cache, graphs=self._graphs)
 
     @property
     def float_dtype(self) -> torch.dtype | None:
@@ -163,11 +167,12 @@ class Engine:
         """Yield ids."""
         layers, room = len(self.model.transformer.layers), inputs.length + budget
         with (
-            self.occupied() as cache,
-            self.prefixes.store_for(inputs, room, layers, stream.token_ids) as (cache.store, stream.cached_tokens),
+            self.occupied() as stepper,
+            self.prefixes.store_for(inputs, room, layers, stream.token_ids) as (store, stream.cached_tokens),
         ):
+            stepper.cache.store = store
             chooser = StreamChooser(options, self.device)
-            logits, step = self._prefill(inputs, stream.cached_tokens, cache)
+            logits, step = self._prefill(inputs, stream.cached_tokens, stepper.cache)
             for count in range(1, budget + 1):
                 token, read = chooser.next_token(logits)
                 if read == CANCELLED:
@@ -181,7 +186,7 @@ class Engine:
                     stream.finish_reason = "length"
                 yield from chooser.hand_out(read)
                 if count < budget:
-                    logits, step = self._decode(token, step, cache)
+                    logits, step = self._decode(token, step, stepper)
 
     @torch.inference_mode()
     def _prefill(self, inputs: VLMInputs, cached: int, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
@@ -194,19 +199,18 @@ class Engine:
             given = {"input_ids": inputs.input_ids[:, cached:], "position_ids": inputs.position_ids[..., cached:]}
         output = self.model(**given, last_position_only=True, max_position=highest)
         cache.advance(inputs.length - cached)
-        visible = None if mask is None else mask[:1, :, -1:].to(self.device)
+        visible = None if mask is None else mask[:1, :, -1:].bool().to(self.device)
         return output[0][:, -1], _Step(highest + 1, self.model.next_positions(inputs.position_ids), visible)
 
     @torch.inference_mode()
-    def _decode(self, token: Tensor, step: _Step, cache: KVCacheMixin) -> tuple[Tensor, _Step]:
+    def _decode(self, token: Tensor, step: _Step, stepper: Stepper) -> tuple[Tensor, _Step]:
         """One more token [1], which sees all before it -> logits [1, V]. No vision weight is read."""
         visible = step.visible
         if visible is not None:
             visible = torch.cat((visible, visible.new_ones(1, 1, 1, 1)), dim=-1)
-        output = self.model(token[None], step.position_ids, visible, last_position_only=True, max_position=step.highest)
-        cache.advance(1)
+        logits = stepper(token, step.position_ids, visible, max_position=step.highest)
         following = self.model.next_positions(step.position_ids)
-        return output[0][:, -1], _Step(step.highest + 1, following, visible)
+        return logits, _Step(step.highest + 1, following, visible)
 
 
 @dataclass(frozen=True)

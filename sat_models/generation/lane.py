@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixins.kv_cache import KVCacheMixin, KVStore
+from mixins.kv_cache import KVStore
+from sat_models.generation.stepper import Stepper
 from sat_models.processing.inputs import VLMInputs
 
 _ROOM = 64
@@ -85,24 +86,18 @@ class Lane:
         """The newest token of each row, [B] on the device."""
         self._ids = tokens
 
-    def decode(self, cache: KVCacheMixin) -> Tensor:
+    def decode(self, stepper: Stepper) -> Tensor:
         """One forward over the newest tokens -> logits [B, V]."""
         self._reserve(self._store.length + 1)
         if self._changed:
             self._refresh()
         columns = self._store.length + 1
-        cache.store = self._store
-        output = self._model(
-            self._ids[:, None],
-            self._position_ids,
-            None if self._mask is None else self._mask[..., :columns],
-            last_position_only=True,
-            max_position=max(self._highest),
-        )
-        self._store.advance(1)
+        stepper.cache.store = self._store
+        visible = None if self._mask is None else self._mask[..., :columns]
+        logits = stepper(self._ids, self._position_ids, visible, max_position=max(self._highest))
         self._position_ids = self._model.next_positions(self._position_ids)
         self._highest = [position + 1 for position in self._highest]
-        return output[0][:, -1]
+        return logits
 
     def _reserve(self, columns: int) -> None:
         """Make room for this many columns: drop padding that all rows share, then grow."""

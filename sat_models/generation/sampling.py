@@ -86,10 +86,13 @@ def sample(
         [B] long; `NO_TOKEN` in a row whose logits hold NaN or +inf, or are all -inf.
     """
     logits = logits_BV.float()
-    peak = logits.amax(dim=-1, keepdim=True)  # a NaN anywhere in the row comes out as NaN
-    usable = peak.isfinite()
+    first = logits.argmax(dim=-1, keepdim=True)  # a NaN counts as the largest
+    usable = logits.gather(-1, first).isfinite()
+    penalised = options.repetition_penalty != 1.0 and history is not None and history.shape[1] > 0
+    if options.greedy and not penalised:
+        return torch.where(usable, first, NO_TOKEN).squeeze(-1)
     logits = torch.where(usable, logits, 0.0)
-    if options.repetition_penalty != 1.0 and history is not None and history.shape[1]:
+    if penalised:
         logits = _penalise(logits, history, options.repetition_penalty)
     token = logits.argmax(dim=-1, keepdim=True) if options.greedy else _draw(logits, options, generator)
     return torch.where(usable, token, NO_TOKEN).squeeze(-1)

@@ -9,8 +9,9 @@ from torch import nn
 
 from mixins.gated_mlp import LLaMAMlpMixin
 from mixins.lm_head import LMMixin
+from mixins.rms_norm import RMSNorm
 from mixins.rotary import RotaryMixin
-from mixins.sat_compat import BaseTransformer, RMSNorm
+from mixins.sat_compat import BaseTransformer
 from sat_models.config import LLaMAConfig
 from sat_models.models.decoder import DecoderModel
 

@@ -68,9 +68,10 @@ def test_rows_follow_the_position_ids() -> None:
     """Image tokens share position 2; rows of a batch may differ."""
     positions = torch.tensor([[0, 1, 2, 2, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
     cos, sin = RotaryEmbedding(128).rows(positions, 6)
-    assert cos.shape == sin.shape == (2, 1, 7, 64)
-    assert torch.equal(cos[:, 0], GOLDEN["cos_fp32"][positions])
-    assert torch.equal(sin[:, 0], GOLDEN["sin_fp32"][positions])
+    assert cos.shape == sin.shape == (2, 1, 7, 128)
+    for half, sign in ((slice(64), -1), (slice(64, 128), 1)):
+        assert torch.equal(cos[:, 0, :, half], GOLDEN["cos_fp32"][positions])
+        assert torch.equal(sin[:, 0, :, half], sign * GOLDEN["sin_fp32"][positions])
 
 
 def test_a_position_beyond_the_stated_bound_is_an_error() -> None:

@@ -1,0 +1,50 @@
+"""One decode step, the fastest way that the model at hand allows.
+
+Legend: B rows, T cached tokens and the new one, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mixins.kv_cache import KVCacheMixin
+from sat_models.generation.graphs import GraphedStep
+from sat_models.models.token_step import TokenStep
+
+
+class Stepper:
+    """Feeds the newest tokens to a model and gives the logits of the next ones.
+
+    Args:
+        model: with `cache` in place, as it will be until the last step.
+        cache: whose store the caller sets; a step writes and counts one more token there.
+        graphs: record steps as CUDA graphs where the model lies on a GPU.
+    """
+
+    def __init__(self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True) -> None:
+        self.model, self.cache = model, cache
+        self._flat: TokenStep | GraphedStep | None = TokenStep.of(model)
+        if self._flat is not None and graphs and next(model.parameters()).is_cuda:
+            self._flat = GraphedStep(self._flat)
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
+        """No vision weight is read.
+
+        Args:
+            ids: [B].
+            position_ids: [B, 1], or as the model wants them.
+            may_look: bool [B or 1, 1, 1, T]; None: all.
+            max_position: upper bound of `position_ids`.
+
+        Returns:
+            [B, V].
+        """
+        if self._flat is not None:
+            logits = self._flat(ids, position_ids, self.cache.store, may_look, max_position=max_position)
+        else:
+            output = self.model(
+                ids[:, None], position_ids, may_look, last_position_only=True, max_position=max_position
+            )
+            logits = output[0][:, -1]
+        self.cache.advance(1)
+        return logits

@@ -1,0 +1,169 @@
+"""One more token per row through a LLaMA, without the machinery of hooks around it: what decoding repeats most.
+
+The hooks say what a layer does; this says the same for the parts named in `_is_plain`, as one flat sequence of
+operators. On a CPU, and on a GPU without graphs, calling hooks would cost as much as the products. A model with any
+other part is decoded through its hooks.
+
+Legend: B rows, T cached tokens and the new one, C columns of the cache, D hidden, N heads, H head dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.gated_mlp import LLaMAMlpMixin
+from mixins.image_embedding import ImageEmbedding
+from mixins.kv_cache import KVCacheMixin, KVStore
+from mixins.linear import is_whole
+from mixins.lm_head import LMMixin
+from mixins.rms_norm import RMSNorm
+from mixins.rotary import RotaryMixin, choose_rotate
+from mixins.sat_compat import BaseTransformerLayer, VocabParallelEmbedding, mpu
+from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
+from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
+from sat_models.models.decoder import DecoderModel
+
+Product = Callable[[Tensor], Tensor]
+Write = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Puts new keys and values [B, N, 1, H] of a layer into a cache; all of them, [B, N, T, H] each."""
+
+_HOOKS = {
+    "word_embedding_forward": {ImageEmbedding.word_embedding_forward, None},
+    "position_embedding_forward": {DecoderModel.position_embedding_forward},
+    "attention_forward": {RotaryMixin.attention_forward},
+    "attention_fn": {KVCacheMixin.attention_fn},
+    "mlp_forward": {LLaMAMlpMixin.mlp_forward, LlamaVisionExpertFCMixin.mlp_forward},
+    "final_forward": {LMMixin.final_forward},
+}
+"""Every hook of a model that is decoded here, with the functions it may be. Language tokens pass no visual expert."""
+
+_MIXINS = {
+    "rotary": {RotaryMixin, LlamaVisionExpertAttnMixin},
+    "mlp": {LLaMAMlpMixin, LlamaVisionExpertFCMixin},
+    "lm": {LMMixin},
+}
+"""Mixins whose other methods are relied on too: exactly these classes, not what is derived from them."""
+
+_EMBEDDINGS = {VocabParallelEmbedding, nn.Embedding}
+"""SAT takes torch's own for small vocabularies."""
+
+
+class TokenStep:
+    """`step(ids, position_ids, …)` gives what a forward of the model over one token per row would.
+
+    It holds the weights of the moment at which it was made. No gradients.
+
+    Args:
+        model: one for which `of` did not say None.
+    """
+
+    def __init__(self, model: DecoderModel) -> None:
+        transformer, mlp = model.transformer, model.get_mixin("mlp")
+        self._words: Tensor = transformer.word_embeddings.weight
+        self._rotary = model.get_mixin("rotary").rotary_emb
+        self._heads = transformer.layers[0].attention.num_attention_heads_per_partition
+        self._layers = [
+            (
+                _norm(layer.input_layernorm),
+                _product(layer.attention.query_key_value),
+                _product(layer.attention.dense),
+                _norm(layer.post_attention_layernorm),
+                layer.mlp.activation_func,
+                _product(mlp.gate_proj[index]),
+                _product(layer.mlp.dense_h_to_4h),
+                _product(layer.mlp.dense_4h_to_h),
+            )
+            for index, layer in enumerate(transformer.layers)
+        ]
+        self._last_norm = _norm(transformer.final_layernorm)
+        self._logits = _product(model.get_mixin("lm").lm_head)
+        self._bare = all(isinstance(part, partial) for layer in self._layers for part in layer if part is not layer[4])
+
+    @classmethod
+    def of(cls, model: nn.Module) -> TokenStep | None:
+        """The step of a model with its cache in place; None for one that has parts unknown here."""
+        return cls(model) if _is_plain(model) else None
+
+    def __call__(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        store: KVStore,
+        may_look: Tensor | None,
+        *,
+        max_position: int,
+    ) -> Tensor:
+        """The newest tokens -> logits [B, V] of the next ones; `store` gets keys and values, not yet counted.
+
+        Args:
+            ids: [B].
+            position_ids: [B, 1].
+            may_look: bool [B or 1, 1, 1, T]; None: all.
+            max_position: upper bound of `position_ids`.
+        """
+        return self.run(ids, position_ids, store.append, may_look, max_position=max_position)
+
+    def reserve(self, positions: int) -> None:
+        """Compute the rotary table for so many positions now."""
+        self._rotary.table(positions + 1)
+
+    def run(
+        self, ids: Tensor, position_ids: Tensor, write: Write, may_look: Tensor | None, *, max_position: int
+    ) -> Tensor:
+        """As calling it, with any way to keep keys and values."""
+        rows, heads = len(ids), self._heads
+        turns = self._rotary.rows(position_ids, max_position)
+        hidden = F.embedding(ids, self._words)  # [B, D]
+        if rows == 1 and self._bare:  # a vector is multiplied faster than a matrix of one row
+            hidden = hidden[0]
+        rotate = choose_rotate(hidden)
+        for number, (norm, mix, dense, norm_again, activation, gate, up, down) in enumerate(self._layers):
+            mixed = mix(norm(hidden)).view(rows, 3 * heads, 1, -1)  # queries, keys, values
+            turned = rotate(mixed[:, : 2 * heads], turns)
+            keys, values = write(number, turned[:, heads:], mixed[:, 2 * heads :])
+            context = F.scaled_dot_product_attention(turned[:, :heads], keys, values, attn_mask=may_look)
+            hidden = hidden + dense(context.view(*hidden.shape[:-1], -1))
+            normed = norm_again(hidden)
+            hidden = hidden + down(activation(gate(normed)) * up(normed))
+        return self._logits(self._last_norm(hidden)).view(rows, -1)
+
+
+def _product(linear: nn.Module) -> Product:
+    """[B, inputs] -> [B, outputs]: by the bare weight, or, for wrapped and quantised linears, as they are."""
+    return partial(F.linear, weight=linear.weight) if is_whole(linear) else linear
+
+
+def _norm(norm: RMSNorm) -> Product:
+    return partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether all that takes part in a token of text is known here, and nobody listens in between."""
+    if not isinstance(model, DecoderModel) or mpu.get_model_parallel_world_size() > 1:
+        return False
+    hooks = {name: _function(model.hooks.get(name)) for name in (*model.hooks, *_HOOKS)}
+    if any(function not in _HOOKS.get(name, ()) for name, function in hooks.items()):
+        return False
+    if _function(model.hooks["attention_fn"].keywords["old_impl"]) is not DecoderModel.attention_fn:
+        return False
+    if any(type(model.get_mixin(name)) not in classes for name, classes in _MIXINS.items()):
+        return False
+    transformer = model.transformer
+    norms = [transformer.final_layernorm if transformer.use_final_layernorm else None]
+    for layer in transformer.layers:
+        if type(layer) is not BaseTransformerLayer or layer.layernorm_order != "pre" or layer.is_decoder:
+            return False
+        norms += [layer.input_layernorm, layer.post_attention_layernorm]
+    if any(type(norm) is not RMSNorm for norm in norms) or type(transformer.word_embeddings) not in _EMBEDDINGS:
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _function(hook: Any) -> Any:
+    """What a hook runs: the function of a bound method, or of the one that a `partial` wraps."""
+    return getattr(hook.func if isinstance(hook, partial) else hook, "__func__", None)
