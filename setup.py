@@ -60,6 +60,7 @@ setup(
         "console_scripts": [
             "sat-chat=sat_models.serving.cli:main",
             "sat-zoo=sat_models.zoo:main",
+            "sat-convert=sat_models.converting:command",
             "sat-finetune=sat_models.training.finetune:command",
             "sat-serve=sat_models.serving.server:main",
             "sat-web=sat_models.serving.web:main",

@@ -25,7 +25,8 @@ def rotate_half_split(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
     cos, sin = rows
     x = x_BNSH.float()
     first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin).to(x_BNSH.dtype)
+    # Two roundings, as the originals have; `addcmul` would have one.
+    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BNSH.dtype)
 
 
 def widen(cos: Tensor, sin: Tensor) -> RotaryRows:

@@ -21,7 +21,7 @@ LAYERS = (
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation"),
     ("sat_models.locate", "sat_models.vlm", "sat_models.zoo", "sat_models.zoo_table"),
-    ("sat_models.training", "sat_models.evaluation", "sat_models.serving"),
+    ("sat_models.training", "sat_models.evaluation", "sat_models.serving", "sat_models.converting"),
     ("scripts",),
 )
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}

@@ -59,7 +59,8 @@ def test_logits_are_the_originals(golden, name):
         fields = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
         with torch.inference_mode():
             logits = vlm.model(**{field: data[f"{case['key']}.{field}"][None] for field in fields}, **pictures)[0][0]
-        assert (logits - data[f"{case['key']}.logits"]).abs().max() == 0
+        # The same operations; another processor or number of threads sums in another order.
+        assert (logits - data[f"{case['key']}.logits"]).abs().max() <= 2e-5
     assert vlm.processor.version == {"cogvlm-mini": "chat_old", "cogagent-mini": "chat"}[name]
 
 

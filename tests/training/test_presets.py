@@ -18,10 +18,11 @@ NEEDED = ["--train_data", "data", "--save_path", "out"]
 def test_a_preset_makes_settings_and_deepspeed_settings(file: Path) -> None:
     model = file.stem if find_spec(file.stem) else "cogvlm-chat"
     settings = settings_from(make_parser().parse_args(["--from_pretrained", model, "--config", str(file), *NEEDED]))
-    zero = deepspeed_settings(settings, "bf16")["zero_optimization"]
+    precision = "fp32" if settings.optimizer == "muon" else "bf16"
+    zero = deepspeed_settings(settings, precision)["zero_optimization"]
     assert zero["stage"] in range(4)
     assert ("offload_optimizer" in zero) == (settings.deepspeed is not None and "offload" in settings.deepspeed)
 
 
 def test_there_are_presets() -> None:
-    assert {"cogvlm-tiny", "lora-all", "expert-in-full", "everything"} <= {file.stem for file in FILES}
+    assert {"captcha", "cogvlm-tiny", "lora-all", "expert-in-full", "everything"} <= {file.stem for file in FILES}
