@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     flag("--split", help="of the annotations: val, testA, test, …; vqa: val2014, …")
     flag("--limit", type=int, help="take the first samples only")
     flag("--prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
+    flag("--prompts", type=Path, help="a JSON file with a prompt for each sample, by its id, instead of one for all")
     flag("--version", help="prompt style (default: the model's own)")
     flag("--versions", nargs="+", default=["chat"], metavar="VERSION", help="shapes: prompt styles (default: chat)")
     flag("--count", type=int, default=500, help="shapes: pictures (default: %(default)s)")
@@ -71,7 +72,9 @@ def evaluate_shapes(args: argparse.Namespace) -> dict:
         args.from_pretrained, device=args.device, dtype=args.dtype, local_tokenizer=args.local_tokenizer
     )
     answer = batched_by_version(vlm, options=_options(args), batch_size=args.batch_size)
-    result = shapes.evaluate_shapes(answer, count=args.count, seed=args.seed, versions=args.versions)
+    result = shapes.evaluate_shapes(
+        answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size
+    )
     predictions = result.pop("predictions")
     result["decoding"] = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
     if args.output:
@@ -109,13 +112,18 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     missing = [name for name in ("annotations", "images", "output") if getattr(args, name) is None]
     if missing:
         raise ConfigError(f"--task {args.task} needs --{', --'.join(missing)}; docs/evaluation.md has examples.")
+    if args.prompt and args.prompts:
+        raise ConfigError("--prompt is for all samples and --prompts for each; give one of them.")
     from sat_models.evaluation import runner
     from sat_models.evaluation.readers import read_samples
+    from sat_models.evaluation.samples import with_prompts
     from sat_models.evaluation.tasks import default_prompt
 
     extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
     samples = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
     prompt = args.prompt or default_prompt(args.task, samples)
+    if args.prompts:
+        samples, prompt = with_prompts(samples, args.prompts), "each sample's own"
     options = _options(args)
     settings = runner.settings_of(
         args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options

@@ -37,8 +37,9 @@ def main() -> int:
     args = parse_args()
     if args.format:
         files = write_public_dataset(
-            args.output, layout=args.format, count=args.count, seed=args.seed, max_objects=args.max_objects
-        )
+            args.output, layout=args.format, count=args.count, seed=args.seed, max_objects=args.max_objects,
+            canonical=args.canonical,
+        )  # fmt: skip
         print(f"wrote {args.count} pictures to {args.output / 'images'}, and {', '.join(map(str, files))}")
         return 0
     if args.task == "captcha":

@@ -5,6 +5,7 @@ Boxes are `[x0, y0, x1, y1]` in 0-999, written `[[x0,y0,x1,y1]]`; several boxes 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -185,33 +186,13 @@ def caption_scores(answer: str, names: Iterable[str]) -> dict[str, bool]:
 
     Returns:
         `every_object_named`; `nothing_invented` (a name that is not there, or one that is said more often than it is
-        there, is invented); `right` = both.
+        there, is invented); `same_things` = both.
     """
     said, there = Counter(listed_names(answer)), Counter(normalise(name) for name in names)
     named, invented = not there - said, bool(said - there)
-    return {"right": named and not invented, "every_object_named": named, "nothing_invented": not invented}
+    return {"same_things": named and not invented, "every_object_named": named, "nothing_invented": not invented}
 
 
-def grounded_scores(answer: str, objects: Mapping[str, Sequence[float]], *, threshold: float = 0.5) -> dict[str, float]:
-    """Compares a caption with boxes with the objects of the picture.
-
-    Args:
-        answer: text with a box after each phrase.
-        objects: true box of each name.
-        threshold: IoU from which a box counts as right.
-
-    Returns:
-        `right`: every object is there once, with a right box, and nothing else; `every_object_named` and
-        `nothing_invented` as for captions; `found`: share of the objects with a right box.
-    """
-    boxes: dict[str, Box] = {}
-    for name, box in grounded_phrases(answer):
-        boxes.setdefault(name, box)
-    found = [name in boxes and iou(boxes[name], box) >= threshold for name, box in objects.items()]
-    scores = caption_scores(answer, objects)
-    return {
-        "right": scores["right"] and all(found),
-        "every_object_named": scores["every_object_named"],
-        "nothing_invented": scores["nothing_invented"],
-        "found": sum(found) / max(1, len(found)),
-    }
+def means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of the scores of several answers (at least one); summed exactly, so that their order does not matter."""
+    return {name: math.fsum(one[name] for one in scores) / len(scores) for name in scores[0]}

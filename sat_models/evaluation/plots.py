@@ -17,6 +17,8 @@ from sat_models.processing.image import load_image
 
 TRUE, SAID = "#2ca02c", "#d62728"
 _SIDE, _TEXT = 240, 34
+OUT_OF = {"cider": 10}
+"""What a score can be at most, where that is not 1."""
 
 
 def grounding_gallery(folder: Path, output: Path, *, count: int = 12, columns: int = 4) -> Path:
@@ -77,7 +79,7 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:
 
 
 def score_bars(folders: Sequence[Path], output: Path) -> Path:
-    """One panel per task with the scores of each folder side by side; counts and scores above 1 (CIDEr) say so.
+    """One panel per task with the scores of each folder side by side; of CIDEr, which goes to 10, a tenth is drawn.
 
     Args:
         folders: of evaluations of one or several tasks and models.
@@ -102,10 +104,13 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
         for index, (label, scores) in enumerate(results):
             there = [place for place, name in enumerate(names) if name in scores]  # no bar for what was not scored
             places = [place + (index - (len(results) - 1) / 2) * width for place in there]
-            bars = axes.bar(places, [scores[names[place]] for place in there], width, label=label)
-            axes.bar_label(bars, fmt="%.2f", fontsize=7)
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.05)
+            values = [scores[names[place]] for place in there]
+            heights = [value / OUT_OF.get(names[place], 1) for value, place in zip(values, there, strict=True)]
+            bars = axes.bar(places, heights, width, label=label)
+            axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=7)
+        ticks = [f"{name} / {OUT_OF[name]}" if name in OUT_OF else name for name in names]
+        axes.set_xticks(range(len(names)), ticks, rotation=30, ha="right", fontsize=8)
+        axes.set_ylim(0, 1.1)
         axes.set_title(task)
         axes.spines[["top", "right"]].set_visible(False)
         if len(results) > 1:
@@ -115,11 +120,14 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
 
 
 def _scores(folder: Path) -> tuple[str, str, dict[str, float]]:
-    """Task, model and scores of one evaluation; the scores of `shapes` are the share right of each of its tasks."""
+    """Task, model and scores of one evaluation: of `shapes` the share right of each task, of `data` no loss."""
     data = read_json(folder / SCORES_FILE)
     if "task" in data:
         scores = {name: value for name, value in data["scores"].items() if name != "count"}
         return data["task"], str(data["settings"]["model"]), scores
-    if "scores" in data:
+    if "versions" in data:
         return "shapes", folder.name, {task: values["right"] for task, values in data["scores"].items()}
+    if "scores" in data:
+        shares = {name: value for name, value in data["scores"].items() if name not in ("loss", "perplexity")}
+        return "data", folder.name, shares
     raise InputError(f"'{folder / SCORES_FILE}' is not what scripts/evaluate.py writes ({PREDICTIONS_FILE} beside it).")

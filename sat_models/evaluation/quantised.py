@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sat_models.evaluation.held_out import held_out_items
 from sat_models.evaluation.runner import batched_by_version
-from sat_models.evaluation.shapes import evaluate_shapes, held_out_items
+from sat_models.evaluation.shapes import evaluate_shapes
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.training.shapes_world import draw
 from sat_models.vlm import VLM

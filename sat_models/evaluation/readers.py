@@ -45,7 +45,7 @@ def read_captions(annotations: Path, images: Path, *, split: str | None = None, 
 def read_vqa(
     annotations: Path, images: Path, *, questions: Path | None = None, split: str | None = None, **_: Any
 ) -> Iterator[Sample]:
-    """One sample per question; pictures are named as COCO names them unless the question has a `file_name`."""
+    """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`."""
     if annotations.suffix == ".jsonl":
         yield from _read_pope(annotations, images)
         return
@@ -58,10 +58,10 @@ def read_vqa(
         entry = answers.get(question["question_id"])
         if entry is None:
             raise InputError(f"question {question['question_id']} of '{questions}' has no answer in '{annotations}'.")
-        name = question.get("file_name") or f"COCO_{subtype}_{question['image_id']:012d}.jpg"
+        named = question.get("file_name")
         yield Sample(
             str(question["question_id"]),
-            images / name,
+            images / named if named else _picture(images, f"COCO_{subtype}_{question['image_id']:012d}"),
             {"question": question["question"]},
             tuple(answer["answer"] for answer in entry["answers"]),
             kind=entry.get("answer_type", ""),
@@ -132,7 +132,7 @@ def read_regions(annotations: Path, images: Path, **_: Any) -> Iterator[Sample]:
             number = region.get("image_id", picture.get("id"))
             yield Sample(
                 str(region["region_id"]),
-                _first_file(images, *(f"{folder}{number}.jpg" for folder in ("", "VG_100K/", "VG_100K_2/"))),
+                _picture(images, *(f"{folder}{number}" for folder in ("", "VG_100K/", "VG_100K_2/"))),
                 {"box": box},
                 (region["phrase"],),
                 (box,),
@@ -168,7 +168,7 @@ def read_entities(annotations: Path, images: Path, *, split: str | None = None, 
             phrases += [(phrase, box) for box in boxes.get(number, [])]
         yield Sample(
             file.stem,
-            images / f"{file.stem}.jpg",
+            _picture(images, file.stem),
             references=tuple(_ENTITY.sub(r"\2", line) for line in lines),
             boxes=tuple(box for _, box in phrases),
             choices=tuple(phrase for phrase, _ in phrases),
@@ -217,9 +217,10 @@ def read_visual7w(annotations: Path, images: Path, *, split: str | None = None, 
             )
 
 
-def _first_file(folder: Path, *names: str) -> Path:
-    """The first that exists, else the first."""
-    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+def _picture(folder: Path, *stems: str) -> Path:
+    """The first .jpg that exists, as the datasets have it, else .png; where there is none, the first .jpg."""
+    files = [folder / f"{stem}{ending}" for ending in (".jpg", ".png") for stem in stems]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 READERS: dict[str, Callable[..., Iterator[Sample]]] = {

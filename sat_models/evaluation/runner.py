@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sat_models import runtime
 from sat_models.errors import ConfigError
+from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import tokenizer_name
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
@@ -124,7 +125,8 @@ def settings_of(
     task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions
 ) -> dict[str, Any]:
     """What predictions depend on: kept beside them, so that a folder never mixes two runs."""
-    digest = hashlib.sha256(json.dumps([[s.id, s.image.name, dict(s.words)] for s in samples]).encode()).hexdigest()
+    asked = [[sample.id, sample.image.name, dict(sample.words), sample.prompt] for sample in samples]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return {
         "task": task,
         "model": model,
@@ -241,7 +243,7 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
             f"{len(missing)} samples have no prediction, the first '{missing[0]}'. Run the command again."
         )
     ordered = [entries[sample.id] for sample in samples]
-    scores = {"count": len(ordered), **_means(ordered)}
+    scores = _means(ordered)
     if (corpus := TASKS[task].corpus) is not None:
         scores |= corpus(samples, [entry["answer"] for entry in ordered])
     kinds = sorted({entry["kind"] for entry in ordered} - {""})
@@ -250,7 +252,7 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
         "task": task,
         "main": "pope_f1" if "pope_f1" in scores else TASKS[task].main,
         "scores": scores,
-        "by_kind": {kind: {"count": len(group), **_means(group)} for kind, group in by_kind.items()},
+        "by_kind": {kind: _means(group) for kind, group in by_kind.items()},
         "settings": {**settings, **({"tokenizer": tokenizer_name()} if "cider" in scores else {})},
     }
     write_result(output, result, ordered)
@@ -260,7 +262,7 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
 
 
 def _means(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: sum(entry["scores"][name] for entry in entries) / len(entries) for name in entries[0]["scores"]}
+    return {"count": len(entries), **metrics.means([entry["scores"] for entry in entries])}
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Sample:
         boxes: right boxes; for `visual7w` pointing, all choices with the right one first.
         choices: for `visual7w` telling, all answers to choose from with the right one first.
         kind: a group that scores are given for, too, such as the type of a question.
+        prompt: what is asked about this sample; "": what is asked about all.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Sample:
     boxes: tuple[PixelBox, ...] = ()
     choices: tuple[str, ...] = ()
     kind: str = ""
+    prompt: str = ""
 
 
 def read_json(path: Path) -> Any:
@@ -49,6 +51,27 @@ def read_json(path: Path) -> Any:
         raise unreadable(path, error) from error
     except ValueError as error:
         raise InputError(f"annotation file '{path}' is not JSON ({error}). Download it again.") from error
+
+
+def with_prompts(samples: Sequence[Sample], path: Path) -> list[Sample]:
+    """Samples with prompts of their own.
+
+    Args:
+        path: a JSON object: sample id -> what is asked, with places for the sample's words.
+
+    Raises:
+        InputError: the file is missing or no such object, or has no prompt for a sample.
+    """
+    prompts = read_json(path)
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise InputError(f"'{path}' should hold one JSON object, sample id -> prompt.")
+    missing = [sample.id for sample in samples if not prompts.get(sample.id)]
+    if missing:
+        raise InputError(
+            f"'{path}' has no prompt for {len(missing)} of {len(samples)} samples, the first '{missing[0]}'. Do the "
+            "prompts belong to these annotations?"
+        )
+    return [replace(sample, prompt=prompts[sample.id]) for sample in samples]
 
 
 def unreadable(path: Path, error: OSError) -> InputError:

@@ -1,67 +1,24 @@
-"""Evaluation on the synthetic world (`training.shapes_world`): questions of every task about pictures never trained on.
-
-Pictures come from random streams named `test/...`; those of training are named `train/...`, so the two never share a
-picture by construction, whatever the seeds.
+"""Evaluation on the synthetic world (`training.shapes_world`): the questions of `evaluation.held_out` about pictures
+never trained on, scored as those of public benchmarks are (`evaluation.tasks`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from sat_models.evaluation import metrics
-from sat_models.processing.prompts import prompt_style
-from sat_models.training import shapes_questions as questions
-from sat_models.training.shapes_questions import QA, VQA_KINDS
-from sat_models.training.shapes_world import COLORS, FORMS, Scene, draw, sample_scene
+from sat_models.evaluation.held_out import EvalItem, held_out_items
+from sat_models.evaluation.tasks import TASKS
+from sat_models.training.shapes_world import COLORS, FORMS, draw
 
 AnswerFn = Callable[[list[tuple[Image.Image, str, str]]], list[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalItem:
-    """One question about the test picture number `picture`, in one prompt version."""
-
-    picture: int
-    scene: Scene
-    qa: QA
-    version: str
-
-
-def held_out_scene(seed: int, picture: int, *, max_objects: int = 3) -> Scene:
-    """The test picture of this number."""
-    return sample_scene(random.Random(f"test/{seed}/{picture}"), max_objects=max_objects)
-
-
-def held_out_items(
-    *, count: int, seed: int, versions: Sequence[str], max_objects: int = 3, vqa_kinds: int = 3, canonical: bool = False
-) -> Iterator[EvalItem]:
-    """Questions about `count` pictures: one of each task (`vqa_kinds` for vqa), the same in every version.
-
-    Versions for short answers only (`vqa`) get the questions of the task vqa.
-    """
-    for version in versions:
-        prompt_style(version)
-    for picture in range(count):
-        scene = held_out_scene(seed, picture, max_objects=max_objects)
-        rng = random.Random(f"test/{seed}/{picture}/questions")
-        asked = [
-            questions.caption(scene, rng, canonical=canonical),
-            questions.grounded_caption(scene, rng, canonical=canonical),
-            questions.rec(scene, rng, rng.choice(scene.objects), canonical=canonical),
-            questions.reg(scene, rng, rng.choice(scene.objects), canonical=canonical),
-        ]
-        kinds = rng.sample(VQA_KINDS, len(VQA_KINDS))
-        possible = (questions.vqa(scene, rng, kind=kind, canonical=canonical) for kind in kinds)
-        asked += [qa for qa in possible if qa][:vqa_kinds]
-        for version in versions:
-            yield from (EvalItem(picture, scene, qa, version) for qa in asked if version != "vqa" or qa.task == "vqa")
+VISUAL7W = {"rec": "pointing", "vqa": "telling"}
+"""Which questions are scored as multiple choice, too, and what Visual7W calls that."""
 
 
 def evaluate_shapes(
@@ -90,9 +47,9 @@ def evaluate_shapes(
         progress: show a progress bar.
 
     Returns:
-        `count`, `seed`, `versions`; `scores`: {task: {"count", score: mean}}; `vqa`: the same by kind; `by_version` and
-        `by_objects` (number of objects in the picture): {key: {task: share right}}; `predictions`: one dict per
-        question.
+        `count`, `seed`, `versions`; `scores`: {task: {"count", score: mean}}; `vqa`: the same by kind; `visual7w`: the
+        answers to `rec` (`pointing`) and `vqa` (`telling`) scored as multiple choice; `by_version` and `by_objects`
+        (number of objects in the picture): {key: {task: share right}}; `predictions`: one dict per question.
 
     Raises:
         ValueError: `answer_fn` returns another number of answers than it was asked for.
@@ -114,32 +71,25 @@ def evaluate_shapes(
     return {"count": count, "seed": seed, "versions": list(versions), **options, **summary(predictions)}
 
 
-def score(qa: QA, answer: str) -> dict[str, float]:
-    """Scores of one answer; every task has `right`."""
-    if qa.task == "rec":
-        overlap = metrics.box_iou(answer, qa.meta["box"])
-        return {"right": overlap >= 0.5, "iou": overlap}
-    if qa.task == "reg":
-        said, words = metrics.listed_names(answer), set(metrics.normalise(answer).split())
-        color, form = qa.meta["object"].split()
-        return {
-            "right": said == [qa.meta["object"]],
-            "color": words & set(COLORS) == {color},
-            "form": words & set(FORMS) == {form},
-        }
-    if qa.task == "grounded_caption":
-        return metrics.grounded_scores(answer, {obj["name"]: obj["box"] for obj in qa.meta["objects"]})
-    if qa.task == "caption":
-        return metrics.caption_scores(answer, [obj["name"] for obj in qa.meta["objects"]])
-    return {"right": metrics.exact_match(answer, qa.answer)}
+def score(item: EvalItem, answer: str) -> dict[str, float]:
+    """Scores of one answer: `right`, those of the task, and for `reg` whether colour and form are right."""
+    task = TASKS[item.task]
+    scores = task.score(item.sample(), answer, item.size)
+    if item.qa.task == "reg":
+        words, thing = set(metrics.normalise(answer).split()), item.thing()
+        for name, known in (("color", COLORS), ("form", FORMS)):
+            scores[name] = float(words.intersection(known) == {getattr(thing, name)})
+    return {"right": scores[task.right], **scores}
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over predictions: see `evaluate_shapes`."""
-    vqa = [p for p in predictions if p["task"] == "vqa"]
+    by_task = dict(_groups(predictions, "task"))
+    chosen = {VISUAL7W[task]: group for task, group in by_task.items() if task in VISUAL7W}
     return {
-        "scores": {task: _means(group) for task, group in _groups(predictions, "task")},
-        "vqa": {kind: _means(group) for kind, group in _groups(vqa, "kind")},
+        "scores": {task: _means(group) for task, group in by_task.items()},
+        "vqa": {kind: _means(group) for kind, group in _groups(by_task.get("vqa", ()), "kind")},
+        "visual7w": {kind: _means(group, "visual7w") for kind, group in chosen.items()},
         "by_version": {v: _shares_right(group) for v, group in _groups(predictions, "version")},
         "by_objects": {n: _shares_right(group) for n, group in _groups(predictions, "objects")},
         "predictions": list(predictions),
@@ -148,7 +98,7 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _prediction(item: EvalItem, answer: str) -> dict[str, Any]:
     qa = item.qa
-    return {
+    prediction = {
         "picture": item.picture,
         "version": item.version,
         "task": qa.task,
@@ -157,8 +107,11 @@ def _prediction(item: EvalItem, answer: str) -> dict[str, Any]:
         "expected": qa.answer,
         "answer": answer,
         "objects": len(item.scene.objects),
-        "scores": {name: float(value) for name, value in score(qa, answer).items()},
+        "scores": score(item, answer),
     }
+    if qa.task in VISUAL7W:
+        prediction["visual7w"] = TASKS["visual7w"].score(item.choice_sample(), answer, item.size)
+    return prediction
 
 
 def _groups(predictions: Iterable[dict[str, Any]], key: str) -> list[tuple[Any, list[dict[str, Any]]]]:
@@ -168,9 +121,8 @@ def _groups(predictions: Iterable[dict[str, Any]], key: str) -> list[tuple[Any, 
     return sorted(groups.items())
 
 
-def _means(group: Sequence[dict[str, Any]]) -> dict[str, float]:
-    names = group[0]["scores"]
-    return {"count": len(group), **{n: sum(p["scores"][n] for p in group) / len(group) for n in names}}
+def _means(group: Sequence[dict[str, Any]], key: str = "scores") -> dict[str, float]:
+    return {"count": len(group), **metrics.means([prediction[key] for prediction in group])}
 
 
 def _shares_right(group: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import caption_metrics
 from sat_models.evaluation.samples import PixelBox, Sample
-from sat_models.processing.boxes import format_boxes, parse_boxes, strip_boxes
+from sat_models.processing.boxes import count_boxes, format_boxes, parse_boxes, strip_boxes
 
 Size = tuple[int, int]
 """Width and height of a picture in pixels."""
@@ -27,36 +27,40 @@ class Task:
         score: sample, answer and the picture's size -> scores of the answer.
         corpus: all samples and answers -> scores of the corpus, if there are any.
         main: the score that tables show.
+        right: the score that says whether one answer is right.
     """
 
     prompt: str
     score: Callable[[Sample, str, Size], dict[str, float]]
     corpus: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None
     main: str
+    right: str
 
 
 def question_of(prompt: str, sample: Sample, size: Size) -> str:
-    """What the model is asked.
+    """What the model is asked: the sample's own prompt where it has one, else `prompt`, filled in.
 
     Raises:
         ConfigError: the prompt names a word that samples of this task have not.
     """
     words = {name: format_boxes([word], *size) if name == "box" else word for name, word in sample.words.items()}
+    prompt = sample.prompt or prompt
     try:
         return prompt.format(**words)
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in sample.words) or "none"
         raise ConfigError(
-            f"--prompt '{prompt}' cannot be filled in ({error!r}). Words of this task: {known}."
+            f"the prompt '{prompt}' cannot be filled in ({error!r}). Words of this task: {known}."
         ) from error
 
 
 def score_caption(sample: Sample, answer: str, size: Size) -> dict[str, float]:
-    """Whether the answer is, or lists the same things as, one of the captions; the usual scores are the corpus'."""
-    return {
-        "exact_match": float(any(metrics.exact_match(answer, reference) for reference in sample.references)),
-        "same_things": float(_same_things(answer, sample.references)),
-    }
+    """Whether the answer is one of the captions, and whether it lists the same things as one, all of them, or none but
+    them; the usual scores are the corpus'."""
+    exact = any(metrics.exact_match(answer, reference) for reference in sample.references)
+    listed = [metrics.caption_scores(answer, metrics.listed_names(reference)) for reference in sample.references]
+    things = ("same_things", "every_object_named", "nothing_invented")
+    return {"exact_match": float(exact), **{name: float(any(found[name] for found in listed)) for name in things}}
 
 
 def score_vqa(sample: Sample, answer: str, size: Size) -> dict[str, float]:
@@ -84,15 +88,16 @@ def score_reg(sample: Sample, answer: str, size: Size) -> dict[str, float]:
 def score_grounded(sample: Sample, answer: str, size: Size) -> dict[str, float]:
     """Boxes of the answer against those of the phrases, at IoU 0.5.
 
-    `box_*` look at boxes alone; `phrase_*` want a box and its phrase right. Precision is over what the model boxed,
-    recall over what people did. `right`: every phrase is there with a right box, and nothing else.
+    `box_*` look at boxes alone; `phrase_*` want a box and its phrase right. Precision is over the boxes that the model
+    wrote (one without four values is wrong), recall over those of people. `right`: every phrase is there with a right
+    box, and no other box.
     """
     said = [(metrics.bare_phrase(box.phrase), box.pixels) for box in parse_boxes(answer, *size, use_spacy=False)]
     true = [(metrics.bare_phrase(p), box) for p, box in zip(sample.choices, sample.boxes, strict=True)]
     scores: dict[str, float] = {}
     for name, with_phrase in (("box", False), ("phrase", True)):
         hits = metrics.matched(said, true, with_phrase=with_phrase)
-        precision, recall = hits / max(1, len(said)), hits / max(1, len(true))
+        precision, recall = hits / max(1, count_boxes(answer)), hits / max(1, len(true))
         scores |= {f"{name}_precision": precision, f"{name}_recall": recall}
         scores[f"{name}_f1"] = 2 * precision * recall / (precision + recall) if hits else 0.0
     scores["right"] = float(scores["phrase_precision"] == scores["phrase_recall"] == 1.0)
@@ -126,17 +131,18 @@ def pope_corpus(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, 
 
 
 TASKS: dict[str, Task] = {
-    "caption": Task("Describe this image.", score_caption, caption_corpus, "cider"),
-    "vqa": Task("{question}", score_vqa, pope_corpus, "vqa_accuracy"),
-    "rec": Task("Where is {expression}? answer in [[x0,y0,x1,y1]] format.", score_rec, None, "acc@0.5"),
+    "caption": Task("Describe this image.", score_caption, caption_corpus, "cider", "same_things"),
+    "vqa": Task("{question}", score_vqa, pope_corpus, "vqa_accuracy", "exact_match"),
+    "rec": Task("Where is {expression}? answer in [[x0,y0,x1,y1]] format.", score_rec, None, "acc@0.5", "acc@0.5"),
     "reg": Task(
-        "Tell me what you see within the designated area {box} in the picture.", score_reg, caption_corpus, "cider"
+        "Tell me what you see within the designated area {box} in the picture.", score_reg, caption_corpus, "cider",
+        "same_things",
     ),
     "grounded-caption": Task(
-        "Describe this image with a box for each object.", score_grounded, caption_corpus, "phrase_f1"
+        "Describe this image with a box for each object.", score_grounded, caption_corpus, "phrase_f1", "right"
     ),
-    "visual7w": Task("{question}", score_visual7w, None, "accuracy"),
-}
+    "visual7w": Task("{question}", score_visual7w, None, "accuracy", "accuracy"),
+}  # fmt: skip
 POINTING_PROMPT = "{question} answer in [[x0,y0,x1,y1]] format."
 """Of `visual7w` where the choices are boxes."""
 
@@ -149,7 +155,3 @@ def default_prompt(task: str, samples: Sequence[Sample]) -> str:
 
 def _pixel_boxes(answer: str, size: Size) -> list[PixelBox]:
     return [box.pixels for box in parse_boxes(answer, *size, use_spacy=False)]
-
-
-def _same_things(answer: str, references: Sequence[str]) -> bool:
-    return any(metrics.caption_scores(answer, metrics.listed_names(reference))["right"] for reference in references)

@@ -70,6 +70,11 @@ def parse_boxes(text: str, width: int, height: int, *, use_spacy: bool | None = 
     return boxes
 
 
+def count_boxes(text: str) -> int:
+    """Boxes that a text writes, those included that `parse_boxes` leaves out because they have not four values."""
+    return sum(len(_BETWEEN.split(group.group(1))) for group in _GROUP.finditer(text))
+
+
 def format_boxes(boxes: Iterable[Box | Sequence[float]], width: int, height: int) -> str:
     """The text of boxes: `[[086,540,400,760]]`, several separated by `;`, "" for none. The inverse of `parse_boxes`.
 

@@ -62,20 +62,21 @@ def create_app(
         app.add_exception_handler(kind, _on_error)
     models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in core.names]
 
+    # These three are coroutines: they answer while every thread is busy with somebody's pictures.
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
 
     @app.get("/ready")
-    def ready() -> JSONResponse:
+    async def ready() -> JSONResponse:
         """Requests are taken."""
         waiting, running = core.scheduler.load
         usable = core.scheduler.usable
         return JSONResponse({"ready": usable, "waiting": waiting, "running": running}, 200 if usable else 503)
 
     @app.get("/metrics")
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Statistics for Prometheus."""
         return Response(telemetry.page(), media_type="text/plain; version=0.0.4")
 

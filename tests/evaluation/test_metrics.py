@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sat_models.evaluation import metrics
+from sat_models.evaluation.held_out import held_out_items
 from sat_models.evaluation.samples import Sample
-from sat_models.evaluation.shapes import evaluate_shapes, held_out_items, score
+from sat_models.evaluation.shapes import evaluate_shapes, score
 from sat_models.evaluation.tasks import TASKS
 from sat_models.evaluation.vqa_answers import normalise_vqa
-from sat_models.training.shapes_questions import QA
 
 
 def test_exact_match() -> None:
@@ -62,24 +62,13 @@ def test_listed_names() -> None:
 )
 def test_caption(answer: str, right: bool, named: bool, clean: bool) -> None:
     scores = metrics.caption_scores(answer, ["red circle", "blue square"])
-    assert scores == {"right": right, "every_object_named": named, "nothing_invented": clean}
+    assert scores == {"same_things": right, "every_object_named": named, "nothing_invented": clean}
 
 
-def test_grounded_caption() -> None:
-    objects = {"red circle": (0, 0, 100, 100), "blue square": (500, 500, 700, 700)}
-    perfect = "A red circle [[000,000,100,100]] and a blue square [[500,500,700,700]]."
-    assert metrics.grounded_phrases(perfect) == list(objects.items())
-    assert metrics.grounded_scores(perfect, objects)["right"]
-    swapped = "A red circle [[500,500,700,700]] and a blue square [[000,000,100,100]]."
-    assert metrics.grounded_scores(swapped, objects) == {
-        "right": False,
-        "every_object_named": True,
-        "nothing_invented": True,
-        "found": 0.0,
-    }
-    half = "A red circle [[000,000,100,060]] and a blue square [[500,500,700,590]]."  # IoU 0.6 and 0.45
-    assert metrics.grounded_scores(half, objects)["found"] == 0.5
-    assert not metrics.grounded_scores("A red circle and a blue square.", objects)["right"]
+def test_grounded_phrases() -> None:
+    text = "A red circle [[000,000,100,100]] and a blue square [[500,500,700,700]]."
+    boxes = [("red circle", (0, 0, 100, 100)), ("blue square", (500, 500, 700, 700))]
+    assert metrics.grounded_phrases(text) == boxes
 
 
 @pytest.mark.parametrize(
@@ -188,13 +177,52 @@ def test_scores_of_the_tasks() -> None:
     assert set(none.values()) == {0.0}
 
 
-def test_score_of_each_task() -> None:
-    reg = QA("reg", "reg", "?", "A red circle.", {"object": "red circle", "box": [0, 0, 9, 9]})
-    assert score(reg, "A red circle.") == {"right": True, "color": True, "form": True}
-    assert score(reg, "A red square.") == {"right": False, "color": True, "form": False}
-    rec = QA("rec", "rec", "?", "", {"object": "red circle", "box": [0, 0, 100, 100]})
-    assert score(rec, "[[000,000,100,050]]") == {"right": True, "iou": 0.5}
-    assert score(QA("vqa", "count", "?", "2"), "2") == {"right": True}
+def test_scores_of_lists_of_things() -> None:
+    sample = Sample("1", Path("x"), {}, ("A red circle and a blue square.", "Two shapes."))
+    names = ("exact_match", "same_things", "every_object_named", "nothing_invented")
+    for answer, values in (
+        ("a red circle and a blue square", (1, 1, 1, 1)),
+        ("A blue square and a red circle.", (0, 1, 1, 1)),
+        ("A red circle.", (0, 0, 0, 1)),
+        ("A red circle, a blue square and a green circle.", (0, 0, 1, 0)),
+        ("two shapes", (1, 1, 1, 1)),
+    ):
+        assert TASKS["caption"].score(sample, answer, (9, 9)) == dict(zip(names, values, strict=True)), answer
+    boxed = "A red circle [[000,000,100,100]] and a blue square [[500,500,700,700]]."
+    assert TASKS["reg"].score(sample, boxed, (9, 9))["exact_match"] == 1.0
+
+
+def test_scores_of_grounded_captions() -> None:
+    size, boxes = (1000, 1000), ((0, 0, 100, 100), (500, 500, 700, 700))
+    sample = Sample("1", Path("x"), boxes=boxes, choices=("A red circle", "a blue square"))
+
+    def scores(text: str) -> tuple[float, float]:
+        found = TASKS["grounded-caption"].score(sample, text, size)
+        return found["right"], found["phrase_recall"]
+
+    assert scores("A red circle [[000,000,100,100]] and a blue square [[500,500,700,700]].") == (1.0, 1.0)
+    assert scores("A red circle [[500,500,700,700]] and a blue square [[000,000,100,100]].") == (0.0, 0.0), "swapped"
+    half = "A red circle [[000,000,100,060]] and a blue square [[500,500,700,590]]."  # IoU 0.6 and 0.45
+    assert scores(half) == (0.0, 0.5)
+    more = "A red circle [[000,000,100,100]], a blue square [[500,500,700,700]] and a dog [[1,1,9,9]]."
+    assert scores(more) == (0.0, 1.0)
+    broken = "A red circle [[000,000,100,100]], a blue square [[500,500,700,700]] and a blue square [[5005,700]]."
+    assert scores(broken) == (0.0, 1.0), "a box of two values is a wrong box"
+    assert scores("A red circle and a blue square.") == (0.0, 0.0)
+
+
+def test_score_of_each_task_of_the_world() -> None:
+    asked = {item.qa.task: item for item in held_out_items(count=1, seed=0, versions=["chat"])}
+    thing = asked["reg"].thing()
+    other = "circle" if thing.form != "circle" else "square"
+    assert score(asked["reg"], f"A {thing.name}.") == {
+        "right": 1, "exact_match": 1, "same_things": 1, "every_object_named": 1, "nothing_invented": 1, "color": 1,
+        "form": 1,
+    }  # fmt: skip
+    said = score(asked["reg"], f"A {thing.color} {other}.")
+    assert (said["right"], said["color"], said["form"]) == (0, 1, 0)
+    assert score(asked["rec"], "[[000,000,001,001]]") == {"right": 0, "acc@0.5": 0, "iou": 0, "boxes": 1}
+    assert score(asked["vqa"], asked["vqa"].qa.answer)["right"] == 1
 
 
 def _knowing(**options: object) -> Callable[[list], list[str]]:
@@ -215,12 +243,14 @@ def test_evaluation_of_perfect_answers() -> None:
     }
     assert set(report["by_version"]["vqa"]) == {"vqa"} and report["scores"]["rec"]["iou"] > 0.9
     assert report["predictions"][0]["answer"] == report["predictions"][0]["expected"]
+    assert {kind: scores["accuracy"] for kind, scores in report["visual7w"].items()} == {"pointing": 1, "telling": 1}
 
 
 def test_evaluation_of_silence() -> None:
     report = evaluate_shapes(lambda asked: [""] * len(asked), count=5, progress=False)
     assert all(scores["right"] == 0.0 for scores in report["scores"].values())
-    assert report["scores"]["grounded_caption"]["found"] == 0.0
+    assert report["scores"]["grounded_caption"]["phrase_recall"] == 0.0
+    assert report["visual7w"]["telling"] == {"count": 15, "accuracy": 0.0, "exact_match": 0.0}
 
 
 def test_a_wrong_number_of_answers_is_an_error() -> None:

@@ -66,3 +66,22 @@ def test_bars(tmp_path: Path) -> None:
         assert colours(large, "#ff7f0e") > 0 == colours(small, "#ff7f0e"), "a colour for each folder of a task"
     with pytest.raises(InputError, match="cannot be read"):
         score_bars([tmp_path / "none"], tmp_path / "x.png")
+
+
+def test_every_kind_of_evaluation_has_bars(tmp_path: Path) -> None:
+    written = {
+        "shapes": {"versions": ["chat"], "scores": {"rec": {"count": 2, "right": 0.5}, "vqa": {"right": 1.0}}},
+        "data": {"scores": {"loss": 3.0, "perplexity": 20.0, "exact_match": 0.25}},
+        "caption": {"task": "caption", "settings": {"model": "m"}, "scores": {"count": 1, "cider": 8.0, "bleu1": 0.5}},
+    }
+    expected = {
+        "shapes": {"rec": 0.5, "vqa": 1.0},
+        "data": {"exact_match": 0.25},
+        "caption": {"cider": 8.0, "bleu1": 0.5},
+    }
+    for name, scores in written.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(scores))
+        task, _, found = plots._scores(tmp_path / name)
+        assert (task, found) == (name, expected[name])
+    assert score_bars([tmp_path / name for name in written], tmp_path / "all.png").stat().st_size > 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from PIL import Image
 from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation import runner
 from sat_models.evaluation.captions import tokenizer_name
+from sat_models.evaluation.held_out import held_out_items
 from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
 from sat_models.evaluation.readers import read_samples
-from sat_models.evaluation.samples import Sample
+from sat_models.evaluation.samples import Sample, with_prompts
 from sat_models.evaluation.tasks import TASKS, default_prompt, question_of
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import format_boxes
+from sat_models.processing.image import load_image
+from sat_models.training.shapes_world import draw
 
 TASK_OF = {
     "coco-captions": "caption", "vqav2": "vqa", "pope": "vqa", "refcoco": "rec", "visual-genome": "reg",
@@ -109,6 +113,16 @@ def test_regions(tmp_path: Path) -> None:
     assert question_of("What is at {box}?", sample, (10, 10)) == "What is at [[100,200,400,600]]?"
 
 
+def test_pictures_without_loss_are_found(tmp_path: Path) -> None:
+    region = {"region_id": 9, "image_id": 4, "phrase": "a cup", "x": 1, "y": 2, "width": 3, "height": 4}
+    path = dump(tmp_path / "r.json", [{"id": 4, "regions": [region]}])
+    assert read_samples("reg", path, tmp_path)[0].image.name == "4.jpg", "as the dataset has it, there or not"
+    (tmp_path / "4.png").touch()
+    assert read_samples("reg", path, tmp_path)[0].image.name == "4.png"
+    (tmp_path / "4.jpg").touch()
+    assert read_samples("reg", path, tmp_path)[0].image.name == "4.jpg"
+
+
 def test_entities(tmp_path: Path) -> None:
     for folder in ("Sentences", "Annotations"):
         (tmp_path / folder).mkdir()
@@ -173,13 +187,52 @@ def perfect(sample: Sample, size: tuple[int, int]) -> str:
 
 
 @pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("canonical", [True, False])
+def test_what_the_project_writes_is_the_test_of_the_world(layout: str, canonical: bool, tmp_path: Path) -> None:
+    """Read back: the same pictures, questions as they are worded, references, boxes and choices as `shapes` has."""
+    task = TASK_OF[layout]
+    files = write_public_dataset(tmp_path, layout=layout, count=16, seed=3, canonical=canonical)
+    extra = {"questions": files[1]} if layout == "vqav2" else {}
+    samples = with_prompts(read_samples(task, files[0], tmp_path / "images", **extra), files[-1])
+    items = held_out_items(count=16, seed=3, versions=["chat"], canonical=canonical)
+    if task == "visual7w":
+        items = [item for item in items if item.qa.task == ("rec" if "pointing" in layout else "vqa")]
+    else:
+        items = [item for item in items if item.task == task and (layout != "pope" or item.qa.kind == "exist")]
+    assert len(samples) == len(items) >= (4 if layout == "pope" else 16)
+    for sample, item in zip(sorted(samples, key=lambda sample: int(sample.id)), items, strict=True):
+        picture = load_image(sample.image)
+        assert picture.tobytes() == draw(item.scene).tobytes() and picture.size == item.size
+        assert question_of("unused", sample, picture.size) == item.qa.question
+        right = item.choice_sample() if task == "visual7w" else item.sample()
+        references = right.references[: 1 if layout == "pope" else None]
+        assert tuple(re.sub(r" ([,.])", r"\1", text) for text in sample.references) == references
+        assert (sample.words, sample.boxes, sample.choices) == (right.words, right.boxes, right.choices)
+    if canonical and task in ("rec", "reg", "caption", "grounded-caption"):
+        assert {sample.prompt for sample in samples} == {default_prompt(task, samples)}
+
+
+def test_prompts_that_belong_to_other_samples(tmp_path: Path) -> None:
+    samples = vqa_samples(tmp_path)
+    path = dump(tmp_path / "prompts.json", {"0": "What?", "1": ""})
+    with pytest.raises(InputError, match="no prompt for 6 of 7 samples, the first '1'"):
+        with_prompts(samples, path)
+    with pytest.raises(InputError, match="one JSON object"):
+        with_prompts(samples, dump(path, ["What?"]))
+    own = with_prompts(samples, dump(path, {str(n): f"{n}: {{question}}" for n in range(9)}))
+    assert question_of("{question}", own[4], (8, 8)) == "4: Is it 4?"
+    how = {"model": "m", "prompt": "", "version": None, "options": SamplingOptions()}
+    assert runner.settings_of("vqa", own, **how) != runner.settings_of("vqa", samples, **how)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
 def test_what_the_project_writes_is_read_and_scored(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr("shutil.which", lambda name: None)  # no Java
     task = TASK_OF[layout]
-    files = write_public_dataset(tmp_path / "data", layout=layout, count=6, seed=1)
+    files = write_public_dataset(tmp_path / "data", layout=layout, count=12, seed=1)
     extra = {"questions": files[1]} if layout == "vqav2" else {}
     samples = read_samples(task, files[0], tmp_path / "data" / "images", **extra)
     assert len(samples) >= 5
@@ -206,7 +259,7 @@ def test_what_the_project_writes_is_read_and_scored(
     best = runner.summarise(task, samples, right, settings)
     worst = runner.summarise(task, samples, wrong, settings)
     assert best["scores"][best["main"]] > 0.95, best
-    assert worst["scores"][best["main"]] < (0.7 if layout == "pope" else 0.1), worst  # silence means yes to POPE
+    assert worst["scores"][best["main"]] < (0.8 if layout == "pope" else 0.1), worst  # silence means yes to POPE
     assert best["scores"]["count"] == len(samples)
 
 

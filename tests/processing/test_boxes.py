@@ -11,7 +11,7 @@ from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing import phrases
-from sat_models.processing.boxes import Box, format_boxes, parse_boxes, strip_boxes
+from sat_models.processing.boxes import Box, count_boxes, format_boxes, parse_boxes, strip_boxes
 from sat_models.processing.drawing import draw_boxes
 
 A, B = "[[001,002,003,004]]", "[[005,006,007,008]]"
@@ -112,6 +112,12 @@ def test_bad_size(size: tuple[int, int]) -> None:
 
 def test_strip() -> None:
     assert strip_boxes(f"A dog {A} and a cat {B}.") == "A dog and a cat."
+
+
+def test_boxes_are_counted_as_written() -> None:
+    text = f"a cup {A}, dogs [[001,002,003,004;005,006]] and [[5005]], none in [it]"
+    assert count_boxes(text) == 4 and len(parse_boxes(text, 1000, 1000)) == 2
+    assert count_boxes("A cat.") == 0
 
 
 def test_parsing_is_linear() -> None:

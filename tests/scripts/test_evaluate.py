@@ -26,14 +26,14 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_from_files_to_scores_and_plots_with_one_process_and_two(tmp_path: Path) -> None:
-    made = script("make_dataset.py", "--format", "refcoco", "--output", "data", "--count", 4, cwd=tmp_path)
+    made = script("make_dataset.py", "--format", "refcoco", "--output", "data", "--count", 5, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     files = ["--annotations", "data/refs(unc).p", "--images", "data/images", "--device", "cpu"]
     one = script("evaluate.py", "--task", "rec", *files, "--output", "one", "--batch_size", 3, cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     scores = json.loads(one.stdout)
     assert scores == json.loads((tmp_path / "one" / "scores.json").read_text())
-    assert scores["scores"]["count"] == len(lines(tmp_path / "one")) > 4
+    assert scores["scores"]["count"] == len(lines(tmp_path / "one")) == 5
     assert scores["scores"]["boxes"] == 1.0, "the bundled model answers with a box"
     two = script("evaluate.py", "--task", "rec", *files, "--output", "two", cwd=tmp_path, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
@@ -45,11 +45,51 @@ def test_from_files_to_scores_and_plots_with_one_process_and_two(tmp_path: Path)
     assert (tmp_path / "b.png").stat().st_size > 1000 and (tmp_path / "g.png").stat().st_size > 1000
 
 
+SAME = {
+    ("coco-captions", "caption", "captions_val2014.json"): ("scores", "caption"),
+    ("vqav2", "vqa", "v2_mscoco_val2014_annotations.json"): ("scores", "vqa"),
+    ("pope", "vqa", "coco_pope_random.jsonl"): ("vqa", "exist"),
+    ("refcoco", "rec", "refs(unc).p"): ("scores", "rec"),
+    ("visual-genome", "reg", "region_descriptions.json"): ("scores", "reg"),
+    ("flickr30k-entities", "grounded-caption", "."): ("scores", "grounded_caption"),
+    ("visual7w-pointing", "visual7w", "dataset_v7w_pointing.json"): ("visual7w", "pointing"),
+    ("visual7w-telling", "visual7w", "dataset_v7w_telling.json"): ("visual7w", "telling"),
+}
+"""Format, task and annotations -> where the same figures stand in what `--task shapes` gives."""
+
+
+@pytest.mark.slow
+def test_public_files_give_the_figures_of_shapes(tmp_path: Path) -> None:
+    how = ["--device", "cpu", "--batch_size", 32]
+    done = script("evaluate.py", "--task", "shapes", "--count", 32, "--output", "shapes", *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shapes = json.loads(done.stdout)
+    for (layout, task, file), (part, name) in SAME.items():
+        made = script("make_dataset.py", "--format", layout, "--output", layout, "--count", 32, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        folder = tmp_path / layout
+        files = ["--annotations", folder / file, "--images", folder / "images", "--prompts"]
+        files += [folder / "prompts.json", "--output", folder / "scores"]
+        if layout == "vqav2":
+            files += ["--questions", folder / "v2_OpenEnded_mscoco_val2014_questions.json"]
+        done = script("evaluate.py", "--task", task, *files, *how, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        scores, same = json.loads(done.stdout)["scores"], shapes[part][name]
+        shared = {score: scores[score] for score in scores if score in same}
+        assert shared == {score: same[score] for score in shared}, layout
+        assert {"count", "exact_match"} <= set(shared) or len(shared) > 3, "the figures have the same names"
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
         ("evaluate.py", ["--task", "vqa"], "needs --annotations, --images, --output"),
         ("evaluate.py", ["--task", "rec", "--annotations", "x.p", "--images", ".", "--output", "o"], "'x.p' cannot be"),
+        (
+            "evaluate.py",
+            ["--task", "rec", "--prompt=x", "--prompts=p", "--annotations=x.p", "--images=.", "--output=o"],
+            "give one of them",
+        ),
         ("plot_evaluation.py", ["x"], "nothing to draw"),
     ],
 )

@@ -20,6 +20,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
+from sat_models.errors import InputError  # noqa: E402
 from sat_models.generation.batch import BatchSession  # noqa: E402
 from sat_models.serving.api import create_app  # noqa: E402
 from sat_models.serving.core import Limits, ServerCore  # noqa: E402
@@ -246,6 +247,25 @@ def test_neutral_values_are_taken(server: Any) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("how", "detail"),
+    [
+        pytest.param({"n": 1, "temperature": 0, "max_tokens": 16}, {"detail": "low"}, id="vlmeval/api/gpt.py"),
+        pytest.param({"temperature": 0, "max_tokens": 16}, {}, id="lmms_eval/models/chat/openai.py"),
+    ],
+)
+def test_requests_of_evaluation_kits(server: Any, how: dict[str, Any], detail: dict[str, str]) -> None:
+    """The picture comes before or after the words."""
+    picture = {"type": "image_url", "image_url": {"url": data_url(kind="JPEG"), **detail}}
+    words = {"type": "text", "text": "How many shapes are there?"}
+    replies = [
+        server.ask(model=NAME, messages=[{"role": "user", "content": parts}], **how)
+        for parts in ([picture, words], [words, picture])
+    ]
+    said = {reply.choices[0].message.content for reply in replies}
+    assert len(said) == 1 and said.pop().isdigit()
+
+
 def test_an_unknown_model_and_an_unknown_path(server: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="Running: cogvlm-tiny"):
         server.ask(model="gpt-4", messages=asked("Hi"))
@@ -304,6 +324,29 @@ def test_http_pictures_from_allowed_hosts(serve: Callable[..., Any]) -> None:
         assert server.ask(model=NAME, messages=asked("Hi"), max_tokens=1).choices
     files.shutdown()
     files.server_close()
+
+
+def test_health_while_every_thread_waits_for_a_picture(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, over = [], threading.Event()
+
+    def slow_host(self: PicturePolicy, url: str) -> Any:
+        waiting.append(url)
+        over.wait(30)
+        raise InputError("no answer from that host")
+
+    monkeypatch.setattr(PicturePolicy, "open", slow_host)
+    with serve() as server, ThreadPoolExecutor(48) as pool:
+        late = [pool.submit(server.ask, model=NAME, messages=asked("Hi", data_url())) for _ in range(48)]
+        until(lambda: len(waiting) == 40)  # as many threads as the server has
+        try:
+            assert [get(server, path)[0] for path in ("/health", "/ready", "/metrics")] == [200] * 3
+        finally:
+            over.set()
+        for each in late:
+            with pytest.raises(openai.BadRequestError, match="no answer from that host"):
+                each.result()
 
 
 @pytest.mark.parametrize("stream", [True, False])
