@@ -6,6 +6,7 @@ Legend: B rows, T cached tokens and the new one, V vocabulary.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.graphs import GraphedStep
@@ -22,9 +23,13 @@ class Stepper:
     """
 
     def __init__(self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True) -> None:
-        self.model, self.cache = model, cache
-        self._flat: TokenStep | GraphedStep | None = TokenStep.of(model)
-        if self._flat is not None and graphs and next(model.parameters()).is_cuda:
+        self.model, self.cache, self._graphs = model, cache, graphs
+        self._plan()
+
+    def _plan(self) -> None:
+        self._hooks_seen = RemovableHandle.next_id
+        self._flat: TokenStep | GraphedStep | None = TokenStep.of(self.model)
+        if self._flat is not None and self._graphs and next(self.model.parameters()).is_cuda:
             self._flat = GraphedStep(self._flat)
 
     def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
@@ -39,6 +44,8 @@ class Stepper:
         Returns:
             [B, V].
         """
+        if self._hooks_seen != RemovableHandle.next_id:  # somebody listens since the last step, perhaps to this model
+            self._plan()
         if self._flat is not None:
             logits = self._flat(ids, position_ids, self.cache.store, may_look, max_position=max_position)
         else:

@@ -146,6 +146,8 @@ def _is_plain(model: nn.Module) -> bool:
     """Whether all that takes part in a token of text is known here, and nobody listens in between."""
     if not isinstance(model, DecoderModel) or mpu.get_model_parallel_world_size() > 1:
         return False
+    if "forward" in vars(model) or not type(model).forward.__module__.startswith(__package__):
+        return False  # another forward than those of this package
     hooks = {name: _function(model.hooks.get(name)) for name in (*model.hooks, *_HOOKS)}
     if any(function not in _HOOKS.get(name, ()) for name, function in hooks.items()):
         return False

@@ -118,14 +118,31 @@ def listen(model: Any) -> None:
     model.transformer.layers[0].attention.register_forward_hook(lambda *args: None)
 
 
+def exchange_forward(model: Any) -> None:
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+
+
 @pytest.mark.parametrize(
-    "change", [exchange_mlp, lambda model: model.add_mixin("quiet", QuietLayer()), listen], ids=["mlp", "layer", "hook"]
+    "change",
+    [exchange_mlp, lambda model: model.add_mixin("quiet", QuietLayer()), listen, exchange_forward],
+    ids=["mlp", "layer", "hook", "forward"],
 )
 def test_a_changed_model_is_decoded_through_its_hooks(change: Callable[[Any], None]) -> None:
     vlm = load()
     change(vlm.model)
     assert not is_flat(vlm)
     assert len(list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=3)))) == 3
+
+
+def test_who_listens_from_the_middle_of_an_answer_is_heard(vlm: VLM) -> None:
+    stream, heard = engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=6)), []
+    first = [next(stream), next(stream)]
+    handle = vlm.model.transformer.layers[1].register_forward_pre_hook(lambda module, args: heard.append(module))
+    rest = list(stream)
+    handle.remove()
+    assert len(heard) == len(rest) == 4
+    assert first + rest == list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=6)))
 
 
 def test_models_with_other_layers_keep_their_hooks() -> None:
