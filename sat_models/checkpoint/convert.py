@@ -18,7 +18,6 @@ from sat_models.checkpoint.adapter import Adapter
 from sat_models.checkpoint.hf_writer import save_hf, write_hf
 from sat_models.checkpoint.io import write_parts
 from sat_models.checkpoint.layout import SATCheckpoint, find_checkpoint
-from sat_models.checkpoint.merged import MergedWeights
 from sat_models.checkpoint.opened import EMBEDDING, Opened, check_room, open_whole
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights
@@ -127,7 +126,7 @@ def _missing_tables(opened: Opened) -> dict[str, Tensor]:
 
 
 def _ranks(
-    weights: StoredWeights | MergedWeights,
+    weights: StoredWeights,
     tables: Mapping[str, Tensor],
     size: int,
     dtype: torch.dtype | None,
@@ -137,11 +136,11 @@ def _ranks(
         for rank in range(size):
             part = {name: value if dtype is None else value.to(dtype) for name, value in tables.items()}
             for name in weights.names:
-                take = functools.partial(weights.take, name, size=size, dtype=dtype)
+                of_rank = functools.partial(weights.part, name, size=size, dtype=dtype)
                 if quantiser and name in quantiser:
-                    part |= quantiser.tensors(name, take, rank, size)
+                    part |= quantiser.tensors(name, of_rank, rank, size)
                 else:
-                    part[name] = take(rank)
+                    part[name] = of_rank(rank).read()
                 weights.done(name)
                 progress.update()
             yield part

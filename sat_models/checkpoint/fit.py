@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import mpu
@@ -15,20 +13,6 @@ from sat_models.errors import CheckpointError
 from sat_models.models.build import computable_buffers
 from sat_models.models.quantisation import QUANTISATION_KEY
 from sat_models.models.quantised import SCALE
-
-
-class WeightSource(Protocol):
-    """What `load_weights` reads from: `StoredWeights`, or a view of them with LoRA merged."""
-
-    @property
-    def names(self) -> list[str]:
-        """SAT's names of all weights."""
-
-    def take(self, name: str, rank: int, size: int, *, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
-        """What belongs to `rank` of `size`, in memory of its own."""
-
-    def done(self, name: str) -> None:
-        """This weight is not needed any more."""
 
 
 def stored_weights(

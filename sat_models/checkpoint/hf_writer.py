@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class, open_hf
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint, find_checkpoint
-from sat_models.checkpoint.merged import MergedWeights
 from sat_models.checkpoint.opened import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
 from sat_models.checkpoint.reshard import StoredWeights
 from sat_models.config import LLaMAConfig
@@ -123,7 +122,7 @@ def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
 
 
 def _write_shards(
-    weights: StoredWeights | MergedWeights,
+    weights: StoredWeights,
     names: Mapping[str, str],
     keys: KeyTable,
     shards: Sequence[Mapping[str, int]],
@@ -137,7 +136,7 @@ def _write_shards(
             file = staging / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             tensors = {}
             for name in shard:
-                tensors[name] = keys.hf_value(name, weights.take(names[name], dtype=dtype))
+                tensors[name] = keys.hf_value(name, weights.part(names[name], dtype=dtype).read())
                 weights.done(names[name])
                 index[name] = file.name
                 progress.update()

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from mixins.sat_compat import mpu
 from sat_models import runtime
-from sat_models.checkpoint.fit import WeightSource, stored_weights
+from sat_models.checkpoint.fit import stored_weights
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint, find_checkpoint, rank_file
 from sat_models.checkpoint.pickles import read_weights
-from sat_models.checkpoint.reshard import stored_kind
+from sat_models.checkpoint.reshard import StoredWeights, stored_kind
 from sat_models.checkpoint.staging import (
     everywhere,
     point_latest,
@@ -46,7 +46,7 @@ def load_weights(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
-    source: WeightSource | None = None,
+    source: StoredWeights | None = None,
     quantiser: Quantiser | None = None,
 ) -> None:
     """Fill `model` with this rank's slices of the stored weights, one tensor at a time.
@@ -71,12 +71,12 @@ def load_weights(
     made: dict[int, Tensor] = {}
     for key in [key for key in source.names if key in targets]:
         target = targets[key]
-        take = functools.partial(source.take, key, size=size, dtype=dtype or target.dtype, device=device)
+        part = functools.partial(source.part, key, size=size, dtype=dtype or target.dtype, device=device)
         if quantiser is not None and key in quantiser:
-            quantiser.place(model, key, take, rank, size)
+            quantiser.place(model, key, part, rank, size)
         else:
             if id(target) not in made:
-                made[id(target)] = take(rank)
+                made[id(target)] = part(rank).read()
             _assign(model, key, made[id(target)])
         source.done(key)
     for module, name in computed.values():

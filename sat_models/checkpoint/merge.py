@@ -144,7 +144,7 @@ def _ranks(weights: MergedWeights, size: int, dtype: torch.dtype | None) -> Iter
         for rank in range(size):
             part = {}
             for name in weights.names:
-                part[name] = weights.take(name, rank, size, dtype=dtype)
+                part[name] = weights.part(name, rank, size, dtype=dtype).read()
                 weights.done(name)
                 progress.update()
             yield part

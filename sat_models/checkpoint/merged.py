@@ -1,4 +1,4 @@
-"""Weights with LoRA merged into each as it is taken: an adapter's, or the originals' un-merged matrices.
+"""Weights with LoRA merged into each as it is read: an adapter's, or the originals' un-merged matrices.
 
 `load_weights` and `scripts/merge_lora.py` both read through this, so they make the same weights.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +19,10 @@ from mixins.sat_compat import mpu
 from sat_models.checkpoint.adapter import PREFIX_START, Adapter
 from sat_models.checkpoint.fit import check_fit, stored_weights
 from sat_models.checkpoint.layout import SATCheckpoint
-from sat_models.checkpoint.pages import release_pages
-from sat_models.checkpoint.reshard import (
-    REPLICATED,
-    SplitRule,
-    StoredWeights,
-    merge,
-    read_shard,
-    slice_for_rank,
-    split_rules,
-    stored_kind,
-)
+from sat_models.checkpoint.reshard import REPLICATED, RankPart, SplitRule, StoredWeights, merge, split_rules
 from sat_models.errors import CheckpointError
 from sat_models.models.build import computable_buffers
-from sat_models.models.quantised import SCALE
+from sat_models.models.quantised import SCALE, Rows, row_runs
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +41,48 @@ def is_unmerged_lora(names: Sequence[str] | Mapping[str, Any]) -> bool:
     return any(_MATRIX.match(name) for name in names)
 
 
+class _MergedRows:
+    """`W + scale · B A` of one linear in fp32, with DoRA each row at its learned length; made when it is sliced.
+
+    Products are made of the same runs of rows whoever asks: BLAS may round those of another size differently.
+
+    Args:
+        weight: W, [outputs, inputs].
+        matrices: (A, B) of each block of rows.
+        scale: alpha / rank.
+        lengths: of all rows, fp32, for DoRA.
+    """
+
+    dtype = torch.float32
+
+    def __init__(
+        self, weight: Rows, matrices: Sequence[tuple[Tensor, Tensor]], scale: float, lengths: Tensor | None
+    ) -> None:
+        self.weight, self.scale, self.lengths = weight, scale, lengths
+        self.shape, self.device = weight.shape, weight.device
+        self._runs: list[tuple[int, Tensor, Tensor]] = []
+        first = 0
+        for a, b in matrices:
+            self._runs += [(first + run.start, a, b[run]) for run in row_runs(len(b), self.shape[1])]
+            first += len(b)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        out = torch.empty(stop - start, self.shape[1], device=self.device)
+        for first, a, b in self._runs:
+            begin, end = max(start, first), min(stop, first + len(b))
+            if begin < end:
+                out[begin - start : end - start] = self._made(first, a, b)[begin - first : end - first]
+        return out
+
+    def _made(self, first: int, a: Tensor, b: Tensor) -> Tensor:
+        run = slice(first, first + len(b))
+        result = self.weight[run].float() + low_rank_product([a], [b]) * self.scale
+        if self.lengths is not None:
+            result *= (self.lengths[run] / result.square().sum(dim=1).sqrt())[:, None]
+        return result
+
+
 @dataclass
 class _LowRank:
     """One linear's LoRA: numbers of its blocks, and whether DoRA is there."""
@@ -58,21 +90,19 @@ class _LowRank:
     blocks: set[int] = field(default_factory=set)
     dora: bool = False
 
-    def merged(self, name: str, weight: Tensor, fetch: Fetch, rule: SplitRule, alpha: float) -> Tensor:
-        """`W + alpha / rank · B A` in fp32, with DoRA each row at its learned length."""
+    def merged(self, name: str, weight: Rows, fetch: Fetch, rule: SplitRule, alpha: float) -> _MergedRows:
+        """The weight with its matrices, still to be made."""
         rule_A = SplitRule(1) if rule.dim == 1 else REPLICATED
         rule_B = SplitRule(0) if rule.dim == 0 else REPLICATED
-        matrices = [fetch(f"{name}.matrix_A.{p}", rule_A) for p in sorted(self.blocks)]
-        product = low_rank_product(matrices, [fetch(f"{name}.matrix_B.{p}", rule_B) for p in sorted(self.blocks)])
-        if product.shape != weight.shape:
-            raise CheckpointError(
-                f"the LoRA matrices of {name} make {list(product.shape)}, but its weight is {list(weight.shape)}"
-            )
-        result = weight.float() + product * (alpha / matrices[0].shape[0])
+        blocks = sorted(self.blocks)
+        matrices = [(fetch(f"{name}.matrix_A.{p}", rule_A), fetch(f"{name}.matrix_B.{p}", rule_B)) for p in blocks]
+        made = [sum(len(b) for _, b in matrices), matrices[0][0].shape[1]]
+        if made != list(weight.shape):
+            raise CheckpointError(f"the LoRA matrices of {name} make {made}, but its weight is {list(weight.shape)}")
+        lengths = None
         if self.dora:
-            lengths = torch.cat([fetch(f"{name}.magnitude.{p}", rule_B).float() for p in sorted(self.blocks)])
-            result = result * (lengths / result.square().sum(dim=1).sqrt())[:, None]
-        return result
+            lengths = torch.cat([fetch(f"{name}.magnitude.{p}", rule_B).float() for p in blocks])
+        return _MergedRows(weight, matrices, alpha / len(matrices[0][0]), lengths)
 
 
 def _low_rank_layers(names: Sequence[str] | Mapping[str, Any]) -> dict[str, _LowRank]:
@@ -104,7 +134,7 @@ def merge_original_lora(state: Mapping[str, Tensor], *, alpha: float = 1.0) -> d
         if original and original[1] in layers and original[2] == "weight":
             name, layer = original[1], layers[original[1]]
             merged = layer.merged(name, value, lambda key, rule: _take(key, state), REPLICATED, alpha)
-            result[f"{name}.weight"] = merged.to(value.dtype)
+            result[f"{name}.weight"] = merged[:].to(value.dtype)
         elif original:
             result[f"{original[1]}.{original[2]}"] = value
         elif not _MATRIX.match(key):
@@ -120,9 +150,7 @@ def _take(name: str, state: Mapping[str, Tensor]) -> Tensor:
     return state[name]
 
 
-def open_weights(
-    checkpoint: SATCheckpoint, model: nn.Module, *, adapter: Adapter | None = None
-) -> StoredWeights | MergedWeights:
+def open_weights(checkpoint: SATCheckpoint, model: nn.Module, *, adapter: Adapter | None = None) -> StoredWeights:
     """The weights of `checkpoint` for `load_weights`, LoRA merged: an adapter's, or that which lies beside the weights.
 
     Nothing is held in memory but what is taken. A p-tuning prefix in the adapter is left to the caller.
@@ -148,8 +176,8 @@ def alpha_beside(checkpoint: SATCheckpoint) -> float:
     return float((checkpoint.config.get(LORA_CONFIG_KEY) or {}).get("alpha", 1.0))
 
 
-class MergedWeights:
-    """Stored weights of any model-parallel size, with LoRA merged into each as it is taken.
+class MergedWeights(StoredWeights):
+    """Stored weights of any model-parallel size, with LoRA merged into each as it is read, in fp32 and rounded once.
 
     Args:
         stored: content of the files.
@@ -173,84 +201,74 @@ class MergedWeights:
         *,
         model_size: int = 1,
     ) -> None:
-        self.stored, self.rules, self.added, self.alpha = stored, split_rules(model), added, alpha
-        self.low_rank = _low_rank_layers([*stored[0], *added])
-        self.stored_as = {_plain(key): key for key in stored[0] if not _MATRIX.match(key)}
-        self.names = list(self.stored_as)
+        stored_as = {_plain(key): key for key in stored[0] if not _MATRIX.match(key)}
+        super().__init__([_Renamed(part, stored_as) for part in stored], split_rules(model))
+        self._stored, self._added, self._alpha = stored, added, alpha
+        self._low_rank = _low_rank_layers([*stored[0], *added])
         self._check(source, model, model_size)
 
-    def kind(self, name: str) -> torch.dtype:
-        """As `StoredWeights.kind`."""
-        return self.stored[0][self.stored_as[name]].dtype
-
-    def take(
-        self,
-        name: str,
-        rank: int = 0,
-        size: int = 1,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """As `StoredWeights.take`; the sum is made in fp32 and rounded once."""
-        stored = self.stored[0][self.stored_as[name]]
-        return self._part(name, rank, size, stored_kind(name, stored, dtype)).to(device)
-
-    def done(self, name: str) -> None:
-        """As `StoredWeights.done`."""
-        for part in self.stored:
-            release_pages(part[self.stored_as[name]])
-
-    def _part(self, name: str, rank: int, size: int, kind: torch.dtype) -> Tensor:
-        rule = self.rules[name]
-        if name in self.added:
-            return slice_for_rank(self.added[name], rule, rank, size).to(kind)
-        parts = [part[self.stored_as[name]] for part in self.stored]
+    def _rows(self, name: str, stored: Sequence[Tensor]) -> Sequence[Rows]:
+        if name in self._added:
+            return [self._added[name]]
         base, _, last = name.rpartition(".")
-        if last != "weight" or base not in self.low_rank:
-            return read_shard(parts, rule, rank, size, dtype=kind)
-        if not self.low_rank[base].dora and f"{base}.matrix_A.0" not in self.added:
+        if last != "weight" or base not in self._low_rank:
+            return stored
+        low_rank, rule = self._low_rank[base], self.rules[name]
+        if not low_rank.dora and f"{base}.matrix_A.0" not in self._added:
             # Part by part: the originals' row-parallel B is another one on each rank.
-            return read_shard([self._local(base, r) for r in range(len(parts))], rule, rank, size, dtype=kind)
-        merged = self.low_rank[base].merged(base, merge(parts, rule), self._fetch, rule, self.alpha)
-        return slice_for_rank(merged, rule, rank, size).to(kind)
-
-    def _local(self, base: str, rank: int) -> Tensor:
-        """The weight of one stored part with that part's matrices, fp32."""
-        part = self.stored[rank]
-        weight = part[self.stored_as[f"{base}.weight"]]
-        return self.low_rank[base].merged(base, weight, lambda key, _: _take(key, part), REPLICATED, self.alpha)
+            parts = zip(stored, self._stored, strict=True)
+            return [
+                low_rank.merged(base, weight, lambda key, _, part=part: _take(key, part), REPLICATED, self._alpha)
+                for weight, part in parts
+            ]
+        whole = RankPart(stored, rule, 0, 1, stored[0].dtype, stored[0].device)
+        return [low_rank.merged(base, whole, self._fetch, rule, self._alpha)]
 
     def _fetch(self, name: str, rule: SplitRule) -> Tensor:
-        if name in self.added:
-            return self.added[name]
-        return merge([_take(name, part) for part in self.stored], rule)
+        if name in self._added:
+            return self._added[name]
+        return merge([_take(name, part) for part in self._stored], rule)
 
     def _check(self, source: SATCheckpoint, model: nn.Module, size: int) -> None:
         """Raise CheckpointError where names or shapes are not those of the config's model."""
-        if any(name.startswith(PREFIX_START) for name in self.stored_as):
+        if any(name.startswith(PREFIX_START) for name in self.names):
             raise CheckpointError(f"{source.step_folder} holds a p-tuning prefix, which cannot be merged into weights")
-        plain = [{name: part[key] for name, key in self.stored_as.items() if key in part} for part in self.stored]
         targets = model.state_dict()
         optional = {key for key, _, _ in computable_buffers(model)}
-        check_fit(source, plain, targets, self.rules, size, optional=optional)
-        if quantised := [n for n in self.low_rank if f"{n}.{SCALE}" in targets]:
+        check_fit(source, self.parts, targets, self.rules, size, optional=optional)
+        if quantised := [n for n in self._low_rank if f"{n}.{SCALE}" in targets]:
             raise CheckpointError(
                 f"{source.step_folder} is quantised, and LoRA cannot be merged into quantised weights "
                 f"({quantised[0]}): merge it into those in full precision, then quantise the result"
             )
-        full = {name: value for name, value in self.added.items() if not _MATRIX.match(name)}
+        full = {name: value for name, value in self._added.items() if not _MATRIX.match(name)}
         wrong = [
             name
             for name, value in full.items()
             if name not in targets or self.rules[name].full_shape(targets[name].shape, size) != tuple(value.shape)
         ]
-        wrong += [name for name in self.low_rank if f"{name}.weight" not in targets]
+        wrong += [name for name in self._low_rank if f"{name}.weight" not in targets]
         if wrong:
             raise CheckpointError(
                 f"the adapter or the LoRA matrices are not for the model in {source.step_folder}: {len(wrong)} name(s) "
                 f"or shapes do not fit, such as {', '.join(sorted(wrong)[:4])}"
             )
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, `names` from theirs to the stored ones; each is looked up when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, {name: key for name, key in names.items() if key in tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _plain(key: str) -> str:

@@ -15,7 +15,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.adapter import Adapter
 from sat_models.checkpoint.layout import SATCheckpoint
-from sat_models.checkpoint.merged import LORA_CONFIG_KEY, MergedWeights, open_weights
+from sat_models.checkpoint.merged import LORA_CONFIG_KEY, open_weights
 from sat_models.checkpoint.reshard import StoredWeights, split_rules, stored_kind
 from sat_models.config import LLaMAConfig
 from sat_models.errors import CheckpointError, ConfigError
@@ -30,7 +30,7 @@ EMBEDDING = "transformer.word_embeddings.weight"
 class Opened:
     """What is to be written: weights by SAT's names, the model they belong to, the content of their config."""
 
-    weights: StoredWeights | MergedWeights
+    weights: StoredWeights
     model: nn.Module
     config: Mapping[str, Any]
     tokenizer_file: Path | None

@@ -1,4 +1,4 @@
-"""Memory-mapped weights: giving their pages back, and how much memory this process holds."""
+"""Giving memory back, of mapped files and of what was freed, and how much of it this process holds."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _STATUS = Path("/proc/self/status")
 
 
 @functools.cache
-def _advise() -> Callable[..., int] | None:
+def _c_function(name: str, *arguments: type) -> Callable[..., int] | None:
+    """A function of the C library, where this system has it (madvise: Linux; malloc_trim: glibc)."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        function = ctypes.CDLL(None).madvise
+        function = ctypes.CDLL(None)[name]
     except (OSError, AttributeError):
         return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    function.argtypes = arguments
     return function
 
 
@@ -34,13 +35,23 @@ def release_pages(tensor: Tensor) -> None:
 
     A hint: where the system does not know it, nothing happens.
     """
-    advise = _advise()
+    advise = _c_function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     if advise is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         advise(first, last - first, _PAGEOUT)
+
+
+def release_freed() -> None:
+    """Let memory leave this process that was freed, but that malloc keeps between blocks in use; about a millisecond.
+
+    Megabytes that come and go while others are made to stay would otherwise leave holes of some hundred megabytes.
+    """
+    trim = _c_function("malloc_trim", ctypes.c_size_t)
+    if trim is not None:
+        trim(0)
 
 
 def anonymous_bytes() -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import RowParallelLinear
+from sat_models.checkpoint.pages import release_freed
 from sat_models.models.quantisation import Quantisation, linears_to_quantise
-from sat_models.models.quantised import SCALE, bitsandbytes, block_size, quantise, quantised_form, row_maxima
+from sat_models.models.quantised import SCALE, Rows, bitsandbytes, block_size, quantise, quantised_form, row_maxima
 
-TakeRank = Callable[[int], Tensor]
+PartOf = Callable[[int], Rows]
 """One rank's part of a weight in full precision."""
 
 
@@ -37,26 +39,23 @@ class Quantiser:
         """Whether the weight of this name is to be quantised."""
         return key in self._linears
 
-    def tensors(self, key: str, take: TakeRank, rank: int, size: int) -> dict[str, Tensor]:
+    def tensors(self, key: str, part: PartOf, rank: int, size: int) -> dict[str, Tensor]:
         """The weight of `rank` of `size` by its names in a quantised checkpoint.
 
         The scales of 8 bits are those of whole rows, so that the model is the same for any number of ranks.
         """
-        linear, local = self._linears[key], take(rank)
-        maxima = None
-        if self.settings.bits == 8 and isinstance(linear, RowParallelLinear):
-            maxima = row_maxima(local)
-            for other in range(size):
-                if other != rank:
-                    maxima = torch.maximum(maxima, row_maxima(take(other)))
-        weight, scale = quantise(local, self.settings.bits, block=block_size(linear), maxima=maxima)
+        linear, maxima = self._linears[key], None
+        if self.settings.bits == 8 and size > 1 and isinstance(linear, RowParallelLinear):
+            maxima = functools.reduce(torch.maximum, (row_maxima(part(r)) for r in range(size)))
+        weight, scale = quantise(part(rank), self.settings.bits, block=block_size(linear), maxima=maxima)
+        release_freed()
         return {key: weight, f"{key.removesuffix('weight')}{SCALE}": scale}
 
-    def place(self, model: nn.Module, key: str, take: TakeRank, rank: int, size: int) -> None:
+    def place(self, model: nn.Module, key: str, part: PartOf, rank: int, size: int) -> None:
         """Exchange one linear of `model` for its quantised form, filled; its bias is left as it is."""
         name = key.removesuffix(".weight")
         layer = quantised_form(model.get_submodule(name), self.settings.bits)
-        layer.fill(*self.tensors(key, take, rank, size).values())
+        layer.fill(*self.tensors(key, part, rank, size).values())
         model.set_submodule(name, layer)
 
     def bytes_of(self, key: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from sat_models.checkpoint.pages import release_pages
 from sat_models.errors import CheckpointError
-from sat_models.models.quantised import SCALE
+from sat_models.models.quantised import SCALE, Rows
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,54 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     return {}
 
 
+@dataclass(frozen=True)
+class RankPart:
+    """What belongs to one rank of a weight that is stored in any number of parts; a slice of its rows is read there.
+
+    Attributes:
+        stored: the M stored shards in rank order, all of one shape (the whole weight if M is 1).
+        rule: how the weight is divided.
+        rank, size: whose part, of how many.
+        dtype, device: of what is read.
+    """
+
+    stored: Sequence[Rows]
+    rule: SplitRule
+    rank: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device | str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of this rank's part. Raises CheckpointError if the weight cannot be divided evenly."""
+        return self.rule.shard_shape(self.rule.full_shape(self.stored[0].shape, len(self.stored)), self.size)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Rows of it as a new contiguous tensor; nothing else of that size is allocated."""
+        start, stop, _ = rows.indices(self.shape[0])
+        out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype, device=self.device)
+        dim = self.rule.dim
+        if dim is None:
+            return out.copy_(self.stored[0][start:stop])
+        full = self.stored[0].shape[dim] * len(self.stored)
+        for target, shard, source, length in _pieces(full, self.rule.parts, len(self.stored), self.rank, self.size):
+            if dim == 0:
+                first, last = max(start, target), min(stop, target + length)
+                if first < last:
+                    shift = source - target
+                    out[first - start : last - start].copy_(self.stored[shard][first + shift : last + shift])
+            else:
+                out.narrow(dim, target, length).copy_(self.stored[shard][start:stop].narrow(dim, source, length))
+        return out
+
+    def read(self) -> Tensor:
+        """All of it, in memory of its own."""
+        if not self.shape:
+            return torch.empty((), dtype=self.dtype, device=self.device).copy_(self.stored[0])
+        return self[:]
+
+
 def read_shard(
     stored: Sequence[Tensor],
     rule: SplitRule,
@@ -86,31 +134,18 @@ def read_shard(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The part of rank `rank` of `size`, out of a weight that is stored in `len(stored)` parts.
+    """The part of `rank` of `size`, in memory of its own; see `RankPart`.
 
     Args:
-        stored: the M stored shards in rank order, all of one shape (the whole weight if M is 1).
-        rule: how the weight is divided.
         dtype, device: of the result; None keeps the stored one.
-
-    Returns:
-        A new contiguous tensor; nothing else of that size is allocated.
 
     Raises:
         CheckpointError: it cannot be divided evenly.
     """
-    first = stored[0]
-    local = rule.shard_shape(rule.full_shape(first.shape, len(stored)), size)
-    out = torch.empty(local, dtype=dtype or first.dtype, device=device or first.device)
-    if rule.dim is None:
-        return out.copy_(first)
-    full = first.shape[rule.dim] * len(stored)
-    for target, shard, source, length in _pieces(full, rule.parts, len(stored), rank, size):
-        out.narrow(rule.dim, target, length).copy_(stored[shard].narrow(rule.dim, source, length))
-    return out
+    return RankPart(stored, rule, rank, size, dtype or stored[0].dtype, device or stored[0].device).read()
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoredWeights:
     """Stored parts, and how each weight in them is divided: what `load_weights` and the converters read from.
 
@@ -131,7 +166,7 @@ class StoredWeights:
         """The stored dtype."""
         return self.parts[0][name].dtype
 
-    def take(
+    def part(
         self,
         name: str,
         rank: int = 0,
@@ -139,16 +174,20 @@ class StoredWeights:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """What belongs to `rank` of `size`, in memory of its own; `dtype` is for floating-point weights."""
-        kind = stored_kind(name, self.parts[0][name], dtype)
+    ) -> RankPart:
+        """What belongs to `rank` of `size`, still to be read; `dtype` is for floating-point weights."""
         stored = [part[name] for part in self.parts]
-        return read_shard(stored, self.rules[name], rank, size, dtype=kind, device=device)
+        kind = stored_kind(name, stored[0], dtype)
+        return RankPart(self._rows(name, stored), self.rules[name], rank, size, kind, device)
 
     def done(self, name: str) -> None:
         """This weight is not needed any more: its pages may leave the memory."""
         for part in self.parts:
             release_pages(part[name])
+
+    def _rows(self, name: str, stored: Sequence[Tensor]) -> Sequence[Rows]:
+        """What the parts of a weight are read from."""
+        return stored
 
 
 def stored_kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

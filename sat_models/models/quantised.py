@@ -12,8 +12,9 @@ in QLoRA, quantised around a mean of the whole weight.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,27 @@ SCALE = "quant_scale"
 _BLOCKS = (64, 32)
 _STEPS, _OFFSET = 8, 191  # a scale of 4 bits: steps per doubling, and the code that means 1
 _LARGEST = 2 ** ((255.5 - _OFFSET) / _STEPS)
-_CHUNK = 2**22
+_CHUNK = 2**20  # values of a weight in work at once: bitsandbytes takes up to 20 bytes for each on the CPU
 _OUTLIER = 6.0  # LLM.int8 (arXiv 2208.07339): inputs beyond it are multiplied in fp16
+
+
+class Rows(Protocol):
+    """A weight [outputs, inputs] that is read by runs of rows: a tensor, or what makes them when it is sliced."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of the whole."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what a slice gives."""
+
+    @property
+    def device(self) -> torch.device | str:
+        """Where a slice lies."""
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Those rows."""
 
 
 def bitsandbytes() -> ModuleType:
@@ -60,14 +80,8 @@ class _QuantisedLinear(nn.Module):
             setattr(self, name, getattr(linear, name))
         self.register_parameter("bias", linear.bias)
         self.bits, self.block = bits, block_size(linear)
-        rows, columns = linear.weight.shape
-        kind, stored, scales = torch.int8, (rows, columns), (rows,)
-        if bits == 4:
-            kind, stored, scales = torch.uint8, (rows, columns // 2), (rows, columns // self.block)
-        device = linear.weight.device
         self.register_buffer(SCALE, None)
-        scale_kind = torch.float32 if bits == 8 else torch.uint8
-        self.fill(torch.empty(stored, dtype=kind, device=device), torch.empty(scales, dtype=scale_kind, device=device))
+        self.fill(*_empty(linear.weight, bits, self.block))
 
     def fill(self, weight: Tensor, scale: Tensor) -> None:
         """Take what `quantise` has made."""
@@ -116,16 +130,28 @@ def quantised_form(linear: nn.Module, bits: int) -> QuantisedColumnLinear | Quan
     return form(linear, bits)
 
 
-def row_maxima(weight: Tensor) -> Tensor:
+def row_runs(rows: int, columns: int) -> Iterator[slice]:
+    """A weight of this shape in runs of rows, so small that what is made of one on the way does not count."""
+    step = max(1, _CHUNK // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def row_maxima(weight: Rows) -> Tensor:
     """Largest magnitude in each row of [outputs, inputs], fp32 [outputs]: the scales of 8 bits."""
-    return torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float()
+    return torch.cat([_maxima(weight[run]) for run in row_runs(*weight.shape)])
+
+
+def _maxima(values: Tensor) -> Tensor:
+    return torch.maximum(values.amax(dim=1), -values.amin(dim=1)).float()
 
 
 @torch.no_grad()
 def quantise(
-    weight: Tensor, bits: int, *, block: int | None = None, maxima: Tensor | None = None
+    weight: Rows, bits: int, *, block: int | None = None, maxima: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """A weight [outputs, inputs], or a rank's part of one, as (`weight`, `quant_scale`) of the table above.
+
+    It is read run by run. A scale belongs to one row or to a part of one, so the runs do not show in the result.
 
     Args:
         block: of 4 bits.
@@ -134,22 +160,37 @@ def quantise(
     Raises:
         ConfigError: a weight that is no number, or too large for the scales.
     """
+    stored, scales = _empty(weight, bits, block)
+    for run in row_runs(*weight.shape):
+        values = weight[run]
+        if bits == 8:
+            scales[run] = _maxima(values) if maxima is None else maxima[run]
+            stored[run] = _codes_8(values, scales[run])
+        else:
+            stored[run], scales[run] = _codes_4(values, block)
+    return stored, scales
+
+
+def _empty(weight: Rows, bits: int, block: int | None) -> tuple[Tensor, Tensor]:
+    """Memory for a quantised weight and its scales, where the weight lies."""
+    rows, columns = weight.shape
+    new = functools.partial(torch.empty, device=weight.device)
     if bits == 8:
-        scales = row_maxima(weight) if maxima is None else maxima
-        _check_range(scales, float("inf"))
-        chunks = zip(_row_chunks(weight), _row_chunks(scales, weight.shape[1]), strict=True)
-        factor = 127.0
-        parts = [(w.float() * (factor / s.clamp(min=1e-30))[:, None]).round_().to(torch.int8) for w, s in chunks]
-        return torch.cat(parts), scales
-    functional = bitsandbytes().functional
-    packed, codes = [], []
-    for rows in _row_chunks(weight):
-        values, state = functional.quantize_4bit(rows.contiguous(), blocksize=block, quant_type="nf4")
-        _check_range(state.absmax, _LARGEST)
-        steps = state.absmax.log2().mul_(_STEPS).add_(_OFFSET).round_().clamp_(0, 255)
-        packed.append(values.view(len(rows), -1))
-        codes.append(steps.to(torch.uint8).view(len(rows), -1))
-    return torch.cat(packed), torch.cat(codes)
+        return new(rows, columns, dtype=torch.int8), new(rows, dtype=torch.float32)
+    return new(rows, columns // 2, dtype=torch.uint8), new(rows, columns // block, dtype=torch.uint8)
+
+
+def _codes_8(values: Tensor, scales: Tensor) -> Tensor:
+    _check_range(scales, float("inf"))
+    factor = 127.0
+    return (values.float() * (factor / scales.clamp(min=1e-30))[:, None]).round_().to(torch.int8)
+
+
+def _codes_4(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    packed, state = bitsandbytes().functional.quantize_4bit(values.contiguous(), blocksize=block, quant_type="nf4")
+    _check_range(state.absmax, _LARGEST)
+    steps = state.absmax.log2().mul_(_STEPS).add_(_OFFSET).round_().clamp_(0, 255)
+    return packed.view(len(values), -1), steps.to(torch.uint8).view(len(values), -1)
 
 
 def _check_range(maxima: Tensor, limit: float) -> None:
@@ -159,12 +200,6 @@ def _check_range(maxima: Tensor, limit: float) -> None:
             f"a weight of {largest:.3g} cannot be quantised (limit {limit:.3g}): the file is damaged, or name its "
             "linear in quant_skip"
         )
-
-
-def _row_chunks(tensor: Tensor, width: int | None = None) -> Iterator[Tensor]:
-    """Runs of rows small enough that fp32 copies of them do not count."""
-    width = tensor.shape[1] if width is None else width
-    return iter(tensor.split(max(1, _CHUNK // width)))
 
 
 def _product_8(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tensor:

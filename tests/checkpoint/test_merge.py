@@ -21,9 +21,11 @@ from sat_models.checkpoint.adapter import load_adapter, read_adapter, save_adapt
 from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.io import find_checkpoint, read_weights, save_checkpoint
 from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
-from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora
+from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora, open_weights
+from sat_models.checkpoint.reshard import slice_for_rank
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.build import make_config
+from sat_models.models import quantised
+from sat_models.models.build import build_model, make_config
 from sat_models.zoo import load_pretrained
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -217,6 +219,33 @@ def test_unmerged_weights_of_ours_keep_their_alpha(golden, load, tmp_path, use_d
         assert written.name == "20"
         assert "lora" not in json.loads((tmp_path / f"mp{size}" / "model_config.json").read_text())
         assert (_logits(load(tmp_path / f"mp{size}"), golden) - trained).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("beside", [False, True], ids=["adapter", "beside"])
+def test_merged_rows_are_those_of_the_merged_weight(golden, load, tmp_path, monkeypatch, use_dora, beside):
+    """Bit for bit, for every rank, though the whole and the rows are made at other times."""
+    monkeypatch.setattr(quantised, "_CHUNK", 7 * 64)
+    model = load(golden / "cogvlm-mini")
+    model.requires_grad_(False)
+    settings = LoRASettings(targets=TARGETS, rank=2, use_dora=use_dora)
+    apply_lora(model, settings)
+    _shake(model)
+    source, adapter = find_checkpoint(golden / "cogvlm-mini"), None
+    if beside:
+        save_checkpoint(model, tmp_path, make_config({**model.config.to_dict(), "lora": settings.to_dict()}), step=1)
+        source = find_checkpoint(tmp_path)
+    else:
+        adapter = read_adapter(save_adapter(model, tmp_path, base_model="x"))
+    weights = open_weights(source, build_model(make_config(source.config)), adapter=adapter)
+    for name in (f"{QKV}.weight", "transformer.layers.2.attention.dense.weight"):
+        whole = weights.part(name).read()
+        assert not whole.equal(load(golden / "cogvlm-mini").state_dict()[name])
+        for size in (1, 2, 4):
+            for rank in range(size):
+                part, wanted = weights.part(name, rank, size), slice_for_rank(whole, weights.rules[name], rank, size)
+                assert part.read().equal(wanted)
+                assert torch.cat([part[row : row + 5] for row in range(0, len(wanted), 5)]).equal(wanted)
 
 
 def test_an_adapter_file_is_small_and_carries_all_that_was_trained(golden, load, tmp_path):

@@ -1,9 +1,10 @@
-"""Memory while loading: pages given back, the watcher, and the bound on a checkpoint of gigabytes."""
+"""Memory while loading: pages and freed memory given back, the watcher, and the bound on a checkpoint of gigabytes."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from sat_models.checkpoint.io import read_weights
 from sat_models.checkpoint.layout import find_checkpoint
-from sat_models.checkpoint.pages import AnonymousPeak, anonymous_bytes, release_pages
+from sat_models.checkpoint.pages import AnonymousPeak, anonymous_bytes, release_freed, release_pages
 from sat_models.checkpoint.synthetic import write_synthetic
 from sat_models.errors import ConfigError
 from sat_models.models.build import make_config
@@ -21,8 +22,6 @@ from sat_models.models.build import make_config
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 BOUND = 1.15
-ONE_WEIGHT = 0.45e9
-"""What the largest weight of that checkpoint takes while it is quantised, however many there are; measured 0.39."""
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
@@ -52,6 +51,16 @@ def test_memory_without_a_file_loses_nothing() -> None:
     assert value.equal(torch.arange(4 * MIB, dtype=torch.int32))
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_between_blocks_in_use_leaves() -> None:
+    blocks = [torch.ones(16 * 1024) for _ in range(1024)]
+    del blocks[::2]
+    before = anonymous_bytes()
+    release_freed()
+    assert before - anonymous_bytes() > 24 * MIB
+    assert all(block.eq(1).all() for block in blocks)
+
+
 def test_the_watcher_sees_what_is_gone_again() -> None:
     with AnonymousPeak() as peak:
         value = torch.ones(16 * MIB)
@@ -70,11 +79,11 @@ def test_a_synthetic_checkpoint_has_its_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--processes", "2"], ["--quant", "4"]], ids=["one", "two", "quantised"])
-def test_loading_takes_what_the_weights_need(flags: list[str]) -> None:
+@pytest.mark.parametrize("flags", ["", "--processes 2", "--quant 4", "--quant 8", "--processes 2 --quant 4"])
+def test_loading_takes_what_the_weights_need(flags: str) -> None:
     if "--quant" in flags:
         pytest.importorskip("bitsandbytes")
-    command = [sys.executable, str(ROOT / "scripts" / "measure_loading.py"), "--gigabytes", "3", *flags]
+    command = [sys.executable, str(ROOT / "scripts" / "measure_loading.py"), "--gigabytes", "3", *flags.split()]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
@@ -83,5 +92,4 @@ def test_loading_takes_what_the_weights_need(flags: list[str]) -> None:
     assert len(reports) == (2 if "--processes" in flags else 1)
     for report in reports:
         assert report["needed"] > 0.5e9
-        on_the_way = ONE_WEIGHT if "--quant" in flags else 0
-        assert report["peak"] <= BOUND * report["needed"] + on_the_way, report
+        assert report["peak"] <= BOUND * report["needed"], report

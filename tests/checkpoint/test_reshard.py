@@ -7,7 +7,15 @@ import itertools
 import pytest
 import torch
 
-from sat_models.checkpoint.reshard import REPLICATED, SplitRule, merge, read_shard, slice_for_rank, split_rules
+from sat_models.checkpoint.reshard import (
+    REPLICATED,
+    RankPart,
+    SplitRule,
+    merge,
+    read_shard,
+    slice_for_rank,
+    split_rules,
+)
 from sat_models.errors import CheckpointError
 
 QKV = SplitRule(0, (1, 1, 1))
@@ -60,6 +68,10 @@ def test_any_stored_size_to_any_running_size(rule):
         for rank in range(running):
             expected = slice_for_rank(full, rule, rank, running)
             assert torch.equal(read_shard(shards, rule, rank, running), expected), (stored, running, rank)
+            part = RankPart(shards, rule, rank, running, full.dtype, "cpu")
+            assert part.shape == expected.shape
+            for rows in (slice(None), slice(5, 11), slice(1, -1), slice(3, 3)):
+                assert torch.equal(part[rows], expected[rows]), (stored, running, rank, rows)
 
 
 def test_a_slice_is_cast_on_the_way():

@@ -13,6 +13,7 @@ from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
 from sat_models import runtime
 from sat_models.checkpoint.reshard import slice_for_rank, split_rules
 from sat_models.errors import ConfigError, MissingPackageError
+from sat_models.models import quantised
 from sat_models.models.quantisation import DEFAULT_SKIP, Quantisation, linears_to_quantise
 from sat_models.models.quantised import (
     QuantisedColumnLinear,
@@ -103,6 +104,24 @@ def test_a_slice_of_the_quantised_is_the_quantised_slice(bits, linear):
         weight, scale = quantise(part, bits, block=block_size(linear), maxima=maxima)
         assert weight.equal(slice_for_rank(layer.weight, rules["weight"], rank, 2))
         assert scale.equal(slice_for_rank(layer.quant_scale, rules["quant_scale"], rank, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [64, 32])
+def test_runs_of_rows_do_not_show_in_the_result(block, dtype, monkeypatch):
+    weight = (_weight(97, 320) * torch.logspace(-3, 2, 97)[:, None]).to(dtype)
+    codes, state = bitsandbytes().functional.quantize_4bit(weight, blocksize=block, quant_type="nf4")
+    whole = {bits: quantise(weight, bits, block=block) for bits in (8, 4)}
+    assert whole[4][0].equal(codes.view(97, 160))
+    assert whole[4][1].equal((state.absmax.log2() * 8 + 191).round().to(torch.uint8).view(97, -1))
+    assert whole[8][0].equal((weight.float() * (127 / row_maxima(weight))[:, None]).round().to(torch.int8))
+    for chunk in (1, 320, 7 * 320, 10**4):
+        monkeypatch.setattr(quantised, "_CHUNK", chunk)
+        assert row_maxima(weight).equal(whole[8][1])
+        for bits, (values, scales) in whole.items():
+            for maxima in (None, whole[8][1]) if bits == 8 else (None,):
+                given = quantise(weight, bits, block=block, maxima=maxima)
+                assert given[0].equal(values) and given[1].equal(scales), (bits, chunk)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
