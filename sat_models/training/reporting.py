@@ -100,7 +100,7 @@ def plot_curve(file: Path) -> Path | None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss per token", ylim=(0, None))
+    axes = figure.add_subplot(xlabel="step", ylabel="loss per token")
     axes.plot(*zip(*train, strict=True), label="training", linewidth=1)
     if valid:
         axes.plot(*zip(*valid, strict=True), label="validation", marker="o", markersize=3)
@@ -109,6 +109,7 @@ def plot_curve(file: Path) -> Path | None:
         right.set(ylabel="exact match", ylim=(0, 1.02))
         right.plot(*zip(*match, strict=True), color="tab:green", marker="s", markersize=3, label="exact match")
         right.legend(loc="center right")
+    axes.set_ylim(bottom=0)  # after plotting: before, it would fix the top as well
     axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
     picture = file.with_name(CURVE_FILE)
