@@ -28,7 +28,7 @@ from sat_models.training.memory import BUCKET, estimate_memory
 from sat_models.training.merging import merge_apart
 from sat_models.training.reporting import Reporter
 from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
-from sat_models.training.split import load_train_valid
+from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
 from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of, trainable_table
 from sat_models.vlm import VLM
@@ -171,7 +171,7 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
                 "--from_pretrained",
                 merged,
                 "--data",
-                *(settings.valid_data or settings.train_data),
+                *map(str, settings.valid_data or validation_folders(settings.train_data) or settings.train_data),
             ),
         ]
     step = str(folder / str(outcome.step))

@@ -49,8 +49,7 @@ def load_train_valid(
         raise ConfigError(f"the validation share is {share}; it must be at least 0 and below 1")
     paths = _paths(train_data)
     train = [record for path in paths for record in _read(path, on_bad, reading)]
-    beside = [path for path in map(validation_beside, paths) if path]
-    chosen = _paths(valid_data) if valid_data else list(dict.fromkeys(beside))
+    chosen = _paths(valid_data) if valid_data else validation_folders(paths)
     if chosen:
         valid = [record for path in chosen for record in _read(path, on_bad, reading)]
         logger.info("validation: %d record(s) of %s", len(valid), ", ".join(map(str, chosen)))
@@ -100,6 +99,11 @@ def group_by_common(items: Sequence[T], keys: Sequence[Iterable[Hashable]]) -> l
     for item, first in zip(items, firsts, strict=True):
         groups.setdefault(root(first), []).append(item)
     return list(groups.values())
+
+
+def validation_folders(train: Sequence[PathLike]) -> list[Path]:
+    """What lies beside the training data to validate on, each once."""
+    return list(dict.fromkeys(path for path in map(validation_beside, train) if path))
 
 
 def validation_beside(train: PathLike) -> Path | None:

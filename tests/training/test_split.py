@@ -168,3 +168,16 @@ def test_captchas_by_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     records = read_records(tmp_path / "archive")
     assert len(records) == 4 and all(len(r.turns[0][1]) == 3 and r.turns[0][1].isdigit() for r in records)
     assert run(monkeypatch, "make_dataset.py", "--task", "captcha", "--digits", 0, "--output", tmp_path / "x") == 2
+
+
+def test_the_printed_evaluation_takes_what_was_not_trained_on(tmp_path: Path) -> None:
+    from sat_models.training.finetune import next_steps
+    from sat_models.training.loop import Outcome
+    from sat_models.training.settings import FinetuneSettings
+
+    (tmp_path / "train").mkdir()
+    settings = FinetuneSettings(from_pretrained="m", train_data=(str(tmp_path / "train"),), save_path="s")
+    outcome = Outcome(step=1, reason="finished")
+    assert f"--data {tmp_path / 'train'}\n" in next_steps(settings, outcome)
+    (tmp_path / "valid").mkdir()
+    assert f"--data {tmp_path / 'valid'}\n" in next_steps(settings, outcome)
