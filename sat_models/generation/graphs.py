@@ -54,7 +54,8 @@ class GraphedStep:
     ) -> Tensor:
         """As `TokenStep.__call__`. The logits are overwritten by the next call."""
         columns = min(-(-(store.length + 1) // BUCKET) * BUCKET, store.max_length)
-        key = (len(ids), columns, tuple(part.data_ptr() for part in store.keys), max_position // BUCKET)
+        memory = tuple(part.data_ptr() for part in (*store.keys, *store.values))
+        key = (len(ids), columns, memory, store.max_length, max_position // BUCKET)
         seen, self._key = key == self._key, key
         if not seen:
             self._recording = None
@@ -83,7 +84,7 @@ class _Recording:
         self._ids, self._positions = ids.clone(), position_ids.clone()
         self._place = torch.full((1,), store.length, device=ids.device)
         self._mask = torch.zeros(len(ids), 1, 1, columns, dtype=torch.bool, device=ids.device)
-        self._seen = 0  # columns of the mask that are set
+        self._seen = 0  # columns of the mask that are set, from the first on
         highest = (max_position // BUCKET + 1) * BUCKET
         step.reserve(highest)  # a table that grew while recording would be lost with it
 
@@ -107,9 +108,9 @@ class _Recording:
         self._place.fill_(length)
         if may_look is not None:
             self._mask[..., : length + 1] = may_look
-        elif self._seen != length:  # the first time, or the store was set back
+        elif self._seen != length:  # the first time, behind a mask of the caller's, or the store was set back
             self._mask.fill_(False)
             self._mask[..., :length] = True
-        self._seen = length + 1
+        self._seen = length + 1 if may_look is None else 0
         self._replay()
         return self._logits

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixins.kv_cache import KVStore, kv_cache
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from mixins.sat_compat import BaseMixin
@@ -180,6 +181,26 @@ class TestRecorded:
         made, run = next(recordings), next(replays)
         assert made >= 8, "one for each bucket of each answer"
         assert made < run / 2, "most steps come from a recording that was there"
+
+    def test_a_mask_hides_nothing_from_the_step_behind_it(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rows come and go in a lane, and with them the mask; a recording outlives that."""
+        monkeypatch.setattr(graphs, "BUCKET", 64)
+        layers = len(vlm.model.transformer.layers)
+        with torch.inference_mode(), kv_cache(vlm.model, 0):
+            plain = TokenStep.of(vlm.model)
+            logits = []
+            for step in (plain, GraphedStep(plain, lambda action: action)):
+                store, found = KVStore(layers, 64), []
+                for place in range(8):
+                    hidden = torch.arange(place + 1)[None, None, None] > 1
+                    mask = hidden if place in (4, 5) else None
+                    ids, at = torch.tensor([5 + place]), torch.tensor([[place]])
+                    through = step if place else plain  # a prompt has filled the cache before the first step
+                    found.append(through(ids, at, store, mask, max_position=place).clone())
+                    store.advance(1)
+                logits.append(found)
+        for a, b in zip(*logits, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
     def test_what_cannot_be_recorded_runs_as_it_is(
         self, vlm: VLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
