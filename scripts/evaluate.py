@@ -12,7 +12,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ConfigError, run_script
+from sat_models.flags import refuse_unused
 
+_ALWAYS = {
+    "from_pretrained", "task", "max_new_tokens", "batch_size", "output", "local_tokenizer", "dtype", "device",
+    "threads",
+}  # fmt: skip
+_SAMPLING = {"temperature", "top_p", "top_k", "seed"}
+_FILES = {"annotations", "images", "questions", "instances", "split", "prompts", "model_parallel_size"}
+USED = {
+    "shapes": _ALWAYS | _SAMPLING | {"versions", "count"},
+    "data": _ALWAYS | {"data", "version", "limit", "prompt"},
+}
 TASKS = ("caption", "vqa", "rec", "reg", "grounded-caption", "visual7w")
 
 
@@ -48,7 +59,10 @@ def parse_args() -> argparse.Namespace:
     flag("--dtype", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
     flag("--device", default="auto")
     flag("--threads", type=int, help="CPU threads")
-    return parser.parse_args()
+    args = parser.parse_args()
+    used = USED.get(args.task, _ALWAYS | _SAMPLING | _FILES | {"version", "limit", "prompt"})
+    refuse_unused(parser, args, used, f"--task {args.task}")
+    return args
 
 
 def main() -> int:

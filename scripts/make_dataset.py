@@ -11,8 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
 from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
+from sat_models.flags import refuse_unused
 from sat_models.training.captcha import write_captchas
 from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
+
+_ALWAYS = {"output", "count", "seed"}
+_WORLD = {"task", "min_objects", "max_objects", "canonical", "image_prefix"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +34,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--image-prefix", default="", help="put before the file names in the JSONL (default: relative to the JSONL)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.format:
+        refuse_unused(parser, args, _ALWAYS | {"format", "max_objects", "canonical"}, f"--format {args.format}")
+    elif args.task == "captcha":
+        refuse_unused(parser, args, _ALWAYS | {"task", "digits"}, "--task captcha")
+    else:
+        refuse_unused(parser, args, _ALWAYS | _WORLD, f"--task {args.task}")
+    return args
 
 
 def main() -> int:

@@ -90,6 +90,11 @@ def test_public_files_give_the_figures_of_shapes(tmp_path: Path) -> None:
             ["--task", "rec", "--prompt=x", "--prompts=p", "--annotations=x.p", "--images=.", "--output=o"],
             "give one of them",
         ),
+        ("evaluate.py", ["--task=data", "--data=x", "--top_k=3", "--seed=1"], "does not read --seed, --top_k; leave"),
+        ("evaluate.py", ["--task=shapes", "--version=vqa"], "--task shapes does not read --version; leave it out"),
+        ("make_dataset.py", ["--output=x", "--format=pope", "--min-objects=2"], "pope does not read --min-objects"),
+        ("make_dataset.py", ["--output=x", "--task=captcha", "--canonical"], "captcha does not read --canonical"),
+        ("make_dataset.py", ["--output=x", "--digits=5"], "--task mixed does not read --digits"),
         ("plot_evaluation.py", ["x"], "nothing to draw"),
     ],
 )
