@@ -1,6 +1,7 @@
 """Rotary rotation as one Triton kernel; `rotate_triton` is None where Triton is not installed.
 
-Same arithmetic as `mixins.rotary.rotate_half_split`: fp32 inside, the input's dtype outside. Inference only (it has no
+As `mixins.rotary.rotate_half_split`: fp32 inside, the input's dtype outside. A product and the sum behind it may be
+rounded once here (Triton contracts them) and twice there, so the last bit of fp32 can differ. Inference only (it has no
 backward), which is the only place where it is chosen.
 """
 
@@ -45,8 +46,9 @@ if triton is not None:
         batch, heads, tokens, head_dim = x.shape
         out = torch.empty_like(x)
         row_batch_stride = 0 if cos.shape[0] == 1 else tokens * head_dim
-        _rotate_kernel[(batch * heads * tokens,)](
-            x, cos, sin, out, heads, tokens, row_batch_stride,
-            HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # Triton launches on the thread's current device, wherever its arguments are
+            _rotate_kernel[(batch * heads * tokens,)](
+                x, cos, sin, out, heads, tokens, row_batch_stride,
+                HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),
+            )  # fmt: skip
         return out

@@ -19,12 +19,21 @@ _ALWAYS = {
     "threads",
 }  # fmt: skip
 _SAMPLING = {"temperature", "top_p", "top_k", "seed"}
-_FILES = {"annotations", "images", "questions", "instances", "split", "prompts", "model_parallel_size"}
+_ASKING = {"version", "limit", "prompt"}
+_FILES = _ALWAYS | _SAMPLING | _ASKING | {"annotations", "images", "prompts", "model_parallel_size"}
+TASKS = {
+    "caption": _FILES | {"split"},
+    "vqa": _FILES | {"split", "questions"},
+    "rec": _FILES | {"split", "instances"},
+    "reg": _FILES,
+    "grounded-caption": _FILES | {"split"},
+    "visual7w": _FILES | {"split"},
+}
 USED = {
     "shapes": _ALWAYS | _SAMPLING | {"versions", "count"},
-    "data": _ALWAYS | {"data", "version", "limit", "prompt"},
+    "data": _ALWAYS | _ASKING | {"data", "data_format", "image_root"},
+    **TASKS,
 }
-TASKS = ("caption", "vqa", "rec", "reg", "grounded-caption", "visual7w")
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,12 +42,14 @@ def parse_args() -> argparse.Namespace:
     flag("--from_pretrained", "--from-pretrained", default="cogvlm-tiny", metavar="NAME_OR_PATH")
     flag("--task", choices=["shapes", "data", *TASKS], default="shapes")
     flag("--data", nargs="+", metavar="PATH", help="data: files or folders in a training format")
+    flag("--data_format", "--data-format", metavar="FORMAT", help="data: force a data format, as in fine-tuning")
+    flag("--image_root", "--image-root", metavar="PATH", help="data: folder that picture names are tried in first")
     flag("--annotations", type=Path, help="annotation file; a folder for grounded-caption")
     flag("--images", type=Path, help="folder of the pictures")
     flag("--questions", type=Path, help="vqa: the …_questions.json that belongs to the annotations")
     flag("--instances", type=Path, help="rec: instances.json (default: beside the annotations)")
     flag("--split", help="of the annotations: val, testA, test, …; vqa: val2014, …")
-    flag("--limit", type=int, help="take the first samples only")
+    flag("--limit", type=int, help="take the first samples only; data: answer so many, spread over all")
     flag("--prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
     flag("--prompts", type=Path, help="a JSON file with a prompt for each sample, by its id, instead of one for all")
     flag("--version", help="prompt style (default: the model's own)")
@@ -60,8 +71,9 @@ def parse_args() -> argparse.Namespace:
     flag("--device", default="auto")
     flag("--threads", type=int, help="CPU threads")
     args = parser.parse_args()
-    used = USED.get(args.task, _ALWAYS | _SAMPLING | _FILES | {"version", "limit", "prompt"})
-    refuse_unused(parser, args, used, f"--task {args.task}")
+    refuse_unused(parser, args, USED[args.task], f"--task {args.task}")
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit is {args.limit}; it must be at least 1 (leave it out to take all samples)")
     return args
 
 
@@ -77,7 +89,9 @@ def main() -> int:
     return 0
 
 
-def evaluate_shapes(args: argparse.Namespace) -> dict:
+def evaluate_shapes(args: argparse.Namespace) -> dict | None:
+    """The scores, on the first process; under torchrun all processes share the model and ask the same."""
+    from sat_models import runtime
     from sat_models.evaluation import shapes
     from sat_models.evaluation.runner import batched_by_version, write_result
     from sat_models.zoo import load_pretrained
@@ -87,8 +101,11 @@ def evaluate_shapes(args: argparse.Namespace) -> dict:
     )
     answer = batched_by_version(vlm, options=_options(args), batch_size=args.batch_size)
     result = shapes.evaluate_shapes(
-        answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size
-    )
+        answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size,
+        progress=runtime.rank() == 0,
+    )  # fmt: skip
+    if runtime.rank():
+        return None
     predictions = result.pop("predictions")
     result["decoding"] = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
     if args.output:
@@ -111,7 +128,8 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
     )  # fmt: skip
     scores, predictions = evaluate(
         vlm, args.data, prompt=args.prompt, version=args.version, batch_size=args.batch_size,
-        samples=args.limit or 10**9, max_new_tokens=args.max_new_tokens,
+        samples=args.limit or 10**9, max_new_tokens=args.max_new_tokens, format=args.data_format,
+        image_root=args.image_root,
     )  # fmt: skip
     if runtime.rank():
         return None

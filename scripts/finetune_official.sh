@@ -35,7 +35,8 @@ arguments=(
 arguments+=("${@:15}")
 
 if [ -n "${HOSTFILE:-}" ]; then
-    exec deepspeed --hostfile "$HOSTFILE" --num_gpus "$processes" "$scripts/finetune.py" "${arguments[@]}"
+    exec "$python" -m deepspeed.launcher.runner --no_local_rank --hostfile "$HOSTFILE" --num_gpus "$processes" \
+        "$scripts/finetune.py" "${arguments[@]}"
 fi
 if [ "${NNODES:-1}" = 1 ]; then
     launch=(--standalone --nnodes=1)

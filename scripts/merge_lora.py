@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import refuse_unused
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +26,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mp", type=int, default=1, help="parts of the result (default: %(default)s)")
     parser.add_argument("--alpha", type=float, help="of matrices beside weights (default: their config's, else 1)")
     parser.add_argument("--dtype", help="of the weights: fp32, bf16, fp16 (default: as they are)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    from sat_models.checkpoint.adapter import find_adapter
+
+    is_adapter = find_adapter(args.from_pretrained) is not None
+    used = {"from_pretrained", "output", "mp", "dtype", "base" if is_adapter else "alpha"}
+    what = "an adapter, which says its alpha itself," if is_adapter else "weights (no adapter is there)"
+    refuse_unused(parser, args, used, f"merging {args.from_pretrained}: {what}")
+    return args
 
 
 def main() -> int:

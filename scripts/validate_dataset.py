@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import refuse_unused
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,13 @@ def parse_args() -> argparse.Namespace:
     flag("no_decode", action="store_true", help="only look whether pictures exist, do not read them")
     flag("most", type=int, default=50, help="problems to print one by one (default: %(default)s)")
     flag("json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.from_pretrained:
+        used = vars(args).keys() - {"local_tokenizer", "version", "max_length"}
+        refuse_unused(parser, args, used, "a check without --from_pretrained")
+    if args.json:
+        refuse_unused(parser, args, vars(args).keys() - {"most"}, "--json")
+    return args
 
 
 def main() -> int:

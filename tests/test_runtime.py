@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,10 @@ def test_the_cpu_runs_in_fp32_unless_told_otherwise(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_runs_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    def supported(including_emulation: bool = True) -> bool:
+        return bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert runtime.choose_dtype("auto", torch.device("cuda")) == expected
 
 
@@ -30,6 +35,57 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, given: 
     monkeypatch.setenv("LOCAL_RANK", "6")
     assert runtime.choose_device(given) == torch.device("cuda", 2)
     assert runtime.choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"'cuda:4' was asked for, but this machine has 4 GPU\(s\), numbered from 0"):
+        runtime.choose_device("cuda:4")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """torchrun started 2 processes on a machine with 2 GPUs; what is asked of torch."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("current", device)))
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(runtime.dist, "init_process_group", lambda kind, **given: calls.append((kind, given)))
+    monkeypatch.setattr(runtime.dist, "get_backend", lambda: calls[-1][0])
+    monkeypatch.setattr(runtime.atexit, "register", lambda action: None)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    return calls
+
+
+def test_gpus_wait_long_for_each_other(launched: list[tuple[Any, ...]]) -> None:
+    gpu = torch.device("cuda", 1)
+    runtime.init_distributed(gpu)
+    assert launched == [("current", gpu), ("nccl", {"init_method": "env://", "timeout": timedelta(hours=2)})]
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    del launched[:]
+    runtime.init_distributed("cpu")
+    assert launched == [("gloo", {"init_method": "env://"})]
+
+
+def test_one_process_per_gpu(launched: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"3 processes were started on this machine, but it has 2 GPU\(s\)"):
+        runtime.init_distributed("cuda:0")
+    runtime.init_distributed("cpu")
+
+
+def test_a_second_model_takes_its_gpu_in_the_same_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
+    runtime.init_distributed("cuda:1")
+    runtime.init_distributed()
+    assert current == [torch.device("cuda", 1)]
+
+
+def test_the_device_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert runtime.current_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert runtime.current_device() == torch.device("cuda", 1)
 
 
 def test_what_is_no_device_or_dtype_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,14 @@ class Adapter:
         base_model: name or path of the model it was trained on, as `load_pretrained` takes it.
         lora: None where no LoRA was trained.
         extra: what the writer added (step, data, …).
+        file: where it was read; None for one made in memory.
     """
 
     tensors: dict[str, Tensor]
     base_model: str
     lora: LoRASettings | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -168,7 +170,9 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         if header is None or header.get("format") != _FORMAT:
             raise CheckpointError(f"{file} is no adapter of this project: its header lacks '{_HEADER}' ({_FORMAT})")
         lora = LoRASettings.from_dict(header["lora"]) if header["lora"] else None
-        return Adapter(tensors=tensors, base_model=header["base_model"], lora=lora, extra=header.get("extra", {}))
+        return Adapter(
+            tensors=tensors, base_model=header["base_model"], lora=lora, extra=header.get("extra", {}), file=file
+        )
     except CheckpointError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -74,7 +74,8 @@ def merge_lora_checkpoint(
     Args:
         source: the base model of `adapter`, or, without one, weights with the matrices beside them.
         adapter: as `read_adapter` gives it; weights that it holds in full take the place of the base's. Its
-            `extra["version"]`, where it has one, becomes the prompt style of the result.
+            `extra["version"]`, where it has one, becomes the prompt style of the result; a tokenizer in its run's
+            folder goes before the base's.
         alpha: of matrices in `source`; None takes the settings in its config, else 1 as in the originals.
         folder, size, dtype, step: as in `merge_model`, but the step is the adapter's `extra["step"]` where it has one.
 
@@ -98,7 +99,7 @@ def merge_lora_checkpoint(
     step = step or (str(adapter.extra["step"]) if "step" in adapter.extra else None)
     return _rewrite(
         source, stored, folder, size=size, dtype=dtype, step=step, alpha=alpha, added=adapter.tensors,
-        version=adapter.extra.get("version"),
+        version=adapter.extra.get("version"), run=adapter.file.parent.parent if adapter.file else None,
     )  # fmt: skip
 
 
@@ -113,6 +114,7 @@ def _rewrite(
     alpha: float = 1.0,
     added: Mapping[str, Tensor] | None = None,
     version: str | None = None,
+    run: Path | None = None,
 ) -> Path:
     if runtime.world_size() > 1:
         raise ConfigError("merging is the work of one process, which reads all parts: start it without torchrun")
@@ -128,7 +130,8 @@ def _rewrite(
     written = {k: v for k, v in source.config.items() if k != LORA_CONFIG_KEY} | {"model_parallel_size": size}
     if version is not None:
         written["text_processor_version"] = version
-    tokenizers = (place / "tokenizer.model" for place in (source.step_folder, source.folder))
+    places = [*([run] if run else []), source.step_folder, source.folder]
+    tokenizers = (place / name for place in places for name in config.TOKENIZER_FILES)
     return write_parts(
         _ranks(weights, size, dtype),
         folder,

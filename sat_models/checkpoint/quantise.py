@@ -36,7 +36,7 @@ class Quantiser:
         self._linears = {f"{name}.weight": m for name, m in linears_to_quantise(model, settings, size).items()}
 
     def __contains__(self, key: str) -> bool:
-        """Whether the weight of this name is to be quantised."""
+        """Whether the weight of this name is (still) to be quantised."""
         return key in self._linears
 
     def tensors(self, key: str, part: PartOf, rank: int, size: int) -> dict[str, Tensor]:
@@ -52,11 +52,12 @@ class Quantiser:
         return {key: weight, f"{key.removesuffix('weight')}{SCALE}": scale}
 
     def place(self, model: nn.Module, key: str, part: PartOf, rank: int, size: int) -> None:
-        """Exchange one linear of `model` for its quantised form, filled; its bias is left as it is."""
+        """Exchange one linear of `model` for its quantised form, filled, and forget it; its bias is left as it is."""
         name = key.removesuffix(".weight")
         layer = quantised_form(model.get_submodule(name), self.settings.bits)
         layer.fill(*self.tensors(key, part, rank, size).values())
         model.set_submodule(name, layer)
+        del self._linears[key]
 
     def bytes_of(self, key: str) -> int:
         """Bytes of the whole weight and its scales, quantised."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mixins.base import ZooModel
 from sat_models import registry, runtime
 from sat_models.checkpoint.quantise import Quantiser
-from sat_models.config import LanguageConfig, read_json
-from sat_models.errors import ConfigError
+from sat_models.config import CogVLMConfig, LanguageConfig, read_json
+from sat_models.errors import ConfigError, InputError
 from sat_models.models.build import build_model, computable_buffers, compute_buffer, make_config
 from sat_models.models.quantisation import Quantisation, linears_to_quantise
 from sat_models.processing.inputs import VLMInputs
@@ -51,13 +51,28 @@ def config_of_sizes(
 
 
 def config_of_name(name: str) -> LanguageConfig:
-    """The sizes of a model of the zoo. Raises UnknownNameError."""
-    return make_config(read_json(registry.config_path(registry.resolve(name).name)))
+    """The sizes of a CogVLM or CogAgent of the zoo.
+
+    Raises:
+        UnknownNameError: no such model.
+        InputError: a model of another kind.
+    """
+    spec = registry.resolve(name)
+    config = _config_of(spec)
+    if not isinstance(config, CogVLMConfig):
+        names = ", ".join(spec.name for spec in registry.specs() if isinstance(_config_of(spec), CogVLMConfig))
+        raise InputError(f"{name} cannot be measured, only a CogVLM or CogAgent: {names}")
+    return config
+
+
+def _config_of(spec: registry.ModelSpec) -> LanguageConfig:
+    return make_config(read_json(registry.config_path(spec.name)))
 
 
 @torch.no_grad()
 def random_model(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> ZooModel:
     """A model with random weights, made on `device` (no copy passes through the CPU), in evaluation mode."""
+    runtime.init_distributed(device)
     runtime.init_model_parallel(1)
     model = build_model(config, dtype=dtype)
     model.to_empty(device=device)
@@ -80,7 +95,7 @@ def quantise_random(model: ZooModel, bits: int) -> None:
     """
     settings = Quantisation(bits=bits)
     quantiser = Quantiser(model, settings)
-    for name in linears_to_quantise(model, settings):
+    for name in list(linears_to_quantise(model, settings)):  # names only: a linear that is exchanged is let go
         weight = model.get_submodule(name).weight.detach()
         quantiser.place(model, f"{name}.weight", lambda rank, weight=weight: weight, 0, 1)
 

@@ -54,6 +54,8 @@ class BenchSettings:
             raise InputError(f"train is '{self.train}'; allowed: full, lora")
         if self.clock not in CLOCKS:
             raise InputError(f"clock is '{self.clock}'; allowed: {', '.join(CLOCKS)}")
+        if not (self.contexts or self.text_contexts or set(self.cases) <= {"vision"}):
+            raise InputError("contexts and text_contexts are both empty; without a prompt only vision can be measured")
         sizes = (self.new_tokens, self.repeats, self.stock_tokens, self.train_batch, *self.batches)
         if min(sizes) < 1 or min((*self.contexts, *self.text_contexts), default=1) < 1:
             raise InputError("contexts, batches, token counts and repeats must be at least 1")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from sat_models.errors import InputError
+from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation.samples import PixelBox, Sample, corner_box, read_json, unreadable
 
 
@@ -34,6 +34,7 @@ def read_captions(annotations: Path, images: Path, *, split: str | None = None, 
                 sentences = tuple(sentence["raw"] for sentence in picture["sentences"])
                 yield Sample(str(picture["filename"]), images / picture["filename"], references=sentences)
         return
+    _refuse(annotations, "a COCO captions file, which has no splits", split=split)
     captions: dict[int, list[str]] = {}
     for annotation in data["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -47,11 +48,14 @@ def read_vqa(
 ) -> Iterator[Sample]:
     """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`."""
     if annotations.suffix == ".jsonl":
+        _refuse(annotations, "a POPE file", questions=questions, split=split)
         yield from _read_pope(annotations, images)
         return
     if questions is None:
         raise InputError("VQAv2 keeps questions and answers apart: add --questions FILE (the …_questions.json).")
     asked = read_json(questions)
+    if all("file_name" in question for question in asked["questions"]):
+        _refuse(questions, "a file of questions that name their pictures", split=split)
     subtype = split or asked.get("data_subtype", "val2014")
     answers = {entry["question_id"]: entry for entry in read_json(annotations)["annotations"]}
     for question in asked["questions"]:
@@ -223,6 +227,17 @@ def _picture(folder: Path, *stems: str) -> Path:
     return next((file for file in files if file.is_file()), files[0])
 
 
+def _refuse(path: Path, form: str, **given: Any) -> None:
+    """What the form of a file gives no use for must not be asked for.
+
+    Raises:
+        ConfigError: it was.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"'{path}' is {form}: --{name} is not read; leave it out.")
+
+
 READERS: dict[str, Callable[..., Iterator[Sample]]] = {
     "caption": read_captions,
     "vqa": read_vqa,
@@ -245,6 +260,7 @@ def read_samples(task: str, annotations: Path, images: Path, **options: Any) -> 
 
     Raises:
         InputError: a file that is missing or not of the format, two samples of one id, or none.
+        ConfigError: an option that the form of the file gives no use for.
     """
     try:
         samples = list(READERS[task](annotations, images, **options))

@@ -60,7 +60,7 @@ def batched_by_version(
 
     def answer(asked: list[tuple[Image.Image, str, str]]) -> list[str]:
         texts = [""] * len(asked)
-        for version in {version for *_, version in asked}:
+        for version in sorted({version for *_, version in asked}):  # ranks that share a model ask alike
             ask = answers.setdefault(
                 version, batched_answers(vlm, options=options, version=version, batch_size=batch_size)
             )

@@ -19,7 +19,7 @@ class Stepper:
     Args:
         model: with `cache` in place, as it will be until the last step.
         cache: whose store the caller sets; a step writes and counts one more token there.
-        graphs: record steps as CUDA graphs where the model lies on a GPU.
+        graphs: record steps as CUDA graphs where the model lies on a GPU and nothing in its step waits for the host.
     """
 
     def __init__(self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True) -> None:
@@ -29,7 +29,7 @@ class Stepper:
     def _plan(self) -> None:
         self._hooks_seen = RemovableHandle.next_id
         self._flat: TokenStep | GraphedStep | None = TokenStep.of(self.model)
-        if self._flat is not None and self._graphs and next(self.model.parameters()).is_cuda:
+        if self._flat is not None and self._graphs and _is_on_gpu(self.model) and not self._flat.waits:
             self._flat = GraphedStep(self._flat)
 
     def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
@@ -55,3 +55,7 @@ class Stepper:
             logits = output[0][:, -1]
         self.cache.advance(1)
         return logits
+
+
+def _is_on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda

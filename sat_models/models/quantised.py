@@ -124,6 +124,11 @@ class QuantisedRowLinear(_QuantisedLinear, RowParallelLinear):
         return output + self.bias if self.final_bias and self.bias is not None else output
 
 
+def waits_for_host(module: nn.Module) -> bool:
+    """Whether its products on a GPU wait for the host, which looks in each for the outliers of LLM.int8."""
+    return any(isinstance(part, _QuantisedLinear) and part.bits == 8 for part in module.modules())
+
+
 def quantised_form(linear: nn.Module, bits: int) -> QuantisedColumnLinear | QuantisedRowLinear:
     """A quantised linear in the place of `linear`, bias included, whose weight and scales are still to be filled."""
     form = QuantisedColumnLinear if isinstance(linear, ColumnParallelLinear) else QuantisedRowLinear

@@ -22,11 +22,12 @@ from mixins.kv_cache import KVCacheMixin, KVStore
 from mixins.linear import is_whole
 from mixins.lm_head import LMMixin
 from mixins.rms_norm import RMSNorm
-from mixins.rotary import RotaryMixin, choose_rotate
+from mixins.rotary import RotaryMixin, RotaryRows, choose_rotate
 from mixins.sat_compat import BaseTransformerLayer, VocabParallelEmbedding, mpu
 from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
 from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
 from sat_models.models.decoder import DecoderModel
+from sat_models.models.quantised import waits_for_host
 
 Product = Callable[[Tensor], Tensor]
 Write = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -60,9 +61,14 @@ class TokenStep:
 
     Args:
         model: one for which `of` did not say None.
+
+    Attributes:
+        model: that one.
+        waits: whether a GPU waits for the host inside of the step.
     """
 
     def __init__(self, model: DecoderModel) -> None:
+        self.model = model
         transformer, mlp = model.transformer, model.get_mixin("mlp")
         self._words: Tensor = transformer.word_embeddings.weight
         self._rotary = model.get_mixin("rotary").rotary_emb
@@ -82,6 +88,8 @@ class TokenStep:
         ]
         self._last_norm = _norm(transformer.final_layernorm)
         self._logits = _product(model.get_mixin("lm").lm_head)
+        parts = [part for layer in self._layers for part in layer] + [self._logits]
+        self.waits = any(waits_for_host(part) for part in parts if isinstance(part, nn.Module))
         self._bare = all(isinstance(part, partial) for layer in self._layers for part in layer if part is not layer[4])
 
     @classmethod
@@ -108,9 +116,9 @@ class TokenStep:
         """
         return self.run(ids, position_ids, store.append, may_look, max_position=max_position)
 
-    def reserve(self, positions: int) -> None:
-        """Compute the rotary table for so many positions now."""
-        self._rotary.table(positions + 1)
+    def reserve(self, positions: int) -> RotaryRows:
+        """Compute the rotary table for so many positions now: what `run` reads up to that `max_position`."""
+        return self._rotary.table(positions + 1)
 
     def run(
         self, ids: Tensor, position_ids: Tensor, write: Write, may_look: Tensor | None, *, max_position: int

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sat_models import runtime
 from sat_models.errors import ZooError
 from sat_models.generation.results import FinishReason, GenerationResult
 from sat_models.generation.sampling import SamplingOptions
@@ -62,6 +63,7 @@ class Scheduler:
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._observer: Observer = observer or Nobody()
         self._on_fatal = on_fatal
+        self._device = getattr(engine, "device", None) or runtime.current_device()
         self._waiting: deque[Ticket] = deque()
         self._running: dict[int, Ticket] = {}
         self._session: Any = None
@@ -134,6 +136,7 @@ class Scheduler:
 
     def _work(self) -> None:
         """The thread that owns the model."""
+        runtime.use_device(self._device)
         try:
             while self._wait_for_work():
                 self._drop()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,6 +147,42 @@ def set_rate(engine: Any, rate: float) -> None:
     """Give every group its share of a step's learning rate."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group.get("rate_scale", 1.0)
+
+
+@contextmanager
+def options_kept(engine: Any) -> Iterator[None]:
+    """Inside, a checkpoint is loaded: rates, decay, betas and clipping stay those of this run, not the saved ones."""
+    kept = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    clip = getattr(engine.optimizer, "clip_grad", None)
+    yield
+    for group, options in zip(engine.optimizer.param_groups, kept, strict=True):
+        group.update(options)
+    if clip is not None:
+        engine.optimizer.clip_grad = clip
+
+
+@contextmanager
+def late_failures(engine: Any) -> Iterator[None]:
+    """Inside, DeepSpeed saves: a file that cannot be written is an error at the end of the block.
+
+    All ranks have passed DeepSpeed's barriers by then. Raised where it happens, it would leave the others waiting.
+    """
+    writer, failures = engine.checkpoint_engine, []
+    write = writer.save
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+
+    writer.save = save
+    try:
+        yield
+    finally:
+        del writer.save
+    if failures:
+        raise failures.pop(0)
 
 
 def zero_stage(engine: Any) -> int:

@@ -65,7 +65,6 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
             known by then.
     """
     device = runtime.choose_device(settings.device)
-    _check_gpus(device)
     runtime.init_distributed(device)
     runtime.init_model_parallel(settings.mp)
     precision = choose_precision(settings, device)
@@ -77,7 +76,7 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
     processor = runtime.in_step(lambda: load_processor(settings.from_pretrained, **tokens))
     train, valid = runtime.in_step(lambda: _datasets(settings, processor))
     plan = plan_from(settings)
-    runtime.in_step(lambda: _announce(settings, plan, train, valid, precision, ds_settings))
+    runtime.in_step(lambda: _announce(settings, plan, train, valid, device, precision, ds_settings))
     if dry_run:
         return None
     vlm = load_pretrained(
@@ -86,7 +85,6 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
     trained = apply_plan(vlm.model, plan)
     whole = "*" in plan.full
     store.check_writable(_checkpoint_bytes(vlm.model, trained, whole) * (settings.keep_last + 2))
-    runtime.in_step(lambda: _write_config(settings, vlm) if runtime.rank() == 0 else None)
     engine = start_engine(vlm.model, settings, precision, device)
     evaluator = None
     if valid is not None and settings.eval_interval:
@@ -98,12 +96,13 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
         evaluator,
         store,
         precision=precision,
-        identity=_identity(settings, ds_settings, precision, len(train)),
+        identity=_identity(settings, ds_settings, precision, train),
         whole=whole,
         base_model=_base_name(settings),
     )
     if settings.resume == "auto":
-        trainer.resume()
+        trainer.resume()  # or refuses, and the folder of another run is as it was
+    runtime.in_step(lambda: _write_config(settings, vlm) if runtime.rank() == 0 else None)
     reporter = Reporter(
         store.folder,
         step=trainer.progress.step,
@@ -119,9 +118,15 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
     if picture:
         logger.info("loss curve: %s", picture)
     if settings.merge and outcome.reason != "stopped" and not plan.prefix_length:
-        step, merged = store.folder / str(outcome.step), store.folder / MERGED_FOLDER
+        step, merged = store.folder / str(_step_to_merge(store, outcome)), store.folder / MERGED_FOLDER
+        logger.info("merging step %s", step.name)
         runtime.in_step(lambda: merge_apart(step, merged, vlm.dtype) if runtime.rank() == 0 else None)
     return outcome
+
+
+def _step_to_merge(store: CheckpointStore, outcome: Outcome) -> int:
+    """The last step; of a run that ended because it got no better, the best one."""
+    return (store.best() if outcome.reason == "no better score" else None) or outcome.step
 
 
 def plan_from(settings: FinetuneSettings) -> TrainablePlan:
@@ -159,6 +164,7 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
     if outcome.reason == "stopped":
         return f"{lines[0]}. Run the same command again to go on."
     merged = str(folder / MERGED_FOLDER)
+    read = {"prompt": settings.prompt, "data_format": settings.data_format, "image_root": settings.image_root}
     if settings.merge and not settings.pre_seq_len:
         lines += [
             "Ask it (give a picture and a question, or leave both out to chat):",
@@ -172,22 +178,15 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
                 merged,
                 "--data",
                 *map(str, settings.valid_data or validation_folders(settings.train_data) or settings.train_data),
+                *(part for name, value in read.items() if value for part in (f"--{name}", str(value))),
             ),
         ]
-    step = str(folder / str(outcome.step))
-    lines.append("Merge any step into the base model, or bring it to another number of processes:")
-    script = "merge_model.py" if settings.lora_rank == -1 and settings.trainable == "all" else "merge_lora.py"
-    lines.append(command(script, "--from_pretrained", step, "--output", f"{folder}/merged-{outcome.step}"))
+    if not settings.pre_seq_len:  # a prefix is no weight and stays beside them
+        step = str(folder / str(outcome.step))
+        lines.append("Merge any step into the base model, or bring it to another number of processes:")
+        script = "merge_model.py" if settings.lora_rank == -1 and settings.trainable == "all" else "merge_lora.py"
+        lines.append(command(script, "--from_pretrained", step, "--output", f"{folder}/merged-{outcome.step}"))
     return "\n".join(lines)
-
-
-def _check_gpus(device: torch.device) -> None:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cuda" and processes > torch.cuda.device_count():
-        raise ConfigError(
-            f"{processes} processes were started on this machine, but it has {torch.cuda.device_count()} GPU(s): one "
-            "process per GPU. Start fewer, or use --device cpu"
-        )
 
 
 def _check_folder(settings: FinetuneSettings, store: CheckpointStore) -> None:
@@ -224,6 +223,7 @@ def _announce(
     plan: TrainablePlan,
     train: VLMDataset,
     valid: VLMDataset | None,
+    device: torch.device,
     precision: str,
     ds_settings: dict[str, Any],
 ) -> None:
@@ -246,6 +246,7 @@ def _announce(
         zero_stage=zero["stage"],
         data_parallel=data_parallel,
         accumulate=settings.accumulate,
+        device=device.type,
         bucket=zero.get("reduce_bucket_size", BUCKET),
         offload_optimizer="offload_optimizer" in zero,
         offload_parameters="offload_param" in zero,
@@ -279,7 +280,9 @@ def _write_config(settings: FinetuneSettings, vlm: VLM) -> None:
     write_model_config(Path(settings.save_path), config, tokenizer_file=vlm.tokenizer_file)
 
 
-def _identity(settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, samples: int) -> dict[str, Any]:
+def _identity(
+    settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, train: VLMDataset
+) -> dict[str, Any]:
     """What a checkpoint and a run that resumes it must have in common."""
     same = ("mp", "quant", "trainable", "lora_rank", "lora_alpha", "lora_targets", "dora", "layer_range",
             "train_also", "pre_seq_len", "batch_size", "seed", "optimizer")  # fmt: skip
@@ -290,7 +293,8 @@ def _identity(settings: FinetuneSettings, ds_settings: dict[str, Any], precision
         "processes": runtime.world_size(),
         "zero": ds_settings["zero_optimization"]["stage"],
         "precision": precision,
-        "training samples": samples,
+        "version": train.version,
+        "training samples": len(train),
     }
 
 

@@ -21,10 +21,12 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.io import write_rank_weights
+from sat_models.checkpoint.staging import everywhere
 from sat_models.errors import CheckpointError, ZooError
 from sat_models.training.data import Batch, VLMDataset, batches
-from sat_models.training.engine import DTYPES, set_rate, whole_parameters, zero_stage
+from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
 from sat_models.training.evaluating import Evaluator, token_loss
+from sat_models.training.groups import VISION_GROUPS, group_of
 from sat_models.training.loop_parts import Meter, StopRequest, memory_in_use, random_state, restore_random_state
 from sat_models.training.reporting import Reporter
 from sat_models.training.schedule import learning_rate
@@ -116,7 +118,8 @@ class Trainer:
                     "optimiser state does not fit. Run with the former value, or choose another --save_path (weights "
                     "of any number of processes can be merged and started from)"
                 )
-        self.engine.load_checkpoint(str(folder), tag=ENGINE_FOLDER, load_module_strict=False)
+        with options_kept(self.engine):
+            self.engine.load_checkpoint(str(folder), tag=ENGINE_FOLDER, load_module_strict=False)
         self.progress = Progress(**manifest["info"]["progress"])
         restore_random_state(torch.load(folder / RNG_FOLDER / f"rank_{runtime.rank():03d}.pt", weights_only=False))
         logger.info("going on after step %d of %d (%s)", self.progress.step, self.settings.train_iters, folder)
@@ -146,6 +149,9 @@ class Trainer:
             data = self._data()
             meter = Meter()
             while progress.step < settings.train_iters:
+                if 0 < settings.patience <= progress.without_better:
+                    ending = "no better score"
+                    break
                 rate = learning_rate(settings, progress.step)
                 set_rate(self.engine, rate)
                 loss, tokens, pictures = self._step(data)
@@ -161,13 +167,12 @@ class Trainer:
                     reporter.report(progress.step, {"loss": meter.loss(), "lr": rate, "tokens_per_s": meter.speed})
                 score, improved = self._evaluate_if_due(reporter)
                 stop = self._someone_stops()
-                tired = 0 < settings.patience <= progress.without_better
                 due = progress.step % settings.save_interval == 0 or progress.step == settings.train_iters
-                if due or improved or stop or tired:
+                if due or improved or stop:
                     self.save(score)
                     saved_at = progress.step
-                if stop or tired:
-                    ending = "stopped" if stop else "no better score"
+                if stop:
+                    ending = "stopped"
                     break
         if saved_at != progress.step:
             self.save(None)
@@ -193,16 +198,22 @@ class Trainer:
         model = self.engine.module
         trained = [p for p in model.parameters() if self.whole or p.requires_grad]
         with whole_parameters(self.engine, trained):
-            if self.whole:
-                if mpu.get_data_parallel_rank() == 0:
-                    write_rank_weights(model, folder)
-            else:
-                extra = {"step": self.progress.step, "version": self.data.version}
-                save_adapter(model, folder, base_model=self.base_model, extra=extra)
-        self.engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=True)
+            everywhere(lambda: self._write_weights(folder), folder)  # nobody goes on to DeepSpeed's barriers alone
+        with late_failures(self.engine):
+            self.engine.save_checkpoint(
+                str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=True
+            )
         rng = folder / RNG_FOLDER
         rng.mkdir(exist_ok=True)
         torch.save(random_state(), rng / f"rank_{runtime.rank():03d}.pt")
+
+    def _write_weights(self, folder: Path) -> None:
+        model = self.engine.module
+        if not self.whole:
+            extra = {"step": self.progress.step, "version": self.data.version}
+            save_adapter(model, folder, base_model=self.base_model, extra=extra)
+        elif mpu.get_data_parallel_rank() == 0:
+            write_rank_weights(model, folder)
 
     def _data(self) -> Iterator[Batch]:
         settings = self.settings
@@ -226,6 +237,8 @@ class Trainer:
             inputs = batch.inputs.to(self.device, self.dtype)
             total, count = token_loss(self.engine, inputs)
             loss = total / max(count, 1)
+            if inputs.vision_image is None:
+                loss = loss + self._vision_weights_times_zero()
             mean, seen, bad = self._share(loss, inputs.input_ids.numel())
             if bad:
                 skipped += 1
@@ -237,6 +250,14 @@ class Trainer:
             tokens += seen
             pictures |= inputs.vision_image is not None
         return sum(losses) / len(losses), tokens, pictures
+
+    def _vision_weights_times_zero(self) -> torch.Tensor | float:
+        """For a batch of text alone: ranks that see pictures at the same time wait for a gradient of these weights."""
+        if zero_stage(self.engine) == 3:  # each rank has parts of weights only
+            return 0.0
+        named = self.engine.module.named_parameters()
+        vision = [p for name, p in named if p.requires_grad and group_of(name) in VISION_GROUPS]
+        return sum((0.0 * p.sum(dtype=torch.float32) for p in vision), 0.0)
 
     def _share(self, loss: torch.Tensor, tokens: int) -> tuple[float, int, bool]:
         """Mean loss and sum of tokens over the data-parallel ranks, and whether any rank's loss is no number."""

@@ -67,7 +67,7 @@ class StopRequest:
 def random_state() -> dict[str, Any]:
     """Python's and torch's, of this process."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -76,13 +76,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """The inverse of `random_state`."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def memory_in_use() -> str:
-    """Memory of this process for the progress bar: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
+    """Memory of this process for the progress bar: of the GPU where it uses one, else resident."""
+    if torch.cuda.is_initialized():
         return f"{torch.cuda.max_memory_allocated() / 1e9:.1f}GB"
     with open("/proc/self/statm", encoding="ascii") as file:
         return f"{int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f}GB"

@@ -130,6 +130,8 @@ class FinetuneSettings:
             given = [f"--{name}" for name, unset in lora_only.items() if getattr(self, name) != unset]
             if given:
                 raise ConfigError(f"{', '.join(given)} belong to LoRA, which rank -1 switches off; drop one of the two")
+        if self.pre_seq_len and self.lora_rank == -1 and self.trainable == "all":
+            raise ConfigError("--pre_seq_len is for a model that stays as it is: give --lora_rank, or train the expert")
         if self.quant and self.lora_rank == -1:
             raise ConfigError("--quant keeps weights in a few bits, which cannot train themselves: give --lora_rank")
         if self.patience and not self.eval_interval:

@@ -17,6 +17,8 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sat_models.errors import ConfigError
+
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 FORMS = ("circle", "square", "triangle")
 SIZES = ("small", "large")
@@ -35,6 +37,7 @@ COLOR_ANCHORS: dict[str, tuple[RGB, ...]] = {
 COLOR_JITTER = 14  # each channel moves by at most this much around an anchor
 SIZE_RANGES = {"small": (0.18, 0.26), "large": (0.34, 0.44)}  # width of an object / shorter side of the canvas
 MIN_CONTRAST = 115.0  # Euclidean RGB distance between any background colour and any object
+MAX_OBJECTS = 6  # where two colours repeat, so many differ in colour or form
 GAP = 0.02  # smallest distance between the boxes of two objects and to the border, / shorter side
 
 
@@ -99,12 +102,20 @@ def sample_scene(rng: random.Random, *, max_objects: int = 3, min_objects: int =
 
     Args:
         rng: source of all randomness.
-        max_objects: most objects in the picture.
-        min_objects: fewest objects in the picture.
+        max_objects: most objects in the picture, up to `MAX_OBJECTS`.
+        min_objects: fewest objects in the picture, from 1 to `max_objects`.
 
     Returns:
         A scene whose objects lie fully inside the canvas and do not touch.
+
+    Raises:
+        ConfigError: numbers of objects out of these ranges.
     """
+    if not 1 <= min_objects <= max_objects <= MAX_OBJECTS:
+        raise ConfigError(
+            f"{min_objects} to {max_objects} objects in a picture: the fewest must be at least 1 and no more than the "
+            f"most, the most no more than {MAX_OBJECTS}"
+        )
     width, height = _sample_canvas(rng)
     count = rng.randint(min_objects, max_objects)
     outlined = rng.random() < 0.3

@@ -53,7 +53,7 @@ class CheckpointStore:
         """Before training: see that saving will work. All ranks call it.
 
         Args:
-            needed_bytes: what the checkpoints of the run will take together.
+            needed_bytes: what the checkpoints of the run will take together, those included that are there already.
 
         Raises:
             CheckpointError: on all ranks, if a rank cannot write there or does not see what rank 0 writes, or if the
@@ -88,13 +88,18 @@ class CheckpointStore:
                 os.fsync(file.fileno())
         finally:
             probe.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed_bytes:
+        free, there = shutil.disk_usage(self.folder).free, self._bytes_there() if needed_bytes else 0
+        if free + there < needed_bytes:
             raise CheckpointError(
-                f"{self.folder} has {_size(free)} free, but the checkpoints of this run need {_size(needed_bytes)} "
-                f"(the last {self.keep_last}, the best, and one being written). Free space, choose another folder, or "
-                "keep fewer."
+                f"{self.folder} has {_size(free)} free{f' beside {_size(there)} of checkpoints' if there else ''}, but "
+                f"the checkpoints of this run need {_size(needed_bytes)} (the last {self.keep_last}, the best, and one "
+                "being written). Free space, choose another folder, or keep fewer."
             )
+
+    def _bytes_there(self) -> int:
+        """What the steps take that are on the disk: new ones will replace them."""
+        paths = (path for step in self.steps() for path in (self.folder / str(step)).rglob("*"))
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
     def save(
         self,
@@ -199,6 +204,13 @@ class CheckpointStore:
             return None if step in self._damaged else self._check(step, hashes=False)
         except CheckpointError:
             return None
+
+    def best(self) -> int | None:
+        """The step with the best score, if it is there."""
+        with suppress(OSError, ValueError):
+            step = int((self.folder / BEST_FILE).read_text(encoding="utf-8"))
+            return step if self._glance(step) is not None else None
+        return None
 
     def steps(self) -> list[int]:
         """Steps that have a folder here, whole or not, ascending."""

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mixins.base import ZooModel
 from sat_models.errors import ConfigError, InputError
-from sat_models.evaluation import bench_models, bench_report
+from sat_models.evaluation import bench, bench_models, bench_report
 from sat_models.evaluation.bench import Bench
 from sat_models.evaluation.bench_models import Floors, config_of_name, config_of_sizes, prompt_of, random_model
 from sat_models.evaluation.bench_rows import BenchSettings, make_row
 from sat_models.evaluation.stock import StockModel, by_boolean_mask, stock_tokens
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.models.quantisation import Quantisation, linears_to_quantise
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -120,6 +124,54 @@ def test_a_case_that_fails_or_is_late_costs_one_line(
     assert "ZeroDivisionError" in bench_report.table([failed])
 
 
+def test_one_model_at_a_time_is_quantised(
+    quick: Callable[[BenchSettings], Bench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    caplog.set_level(logging.CRITICAL, bench.logger.name)  # pytest keeps errors, and what they were raised over
+    settings = BenchSettings(
+        cases=("quant",), contexts=(30,), text_contexts=(), repeats=1, new_tokens=3, stock=False, bits=(8, 4)
+    )
+    runner = quick(settings)
+    weights = [weakref.ref(runner.model.transformer.layers[0].attention.dense.weight)]
+    make_model, quantise = runner.make_model, bench.quantise_random
+
+    def make_again() -> ZooModel:
+        assert weights[-1]() is None, "the model before is gone"
+        model = make_model()
+        weights.append(weakref.ref(model.transformer.layers[0].attention.dense.weight))
+        return model
+
+    def quantise_8_only(model: ZooModel, bits: int) -> None:
+        if bits == 4:
+            raise RuntimeError("no kernel")
+        quantise(model, bits)
+        assert weights[-1]() is None, "and so are the weights in full precision"
+
+    runner.make_model = make_again
+    monkeypatch.setattr(bench, "quantise_random", quantise_8_only)
+    failed, measured = runner.run()
+    assert (failed["what"], failed["note"]) == ("int4, picture, 30 tokens", "RuntimeError: no kernel")
+    assert measured["what"] == "int8, picture, 30 tokens" and measured["value"] > 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_each_linear_is_let_go_when_it_is_exchanged(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    model, alive = make(), []
+    weights = [weakref.ref(linear.weight) for linear in linears_to_quantise(model, Quantisation(bits=bits)).values()]
+    place = bench_models.Quantiser.place
+
+    def counting(self: Any, *given: Any) -> None:
+        alive.append(sum(weight() is not None for weight in weights))
+        place(self, *given)
+
+    monkeypatch.setattr(bench_models.Quantiser, "place", counting)
+    bench_models.quantise_random(model, bits)
+    assert alive == list(range(len(weights), 0, -1))
+    assert not any(weight() is not None for weight in weights)
+
+
 def test_ratios() -> None:
     faster = make_row("first token", "x", 20.0, "ms", 60.0, floor=10.0)
     assert (faster.speedup, faster.share) == (3.0, 0.5)
@@ -160,6 +212,11 @@ def test_what_is_refused(quick: Callable[[BenchSettings], Bench]) -> None:
         BenchSettings(clock="sun")
     with pytest.raises(InputError, match="at least 1"):
         BenchSettings(batches=(0,))
+    with pytest.raises(InputError, match="both empty; without a prompt only vision can be measured"):
+        BenchSettings(contexts=(), text_contexts=())
+    assert BenchSettings(cases=("vision",), contexts=(), text_contexts=()).contexts == ()
+    with pytest.raises(InputError, match="visualglm-6b cannot be measured, only a CogVLM or CogAgent: cog"):
+        config_of_name("visualglm-6b")
     (row,) = quick(BenchSettings(cases=("decode",), contexts=(18,))).run()
     assert "a context with a picture takes at least 20 tokens" in row["note"]
 

@@ -146,6 +146,22 @@ def test_who_listens_from_the_middle_of_an_answer_is_heard(vlm: VLM) -> None:
     assert first + rest == list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=6)))
 
 
+def step_of(vlm: VLM) -> Any:
+    with engine_of(vlm).occupied() as step:
+        return step._flat
+
+
+def test_what_waits_for_the_host_is_not_recorded(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    assert type(step_of(vlm)) is TokenStep
+    monkeypatch.setattr(stepper, "_is_on_gpu", lambda model: True)
+    assert type(step_of(vlm)) is GraphedStep
+    assert type(step_of(load(quant=4))) is GraphedStep
+    assert type(step_of(load(quant=8))) is TokenStep
+    vision_only = load(quant=8, quant_skip=["transformer.*", "mixins.mlp.*", "mixins.rotary.*"])
+    assert type(step_of(vision_only)) is GraphedStep
+
+
 def test_models_with_other_layers_keep_their_hooks() -> None:
     assert not is_flat(load("cogagent-mini"))
     assert not is_flat(load("visualglm-mini"))
@@ -155,7 +171,7 @@ class TestRecorded:
     """`record` without a GPU: what was launched once is run again each time, on the same buffers."""
 
     @staticmethod
-    def made(monkeypatch: pytest.MonkeyPatch, record: Any) -> None:
+    def made(monkeypatch: pytest.MonkeyPatch, record: Any, patience: int = 2) -> None:
         of = TokenStep.of
 
         def recorded(model: Any) -> GraphedStep | None:
@@ -164,13 +180,16 @@ class TestRecorded:
 
         monkeypatch.setattr(TokenStep, "of", recorded)
         monkeypatch.setattr(graphs, "BUCKET", 8)
+        monkeypatch.setattr(graphs, "PATIENCE", patience)
 
     def test_gives_what_the_step_gives(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
         plain, wanted = answers(vlm)
         recordings, replays = itertools.count(), itertools.count()
 
-        def record(action: Callable[[], None]) -> Callable[[], None]:
+        def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            assert device == torch.device("cpu")
             next(recordings)
+            action()  # as on a GPU, to warm it up; twice is once
             return lambda: (next(replays), action())
 
         self.made(monkeypatch, record)
@@ -184,37 +203,102 @@ class TestRecorded:
 
     def test_a_mask_hides_nothing_from_the_step_behind_it(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
         """Rows come and go in a lane, and with them the mask; a recording outlives that."""
+        self.compare(vlm, monkeypatch, masked=(4, 5))
+
+    @pytest.mark.parametrize("masked", [range(8), (), (3, 4), (5,), (6, 7)])
+    def test_a_store_that_was_set_back_shows_nothing_of_before(
+        self, vlm: VLM, monkeypatch: pytest.MonkeyPatch, masked: Any
+    ) -> None:
+        """A lane drops the padding that its rows share, and goes on in the same memory and the same recording."""
+        self.compare(vlm, monkeypatch, masked=masked, set_back=5)
+
+    @staticmethod
+    def compare(vlm: VLM, monkeypatch: pytest.MonkeyPatch, masked: Any, set_back: int | None = None) -> None:
+        """Eight steps, those of `masked` without the first two columns, with the store shifted before one of them."""
         monkeypatch.setattr(graphs, "BUCKET", 64)
-        layers = len(vlm.model.transformer.layers)
+        monkeypatch.setattr(graphs, "PATIENCE", 2)
+        layers, recordings = len(vlm.model.transformer.layers), itertools.count()
+
+        def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            next(recordings)
+            return action
+
         with torch.inference_mode(), kv_cache(vlm.model, 0):
             plain = TokenStep.of(vlm.model)
             logits = []
-            for step in (plain, GraphedStep(plain, lambda action: action)):
+            for step in (plain, GraphedStep(plain, record)):
                 store, found = KVStore(layers, 64), []
                 for place in range(8):
-                    hidden = torch.arange(place + 1)[None, None, None] > 1
-                    mask = hidden if place in (4, 5) else None
+                    if place == set_back:
+                        store.shift(-3)
+                    mask = torch.arange(store.length + 1)[None, None, None] > 1 if place in masked and place else None
                     ids, at = torch.tensor([5 + place]), torch.tensor([[place]])
                     through = step if place else plain  # a prompt has filled the cache before the first step
                     found.append(through(ids, at, store, mask, max_position=place).clone())
                     store.advance(1)
                 logits.append(found)
+        assert next(recordings) == 1, "all from one recording"
         for a, b in zip(*logits, strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
-    def test_what_cannot_be_recorded_runs_as_it_is(
-        self, vlm: VLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        wanted = answers(vlm)[1]
+    def test_short_answers_are_not_recorded(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        recordings = itertools.count()
 
-        def record(action: Callable[[], None]) -> Callable[[], None]:
+        def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            next(recordings)
+            return action
+
+        self.made(monkeypatch, record, graphs.PATIENCE)
+        monkeypatch.setattr(graphs, "BUCKET", 64)
+        list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=8)))  # a prompt and 7 steps
+        assert next(recordings) == 0
+        list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=16)))
+        assert next(recordings) == 2, "the number before, and one recording"
+
+    def test_keeps_the_rotary_table_that_was_recorded(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graphs, "BUCKET", 64)
+        monkeypatch.setattr(graphs, "PATIENCE", 1)
+        rotary, read = vlm.model.get_mixin("rotary").rotary_emb, []
+        of = rotary.rows
+
+        def rows(position_ids: Tensor, max_position: int) -> Any:
+            read.append(rotary.table(max_position + 1)[0].data_ptr())
+            return of(position_ids, max_position)
+
+        def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            with monkeypatch.context() as patch:
+                patch.setattr(rotary, "rows", rows)
+                action()
+            return action
+
+        with torch.inference_mode(), kv_cache(vlm.model, 0):
+            step, store = GraphedStep(TokenStep.of(vlm.model), record), KVStore(len(vlm.model.transformer.layers), 64)
+            TokenStep.of(vlm.model)(torch.tensor([5]), torch.tensor([[0]]), store, None, max_position=0)
+            store.advance(1)
+            step(torch.tensor([5]), torch.tensor([[1]]), store, None, max_position=63)
+            assert read == [step._recording._table[0].data_ptr()] == [rotary._table[0].data_ptr()]
+            assert len(step._recording._table[0]) > 64, "as far as the key reaches"
+            rotary.table(3 * len(rotary._table[0]))
+            assert step._recording._table[0].data_ptr() == read[0] != rotary._table[0].data_ptr()
+
+    def test_what_cannot_be_recorded_runs_as_it_is(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        vlm = load()
+        wanted = answers(vlm)[1]
+        tries: list[torch.device] = []
+
+        def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
+            tries.append(device)
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
         self.made(monkeypatch, record)
         assert answers(vlm)[1] == wanted
         said = [entry.getMessage() for entry in caplog.records if "without CUDA graphs" in entry.getMessage()]
         assert said[0].endswith("slower: operation not permitted when stream is capturing")
-        assert len(said) == 4, "once for each answer, and once for the batch"
+        assert len(said) == len(tries) == 1, "once for the model, in whatever answer"
+        assert answers(load())[1] == wanted
+        assert len(tries) == 2, "another model is tried for itself"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -225,3 +309,16 @@ def test_graphs_on_a_gpu_give_the_same_tokens() -> None:
         engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cuda", graphs=with_graphs)
         found.append([list(engine.tokens(prompt, options)) for prompt in prompts(vlm)])
     assert found[0] == found[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_goes_on_after_a_recording_that_failed() -> None:
+    device, before = torch.device("cuda", 0), torch.cuda.current_stream()
+    ones = torch.ones(4, device=device)
+    with pytest.raises(RuntimeError, match="captur"):
+        graphs.record_on_gpu(lambda: ones.sum().item(), device)
+    assert torch.cuda.current_stream() == before
+    assert torch.rand(3, device=device).isfinite().all(), "random numbers are drawn"
+    run = graphs.record_on_gpu(lambda: ones.mul_(2), device)  # runs it once
+    run()
+    assert ones.tolist() == [4.0] * 4

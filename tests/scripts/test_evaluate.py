@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sat_models.errors import ConfigError
+from sat_models.evaluation.readers import read_samples
+
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
 
@@ -91,10 +94,20 @@ def test_public_files_give_the_figures_of_shapes(tmp_path: Path) -> None:
             "give one of them",
         ),
         ("evaluate.py", ["--task=data", "--data=x", "--top_k=3", "--seed=1"], "does not read --seed, --top_k; leave"),
+        ("evaluate.py", ["--task=data", "--data=.", "--limit=0"], "--limit is 0; it must be at least 1"),
+        ("evaluate.py", ["--task=data", "--data=x", "--data_format=y"], "data format 'y'"),
+        ("evaluate.py", ["--task=rec", "--data_format=json"], "--task rec does not read --data_format; leave it out"),
+        ("evaluate.py", ["--task=caption", "--questions=q"], "--task caption does not read --questions; leave it out"),
+        ("evaluate.py", ["--task=vqa", "--instances=i"], "--task vqa does not read --instances; leave it out"),
+        ("evaluate.py", ["--task=reg", "--split=val"], "--task reg does not read --split; leave it out"),
         ("evaluate.py", ["--task=shapes", "--version=vqa"], "--task shapes does not read --version; leave it out"),
         ("make_dataset.py", ["--output=x", "--format=pope", "--min-objects=2"], "pope does not read --min-objects"),
         ("make_dataset.py", ["--output=x", "--task=captcha", "--canonical"], "captcha does not read --canonical"),
         ("make_dataset.py", ["--output=x", "--digits=5"], "--task mixed does not read --digits"),
+        ("make_dataset.py", ["--output=x", "--min-objects=5"], "5 to 3 objects in a picture"),
+        ("make_dataset.py", ["--output=x", "--min-objects=60", "--max-objects=60"], "no more than 6"),
+        ("make_dataset.py", ["--output=x", "--format=refcoco", "--max-objects=0"], "1 to 0 objects in a picture"),
+        ("merge_lora.py", ["--from_pretrained=.", "--base=cogvlm-tiny", "--output=o"], "does not read --base; leave"),
         ("plot_evaluation.py", ["x"], "nothing to draw"),
     ],
 )
@@ -102,3 +115,52 @@ def test_what_the_user_can_mend_is_one_line(name: str, flags: list[str], message
     done = script(name, *flags, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_adapter_says_its_alpha_itself(tmp_path: Path) -> None:
+    (tmp_path / "adapter.safetensors").touch()
+    flags = ["--from_pretrained=adapter.safetensors", "--alpha=2", "--output=o"]
+    done = script("merge_lora.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and "does not read --alpha; leave it out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "form", "option"),
+    [
+        ("caption", "a COCO captions file", "split"),
+        ("vqa", "a POPE file", "questions"),
+        ("vqa", "a POPE file", "split"),
+        ("vqa", "a file of questions that name their pictures", "split"),
+    ],
+)
+def test_what_the_form_of_a_file_does_not_use_is_refused(task: str, form: str, option: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.jsonl" if "POPE" in form else "a.json")
+    path.write_text("" if "POPE" in form else json.dumps({"images": [], "annotations": []}))
+    (tmp_path / "q.json").write_text(json.dumps({"questions": [{"question_id": 1, "file_name": "1.png"}]}))
+    options = {"questions": tmp_path / "q.json"} if option == "questions" or "of questions" in form else {}
+    with pytest.raises(ConfigError, match=f"is {form}.*--{option} is not read"):
+        read_samples(task, path, tmp_path, **{option: "val", **options})
+
+
+@pytest.mark.slow
+def test_one_process_of_two_writes_what_shapes_gives(tmp_path: Path) -> None:
+    flags = ["--task=shapes", "--count=2", "--device=cpu"]
+    one = script("evaluate.py", *flags, "--output=one", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = script("evaluate.py", *flags, "--output=two", cwd=tmp_path, launcher=TORCHRUN)
+    assert two.returncode == 0, two.stderr
+    assert json.loads(two.stdout) == json.loads(one.stdout), "printed once, by the first"
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_data_of_a_forced_format_whose_pictures_lie_elsewhere(tmp_path: Path) -> None:
+    made = script("make_dataset.py", "--output=pictures", "--count=3", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "asked.txt").write_text((tmp_path / "pictures" / "example_inputs.jsonl").read_text())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere" / "pictures")
+    flags = ["--task=data", "--data=asked.txt", "--data_format=json", "--image_root=elsewhere/pictures"]
+    done = script("evaluate.py", *flags, "--limit=2", "--device=cpu", "--output=scores", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "scores")) == 2 and json.loads(done.stdout)["scores"]["loss"] > 0

@@ -35,11 +35,11 @@ def finetune(save_path: Path, *flags: str, processes: int = 1, **settings: Any) 
     )  # fmt: skip
 
 
-def official(*arguments: object) -> subprocess.CompletedProcess[str]:
+def official(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """The fourteen arguments, and flags behind them."""
     return subprocess.run(
         ["bash", str(SCRIPTS / "finetune_official.sh"), *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT, timeout=900,
+        cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT | environment, timeout=900,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sat_models.checkpoint.adapter import read_adapter
 from sat_models.checkpoint.layout import find_checkpoint
 from sat_models.errors import ZooError
 from sat_models.training.finetune import finetune as finetune_here
+from sat_models.training.merging import merge_step
 from sat_models.training.settings import make_parser, settings_from
 
 
@@ -84,8 +86,59 @@ def test_another_plan_may_not_go_on_in_the_folder(short: tuple[Path, str]) -> No
     folder, _ = short
     other = finetune(folder, lora_rank=5, valid_data=folder.parent / "valid.jsonl")
     assert other.returncode == 2 and "lora_rank = 4, but this one has 5" in other.stderr
+    config = (folder / "model_config.json").read_bytes()
+    style = finetune(folder, version="vqa", valid_data=folder.parent / "valid.jsonl")
+    assert style.returncode == 2 and "version = chat, but this one has vqa" in style.stderr
+    assert (folder / "model_config.json").read_bytes() == config, "a refused run changes nothing"
     anew = finetune(folder, resume="none")
     assert anew.returncode == 2 and "Choose another folder" in anew.stderr
+
+
+def test_a_merged_model_has_the_tokenizer_of_its_run(short: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short[0] / "4", run / "4")
+    shutil.copy(ROOT / "tests" / "golden" / "cogvlm-mini" / "tokenizer.model", run)
+    merge_step(run / "4", tmp_path / "merged", None)
+    assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (run / "tokenizer.model").read_bytes()
+
+
+def test_a_run_that_gets_no_better_ends_and_its_best_step_is_merged(tmp_path: Path) -> None:
+    flags = {"learning_rate": 1e-9, "train_iters": 9, "eval_interval": 2, "save_interval": 9, "patience": 2,
+             "eval_samples": 0, "valid_data": ROOT / "examples"}  # fmt: skip
+    done = finetune(tmp_path, best_by="loss", **flags)
+    assert done.returncode == 0 and "no better score" in done.stdout, done.stderr[-2000:]
+    before = losses(tmp_path)
+    best = (tmp_path / "best").read_text()
+    assert len(before) < 9 and int(best) < len(before)
+    assert (tmp_path / "merged" / "latest").read_text() == best
+    again = finetune(tmp_path, best_by="loss", **flags)
+    assert again.returncode == 0 and losses(tmp_path) == before, "an ended run has ended"
+
+
+@pytest.mark.parametrize("pictures", [0, 4])
+def test_text_alone_trains_too(tmp_path: Path, pictures: int) -> None:
+    """A rank whose batch has no picture gives the visual expert a gradient of zero: the other rank waits for it."""
+    lines = [{"prompt": f"Say {word}.", "text": word} for word in ("one", "two", "three", "four")]
+    for number in range(pictures):
+        lines.append(
+            {"prompt": "What is it?", "text": "A shape.", "image": str(ROOT / "examples" / f"{number + 1}.png")}
+        )
+    data = tmp_path / "mixed.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    flags = {"train_data": data, "trainable": "expert", "lora_rank": -1, "batch_size": 1, "train_iters": 6, "zero": 2}
+    done = finetune(tmp_path / "out", processes=2, **flags)
+    assert done.returncode == 0 and len(losses(tmp_path / "out")) == 6, done.stderr[-3000:]
+
+
+def test_a_hostfile_starts_deepspeeds_launcher(tmp_path: Path) -> None:
+    given = [2, 1, "/models", "cogvlm-tiny", "base", 128, 10, "examples", 40, 20, 20, tmp_path, 2, "expert"]
+    said = official(*given, HOSTFILE="hosts", PYTHON="echo").stdout.split()
+    assert said[:5] == ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--hostfile", "hosts"]
+    assert said[5:8] == ["--num_gpus", "2", str(ROOT / "scripts" / "finetune.py")]
+    known = subprocess.run(
+        [sys.executable, "-m", "deepspeed.launcher.runner", "--help"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert all(flag in known.stdout for flag in said[2:7:2] if flag.startswith("--"))
 
 
 def test_a_dry_run_says_what_would_happen_and_leaves_nothing(tmp_path: Path) -> None:
@@ -108,6 +161,7 @@ def test_a_dry_run_says_what_would_happen_and_leaves_nothing(tmp_path: Path) -> 
         ({"optimizer": "muon", "precision": "bf16"}, "--optimizer adamw"),
         ({"lora_targets": "nothing.*"}, "fits no linear"),
         ({"resume": "perhaps"}, "auto or none"),
+        ({"pre_seq_len": 4, "lora_rank": -1, "trainable": "all"}, "for a model that stays as it is"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path: Path, settings: dict[str, str], said: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -262,6 +263,15 @@ def test_a_full_disk(small_disk):
     assert store.newest_good()[0].name == "2"
     store.save(4, weights(60_000))
     assert store.newest_good()[0].name == "4" and store.steps() == [2, 4]
+
+
+def test_room_is_counted_with_what_is_there_already(saved, monkeypatch):
+    usage = shutil.disk_usage(saved.folder)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    there = sum(path.stat().st_size for path in saved.folder.rglob("*/*") if path.is_file())
+    saved.check_writable(there + 1000)
+    with pytest.raises(CheckpointError, match=r"free beside .* of checkpoints"):
+        saved.check_writable(there + 1001)
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

@@ -127,6 +127,14 @@ def test_script_codes(bad: Path, run: Callable[..., Any], tmp_path: Path) -> Non
         assert run(*flags).code == 2
 
 
+def test_script_refuses_what_it_would_not_read(run: Callable[..., Any], tmp_path: Path) -> None:
+    fine = write_jsonl(tmp_path / "fine.jsonl", [{"prompt": "a", "text": "b"}])
+    done = run(fine, "--version", "chat", "--max_length", 9, "--local_tokenizer", "x")
+    assert done.code == 2 and "does not read --local_tokenizer, --version, --max_length; leave them" in done.err
+    done = run(fine, "--json", "--most", 3)
+    assert done.code == 2 and "--json does not read --most; leave it out" in done.err
+
+
 def test_a_processor_needs_no_weights(tmp_path: Path) -> None:
     source = GOLDEN / "cogagent-mini"
     for name in ("model_config.json", "tokenizer.model"):
