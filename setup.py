@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -42,6 +42,19 @@ def packaged_configs() -> list[str]:
 PACKAGES = find_packages(include=["sat_models", "sat_models.*", "mixins", "mixins.*"])
 CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["configs", *packaged_configs()]}
 
+# A plain library, called through ctypes: no Python header is needed. Where it cannot be compiled, the package is
+# installed without it and decodes on the CPU through torch's operators.
+KERNELS = Extension(
+    "sat_models.models._token_kernels",
+    ["sat_models/models/token_kernels.c"],
+    extra_compile_args=[
+        "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
+        "-Wno-psabi",
+    ],
+    extra_link_args=["-fopenmp", "-lm"],
+    optional=True,
+)  # fmt: skip
+
 setup(
     name="cogvlm-sat-zoo",
     version="0.1.0",
@@ -52,6 +65,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
+    ext_modules=[KERNELS],
     package_data={"sat_models": ["assets/**/*"], **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES}},
     include_package_data=False,
     install_requires=INSTALL,

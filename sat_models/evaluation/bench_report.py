@@ -14,6 +14,7 @@ import torch
 
 from sat_models.errors import InputError
 from sat_models.evaluation.bench_models import Floors
+from sat_models.models import token_kernels
 
 _COLUMNS = ("what", "ours", "stock", "times faster", "floor", "of the floor", "peak memory")
 
@@ -32,6 +33,7 @@ def surroundings(
         "clock": clock,
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": parameters,
+        "c_kernels": token_kernels.load() is not None,
         "bandwidth_gb_s": floors.bandwidth / 1e9,
         "arithmetic_gflop_s": floors.arithmetic / 1e9,
     }

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.graphs import GraphedStep
+from sat_models.models.kernel_step import KernelStep
 from sat_models.models.token_step import TokenStep
 
 
@@ -28,9 +29,13 @@ class Stepper:
 
     def _plan(self) -> None:
         self._hooks_seen = RemovableHandle.next_id
-        self._flat: TokenStep | GraphedStep | None = TokenStep.of(self.model)
-        if self._flat is not None and self._graphs and _is_on_gpu(self.model) and not self._flat.waits:
-            self._flat = GraphedStep(self._flat)
+        step = TokenStep.of(self.model)
+        self._flat: TokenStep | KernelStep | GraphedStep | None = step
+        if step is not None and _is_on_gpu(self.model):
+            if self._graphs and not step.waits:
+                self._flat = GraphedStep(step)
+        elif step is not None:
+            self._flat = KernelStep.of(step) or step
 
     def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
         """No vision weight is read.

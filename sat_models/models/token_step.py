@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +54,23 @@ _EMBEDDINGS = {VocabParallelEmbedding, nn.Embedding}
 """SAT takes torch's own for small vocabularies."""
 
 
+class Layer(NamedTuple):
+    """What a token goes through in one layer, in this order."""
+
+    norm: RMSNorm
+    mix: nn.Module
+    dense: nn.Module
+    norm_again: RMSNorm
+    activation: Product
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+
+    @property
+    def linears(self) -> tuple[nn.Module, ...]:
+        return self.mix, self.dense, self.gate, self.up, self.down
+
+
 class TokenStep:
     """`step(ids, position_ids, …)` gives what a forward of the model over one token per row would.
 
@@ -64,33 +81,40 @@ class TokenStep:
 
     Attributes:
         model: that one.
+        words: the embedding, [V, D].
+        rotary: gives the rotary rows.
+        heads: N.
+        layers, last_norm, head: the modules that a token goes through.
         waits: whether a GPU waits for the host inside of the step.
+        bare: whether all linears are weights and nothing else.
     """
 
     def __init__(self, model: DecoderModel) -> None:
         self.model = model
         transformer, mlp = model.transformer, model.get_mixin("mlp")
-        self._words: Tensor = transformer.word_embeddings.weight
-        self._rotary = model.get_mixin("rotary").rotary_emb
-        self._heads = transformer.layers[0].attention.num_attention_heads_per_partition
-        self._layers = [
-            (
-                _norm(layer.input_layernorm),
-                _product(layer.attention.query_key_value),
-                _product(layer.attention.dense),
-                _norm(layer.post_attention_layernorm),
+        self.words: Tensor = transformer.word_embeddings.weight
+        self.rotary = model.get_mixin("rotary").rotary_emb
+        self.heads: int = transformer.layers[0].attention.num_attention_heads_per_partition
+        self.layers = [
+            Layer(
+                layer.input_layernorm,
+                layer.attention.query_key_value,
+                layer.attention.dense,
+                layer.post_attention_layernorm,
                 layer.mlp.activation_func,
-                _product(mlp.gate_proj[index]),
-                _product(layer.mlp.dense_h_to_4h),
-                _product(layer.mlp.dense_4h_to_h),
+                mlp.gate_proj[index],
+                layer.mlp.dense_h_to_4h,
+                layer.mlp.dense_4h_to_h,
             )
             for index, layer in enumerate(transformer.layers)
         ]
-        self._last_norm = _norm(transformer.final_layernorm)
-        self._logits = _product(model.get_mixin("lm").lm_head)
-        parts = [part for layer in self._layers for part in layer] + [self._logits]
-        self.waits = any(waits_for_host(part) for part in parts if isinstance(part, nn.Module))
-        self._bare = all(isinstance(part, partial) for layer in self._layers for part in layer if part is not layer[4])
+        self.last_norm: RMSNorm = transformer.final_layernorm
+        self.head: nn.Module = model.get_mixin("lm").lm_head
+        linears = [linear for layer in self.layers for linear in layer.linears] + [self.head]
+        self.waits = any(waits_for_host(linear) for linear in linears)
+        self.bare = all(map(is_whole, linears))
+        self._operators = [tuple(map(_operator, layer)) for layer in self.layers]
+        self._last_norm, self._logits = _operator(self.last_norm), _operator(self.head)
 
     @classmethod
     def of(cls, model: nn.Module) -> TokenStep | None:
@@ -118,19 +142,19 @@ class TokenStep:
 
     def reserve(self, positions: int) -> RotaryRows:
         """Compute the rotary table for so many positions now: what `run` reads up to that `max_position`."""
-        return self._rotary.table(positions + 1)
+        return self.rotary.table(positions + 1)
 
     def run(
         self, ids: Tensor, position_ids: Tensor, write: Write, may_look: Tensor | None, *, max_position: int
     ) -> Tensor:
         """As calling it, with any way to keep keys and values."""
-        rows, heads = len(ids), self._heads
-        turns = self._rotary.rows(position_ids, max_position)
-        hidden = F.embedding(ids, self._words)  # [B, D]
-        if rows == 1 and self._bare:  # a vector is multiplied faster than a matrix of one row
+        rows, heads = len(ids), self.heads
+        turns = self.rotary.rows(position_ids, max_position)
+        hidden = F.embedding(ids, self.words)  # [B, D]
+        if rows == 1 and self.bare:  # a vector is multiplied faster than a matrix of one row
             hidden = hidden[0]
         rotate = choose_rotate(hidden)
-        for number, (norm, mix, dense, norm_again, activation, gate, up, down) in enumerate(self._layers):
+        for number, (norm, mix, dense, norm_again, activation, gate, up, down) in enumerate(self._operators):
             mixed = mix(norm(hidden)).view(rows, 3 * heads, 1, -1)  # queries, keys, values
             turned = rotate(mixed[:, : 2 * heads], turns)
             keys, values = write(number, turned[:, heads:], mixed[:, 2 * heads :])
@@ -141,13 +165,11 @@ class TokenStep:
         return self._logits(self._last_norm(hidden)).view(rows, -1)
 
 
-def _product(linear: nn.Module) -> Product:
-    """[B, inputs] -> [B, outputs]: by the bare weight, or, for wrapped and quantised linears, as they are."""
-    return partial(F.linear, weight=linear.weight) if is_whole(linear) else linear
-
-
-def _norm(norm: RMSNorm) -> Product:
-    return partial(F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon)
+def _operator(part: Any) -> Product:
+    """What a part does to [B, …]: norms and bare weights as one operator each; what else there is, as it is."""
+    if isinstance(part, RMSNorm):
+        return partial(F.rms_norm, normalized_shape=part.weight.shape, weight=part.weight, eps=part.variance_epsilon)
+    return partial(F.linear, weight=part.weight) if is_whole(part) else part
 
 
 def _is_plain(model: nn.Module) -> bool:

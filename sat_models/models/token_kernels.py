@@ -1,0 +1,104 @@
+"""The C kernels of a decode step on a CPU (`token_kernels.c`, compiled when the package is installed).
+
+torch reads a weight at 70 to 85 % of the speed of these in a product with one vector, attention for one query at half,
+and pays for each of the small operators in between. Without a C compiler at installation there is no library, and
+decoding runs through torch's operators.
+
+Tensors are contiguous, in fp32, on the CPU; nothing is checked here (`KernelStep` does, once). Results go into `out`.
+
+Legend: N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from mixins.rotary import RotaryRows
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_DIM = 256
+_LAYOUT = 1  # as in the C file
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_ARGUMENTS = {
+    "token_rms_norm": [_POINTER] * 3 + [_FLOAT, _LONG],
+    "token_product": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
+    "token_gated": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
+    "token_attend": [_POINTER] * 8 + [_LONG] * 4 + [_INT],
+}
+
+
+@functools.cache
+def load() -> TokenKernels | None:
+    """The kernels; None, with the reason in the log, where they were not compiled or are those of another version."""
+    found = find_spec(f"{__package__}._token_kernels")
+    remedy = "decoding on a CPU is slower than it could be; install again with a C compiler at hand"
+    if found is None:
+        logger.info("no C kernels: %s", remedy)
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+        layout = library.token_kernels_layout()
+    except (OSError, AttributeError) as error:
+        logger.warning("the C kernels cannot be loaded (%s): %s", error, remedy)
+        return None
+    if layout != _LAYOUT:
+        logger.warning("the C kernels are those of another version: %s", remedy)
+        return None
+    return TokenKernels(library)
+
+
+class TokenKernels:
+    """Calls the library with torch's number of threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        self._norm, self._product = library.token_rms_norm, library.token_product
+        self._gated, self._attend = library.token_gated, library.token_attend
+
+    def rms_norm(self, out: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
+        """x [K] -> [K]."""
+        self._norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, len(x))
+
+    def product(self, out: Tensor, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
+        """weight [M, K] times x [K], plus residual [M], which may be `out` -> [M]."""
+        added = None if residual is None else residual.data_ptr()
+        outputs, inputs = weight.shape
+        self._product(out.data_ptr(), x.data_ptr(), weight.data_ptr(), added, outputs, inputs, torch.get_num_threads())
+
+    def gated(self, out: Tensor, x: Tensor, gate: Tensor, up: Tensor) -> None:
+        """silu(gate [M, K] x) times up [M, K] x -> [M]."""
+        outputs, inputs = gate.shape
+        self._gated(
+            out.data_ptr(), x.data_ptr(), gate.data_ptr(), up.data_ptr(), outputs, inputs, torch.get_num_threads()
+        )
+
+    def attend(
+        self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,
+        may_look: Tensor | None, scores: Tensor,
+    ) -> None:  # fmt: skip
+        """Turn queries and keys, put the new key and value at `place` of the cache, and attend to all up to there.
+
+        Args:
+            out: [N * H].
+            mixed: [3 * N * H], queries, keys and values.
+            turns: H numbers each.
+            keys, values: [rows, N, C, H], of which the first row is taken.
+            place: less than C.
+            may_look: bool, `place` + 1 of them; None: all.
+            scores: room for N * C numbers.
+        """
+        _, heads, columns, width = keys.shape
+        self._attend(
+            out.data_ptr(), mixed.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), keys.data_ptr(),
+            values.data_ptr(), None if may_look is None else may_look.data_ptr(), scores.data_ptr(),
+            heads, width, place, columns, torch.get_num_threads(),
+        )  # fmt: skip
