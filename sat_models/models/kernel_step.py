@@ -1,6 +1,6 @@
-"""A decode step of one row on a CPU, through the C kernels of `token_kernels`: at the speed of memory.
+"""A decode step on a CPU through the C kernels of `token_kernels`: at the speed of memory.
 
-Legend: C columns of the cache, D hidden, N heads, H head dim, I inner, V vocabulary.
+Legend: B rows, D hidden.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from mixins.kv_cache import KVStore
 from sat_models.models.token_kernels import MAX_HEAD_DIM, TokenKernels, load
 from sat_models.models.token_step import TokenStep
 
+MAX_ROWS = 32
+"""Torch is faster for more: a product of 32000 x 512 with 16 rows takes 0.6 of its time here, with 64 rows 1.3."""
+
 
 class KernelStep:
-    """Called like the `TokenStep` that it stands for, which takes what is not one row behind a prompt.
+    """Called like the `TokenStep` that it stands for, which takes many rows and an empty
+    cache, and refuses a full one.
 
     Args:
         step: one for which `of` did not say None.
@@ -33,12 +37,8 @@ class KernelStep:
         ]  # fmt: skip
         self._words, self._head = step.words.detach(), step.head.weight.detach()
         self._last_norm, self._last_epsilon = step.last_norm.weight.detach(), step.last_norm.variance_epsilon
-        first = step.layers[0]
-        self._normed = self._words.new_empty(len(self._last_norm))  # [D]
-        self._mixed = self._words.new_empty(len(first.mix.weight))  # [3 N H]
-        self._context = self._words.new_empty(len(self._mixed) // 3)  # [N H]
-        self._inner = self._words.new_empty(len(first.up.weight))  # [I]
-        self._scores = self._words.new_empty(0)  # [N C]
+        self._sizes = len(self._last_norm), len(step.layers[0].mix.weight), len(step.layers[0].up.weight)
+        self._normed = self._mixed = self._context = self._inner = self._scores = self._words.new_empty(0, 0)
 
     @classmethod
     def of(cls, step: TokenStep) -> KernelStep | None:
@@ -60,14 +60,14 @@ class KernelStep:
         self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
     ) -> Tensor:
         """As `TokenStep.__call__`."""
-        if len(ids) > 1 or store.keys[0] is None or store.length >= store.max_length:
+        if store.keys[0] is None or store.length >= store.max_length or len(ids) > MAX_ROWS:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
+        self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
         turns = self._step.rotary.rows(position_ids, max_position)
-        hidden = F.embedding(ids, self._words)[0]  # the residual stream, [D], changed in place
-        if len(self._scores) < self._step.heads * store.max_length:
-            self._scores = inner.new_empty(self._step.heads * store.max_length)
-        may_look = None if may_look is None else may_look.contiguous()
+        hidden = F.embedding(ids, self._words)  # the residual stream, [B, D], changed in place
+        if may_look is not None and may_look.stride(-1) != 1:
+            may_look = may_look.contiguous()
         for layer, keys, values in zip(self._layers, store.keys, store.values, strict=True):
             norm, epsilon, mix, dense, norm_again, epsilon_again, gate, up, down = layer
             kernels.rms_norm(normed, hidden, norm, epsilon)
@@ -78,6 +78,16 @@ class KernelStep:
             kernels.gated(inner, normed, gate, up)
             kernels.product(hidden, inner, down, residual=hidden)
         kernels.rms_norm(normed, hidden, self._last_norm, self._last_epsilon)
-        logits = hidden.new_empty(1, len(self._head))
+        logits = hidden.new_empty(len(ids), len(self._head))
         kernels.product(logits, normed, self._head)
         return logits
+
+    def _make_room(self, rows: int, columns: int) -> None:
+        """For what lies between two kernels."""
+        if len(self._normed) != rows:
+            width, mixed, inner = self._sizes
+            self._normed, self._mixed, self._context, self._inner = (
+                self._words.new_empty(rows, size) for size in (width, mixed, mixed // 3, inner)
+            )
+        if self._scores.numel() < rows * self._step.heads * columns:
+            self._scores = self._words.new_empty(rows, self._step.heads, columns)

@@ -6,7 +6,7 @@ decoding runs through torch's operators.
 
 Tensors are contiguous, in fp32, on the CPU; nothing is checked here (`KernelStep` does, once). Results go into `out`.
 
-Legend: N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
+Legend: B rows, N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_HEAD_DIM = 256
 _LAYOUT = 1  # as in the C file
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
-    "token_rms_norm": [_POINTER] * 3 + [_FLOAT, _LONG],
-    "token_product": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
-    "token_gated": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
-    "token_attend": [_POINTER] * 8 + [_LONG] * 4 + [_INT],
+    "token_rms_norm": [_POINTER] * 3 + [_FLOAT] + [_LONG] * 2,
+    "token_product": [_POINTER] * 4 + [_LONG] * 3 + [_INT],
+    "token_gated": [_POINTER] * 4 + [_LONG] * 3 + [_INT],
+    "token_attend": [_POINTER] * 8 + [_LONG] * 6 + [_INT],
 }
 
 
@@ -65,40 +65,43 @@ class TokenKernels:
         self._gated, self._attend = library.token_gated, library.token_attend
 
     def rms_norm(self, out: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
-        """x [K] -> [K]."""
-        self._norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, len(x))
+        """x [B, K] -> [B, K]."""
+        self._norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, *x.shape)
 
     def product(self, out: Tensor, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
-        """weight [M, K] times x [K], plus residual [M], which may be `out` -> [M]."""
+        """weight [M, K] times each row of x [B, K], plus residual [B, M], which may be `out` -> [B, M]."""
         added = None if residual is None else residual.data_ptr()
-        outputs, inputs = weight.shape
-        self._product(out.data_ptr(), x.data_ptr(), weight.data_ptr(), added, outputs, inputs, torch.get_num_threads())
+        self._product(
+            out.data_ptr(), x.data_ptr(), weight.data_ptr(), added, len(x), *weight.shape, torch.get_num_threads()
+        )
 
     def gated(self, out: Tensor, x: Tensor, gate: Tensor, up: Tensor) -> None:
-        """silu(gate [M, K] x) times up [M, K] x -> [M]."""
-        outputs, inputs = gate.shape
+        """silu(gate [M, K] x) times up [M, K] x, for each row of x [B, K] -> [B, M]."""
         self._gated(
-            out.data_ptr(), x.data_ptr(), gate.data_ptr(), up.data_ptr(), outputs, inputs, torch.get_num_threads()
+            out.data_ptr(), x.data_ptr(), gate.data_ptr(), up.data_ptr(), len(x), *gate.shape, torch.get_num_threads()
         )
 
     def attend(
         self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,
         may_look: Tensor | None, scores: Tensor,
     ) -> None:  # fmt: skip
-        """Turn queries and keys, put the new key and value at `place` of the cache, and attend to all up to there.
+        """Turn queries and keys, put the new keys and values at `place` of the cache, and attend to all up to there.
 
         Args:
-            out: [N * H].
-            mixed: [3 * N * H], queries, keys and values.
-            turns: H numbers each.
-            keys, values: [rows, N, C, H], of which the first row is taken.
+            out: [B, N * H].
+            mixed: [B, 3 * N * H], queries, keys and values.
+            turns: [B, …, H] each.
+            keys, values: [at least B, N, C, H].
             place: less than C.
-            may_look: bool, `place` + 1 of them; None: all.
-            scores: room for N * C numbers.
+            may_look: bool [B or 1, …, place + 1], one line after the other in any distance; None: all.
+            scores: room for B * N * C numbers.
         """
         _, heads, columns, width = keys.shape
+        mask, stride = None, 0
+        if may_look is not None:
+            mask, stride = may_look.data_ptr(), may_look.stride(0) if len(may_look) > 1 else 0
         self._attend(
             out.data_ptr(), mixed.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), keys.data_ptr(),
-            values.data_ptr(), None if may_look is None else may_look.data_ptr(), scores.data_ptr(),
-            heads, width, place, columns, torch.get_num_threads(),
+            values.data_ptr(), mask, scores.data_ptr(), len(mixed), heads, width, place, columns, stride,
+            torch.get_num_threads(),
         )  # fmt: skip

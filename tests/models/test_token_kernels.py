@@ -52,81 +52,109 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_rms_norm(kernels: TokenKernels) -> None:
-    x, weight, out = random(77), random(77), torch.empty(77)
+ROWS = [1, 2, 3, 4, 7]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_rms_norm(kernels: TokenKernels, rows: int) -> None:
+    x, weight, out = random(rows, 77), random(77), torch.empty(rows, 77)
     kernels.rms_norm(out, x, weight, 1e-5)
     torch.testing.assert_close(out, F.rms_norm(x, (77,), weight, 1e-5), **CLOSE)
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 5, 64, 131])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("outputs", [1, 2, 5, 131])
 @pytest.mark.parametrize("inputs", [1, 15, 16, 50, 512])
-def test_product(kernels: TokenKernels, threads: int, outputs: int, inputs: int) -> None:
-    weight, x, out = random(outputs, inputs), random(inputs), torch.empty(outputs)
+def test_product(kernels: TokenKernels, threads: int, rows: int, outputs: int, inputs: int) -> None:
+    weight, x, out = random(outputs, inputs), random(rows, inputs), torch.empty(rows, outputs)
     kernels.product(out, x, weight)
-    torch.testing.assert_close(out, weight @ x, **CLOSE)
-    residual = random(outputs)
-    wanted = residual + weight @ x
+    torch.testing.assert_close(out, x @ weight.T, **CLOSE)
+    residual = random(rows, outputs)
+    wanted = residual + x @ weight.T
     kernels.product(residual, x, weight, residual=residual)
     torch.testing.assert_close(residual, wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("outputs", [1, 3, 8, 129])
 @pytest.mark.parametrize("inputs", [7, 64])
-def test_gated(kernels: TokenKernels, threads: int, outputs: int, inputs: int) -> None:
-    gate, up, x, out = random(outputs, inputs), random(outputs, inputs) + 1, random(inputs), torch.empty(outputs)
+def test_gated(kernels: TokenKernels, threads: int, rows: int, outputs: int, inputs: int) -> None:
+    gate, up = random(outputs, inputs), random(outputs, inputs) + 1
+    x, out = random(rows, inputs), torch.empty(rows, outputs)
     kernels.gated(out, x, gate, up)
-    torch.testing.assert_close(out, F.silu(gate @ x) * (up @ x), **CLOSE)
+    torch.testing.assert_close(out, F.silu(x @ gate.T) * (x @ up.T), **CLOSE)
 
 
-def turns(width: int) -> RotaryRows:
-    angles = random(width // 2)
+def turns(rows: int, width: int) -> RotaryRows:
+    angles = random(rows, 1, 1, width // 2)
     return widen(angles.cos(), angles.sin())
 
 
-@pytest.mark.parametrize("width", [6, 16, 64, 72, 128, 256])
-@pytest.mark.parametrize("place", [0, 1, 4, 30])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_attend(kernels: TokenKernels, threads: int, width: int, place: int, masked: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("width", [6, 16, 24, 64, 72, 128, 256])
+@pytest.mark.parametrize("place", [0, 1, 4, 15, 30])
+@pytest.mark.parametrize("masked", ["all", "one mask", "a mask for each row"])
+def test_attend(kernels: TokenKernels, threads: int, rows: int, width: int, place: int, masked: str) -> None:
     heads, columns = 5, 40
-    mixed, keys, values = random(3 * heads * width), random(2, heads, columns, width), random(2, heads, columns, width)
-    before, out, scores = [keys.clone(), values.clone()], torch.empty(heads * width), torch.empty(heads * columns)
-    may_look = (torch.arange(place + 1) % 3 != 1) | (torch.arange(place + 1) == place) if masked else None
+    mixed = 3 * random(rows, 3 * heads * width)
+    keys, values = random(rows + 1, heads, columns, width), random(rows + 1, heads, columns, width)
+    before, out = [keys.clone(), values.clone()], torch.empty(rows, heads * width)
+    may_look = None
+    if masked != "all":  # columns of a longer mask, as a lane has it
+        lines = rows if masked == "a mask for each row" else 1
+        may_look = (random(lines, 1, 1, 50) > 0)[..., : place + 1]
+        may_look[..., place] = True
 
-    parts, rows = mixed.view(1, 3 * heads, 1, width), turns(width)
-    query, key = rotate_half_split(parts[:, : 2 * heads], rows).split(heads, dim=1)
+    parts, table = mixed.view(rows, 3 * heads, 1, width), turns(rows, width)
+    query, key = rotate_half_split(parts[:, : 2 * heads], table).split(heads, dim=1)
     for cache, new in zip(before, (key, parts[:, 2 * heads :]), strict=True):
-        cache[0, :, place] = new[0, :, 0]
-    look = None if may_look is None else may_look[None]
-    wanted = F.scaled_dot_product_attention(query, *(cache[:1, :, : place + 1] for cache in before), look)
+        cache[:rows, :, place] = new[:, :, 0]
+    wanted = F.scaled_dot_product_attention(query, *(cache[:rows, :, : place + 1] for cache in before), may_look)
 
-    kernels.attend(out, mixed, rows, keys, values, place, may_look, scores)
-    torch.testing.assert_close(out, wanted.flatten(), **CLOSE)
+    kernels.attend(out, mixed, table, keys, values, place, may_look, torch.empty(rows * heads * columns))
+    torch.testing.assert_close(out, wanted.reshape(rows, -1), **CLOSE)
     torch.testing.assert_close(keys, before[0], **CLOSE)
     assert torch.equal(values, before[1]), "nothing else is written"
 
 
-def test_sums_do_not_depend_on_the_threads(kernels: TokenKernels) -> None:
-    weight, x = random(101, 300), random(300)
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0, 1e4])
+def test_weights_of_attention_are_those_of_softmax(kernels: TokenKernels, spread: float) -> None:
+    """However far apart the scores lie: the values are unit vectors, so the result shows the weights."""
+    width = columns = 256
+    keys, values = spread * random(1, 1, columns, width) / 16, torch.eye(width)[None, None].clone()
+    mixed, none = random(1, 3 * width), (torch.ones(1, width), torch.zeros(1, width))
+    out = torch.empty(1, width)
+    kernels.attend(out, mixed, none, keys, values, columns - 1, None, torch.empty(columns))
+    scores = (keys[0, 0].double() @ mixed[0, :width].double()) / 16
+    wanted = scores.softmax(0)[:-1]  # the last value is the new one, and no unit vector
+    wanted = wanted + scores.softmax(0)[-1] * mixed[0, 2 * width : -1].double()
+    torch.testing.assert_close(out[0, :-1].double(), wanted, atol=1e-6, rtol=2e-4)
+
+
+def test_sums_depend_neither_on_the_threads_nor_on_other_rows(kernels: TokenKernels) -> None:
+    weight, x = random(101, 300), random(7, 300)
     found, before = [], torch.get_num_threads()
-    for count in (1, 2, 5):
+    for count, rows in ((1, 7), (2, 7), (5, 7), (2, 3), (1, 1)):
         torch.set_num_threads(count)
-        found.append(torch.empty(101))
-        kernels.product(found[-1], x, weight)
+        found.append(torch.empty(rows, 101))
+        kernels.product(found[-1], x[:rows], weight)
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert all(torch.equal(each, found[0][: len(each)]) for each in found)
 
 
 def test_what_is_not_a_number_stays_visible(kernels: TokenKernels) -> None:
     """The sampler must see it."""
-    keys, out = random(1, 1, 4, 16), torch.empty(16)
-    keys[0, 0, 1, 3] = math.nan
-    kernels.attend(out, random(48), turns(16), keys, random(1, 1, 4, 16), 3, None, torch.empty(4))
-    assert out.isnan().all()
+    for place in (3, 19):
+        keys, values, out = random(1, 1, 20, 16), random(1, 1, 20, 16), torch.empty(1, 16)
+        keys[0, 0, 1, 3] = math.nan
+        kernels.attend(out, random(1, 48), turns(1, 16), keys, values, place, None, torch.empty(20))
+        assert out.isnan().all()
     for bad in (math.nan, math.inf):
         weight = random(6, 16)
         weight[2, 2] = bad
-        kernels.product(out, random(16), weight)
-        assert out[:6].isfinite().tolist() == [True, True, False, True, True, True]
+        out = torch.empty(1, 6)
+        kernels.product(out, random(1, 16), weight)
+        assert out[0].isfinite().tolist() == [True, True, False, True, True, True]
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +168,17 @@ def step_of(vlm: VLM) -> Any:
 
 
 @torch.inference_mode()
-def test_a_step_gives_what_torch_gives(kernels: TokenKernels, vlm: VLM) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_gives_what_torch_gives(kernels: TokenKernels, vlm: VLM, rows: int) -> None:
     with kv_cache(vlm.model, 0):
         plain = TokenStep.of(vlm.model)
         found = []
         for step in (plain, KernelStep.of(plain)):
             store, logits = KVStore(len(vlm.model.transformer.layers), 24), []
             for place in range(20):
-                mask = torch.arange(place + 1)[None, None, None] > 1 if 5 < place < 9 else None
-                ids, at = torch.tensor([5 + place]), torch.tensor([[place]])
-                logits.append(step(ids, at, store, mask, max_position=place))
+                mask = torch.arange(place + 1)[None, None, None] > torch.arange(rows).view(-1, 1, 1, 1)
+                ids, at = 5 + place + torch.arange(rows), torch.full((rows, 1), place)
+                logits.append(step(ids, at, store, mask if 5 < place < 9 else None, max_position=place))
                 store.advance(1)
             found.append((logits, [part[:, :, :20] for part in (*store.keys, *store.values)]))
     for a, b in zip(*found, strict=True):
@@ -157,20 +186,21 @@ def test_a_step_gives_what_torch_gives(kernels: TokenKernels, vlm: VLM) -> None:
 
 
 @torch.inference_mode()
-def test_a_full_cache_is_refused_and_several_rows_are_taken(kernels: TokenKernels, vlm: VLM) -> None:
+def test_what_the_step_behind_it_is_for(kernels: TokenKernels, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full cache is refused, an empty one is begun, and many rows are left to torch."""
     with kv_cache(vlm.model, 0):
         plain = TokenStep.of(vlm.model)
-        step, store = KernelStep.of(plain), KVStore(len(vlm.model.transformer.layers), 2)
+        step, layers = KernelStep.of(plain), len(vlm.model.transformer.layers)
+        store = KVStore(layers, 2)
         for place in range(2):
             step(torch.tensor([7]), torch.tensor([[place]]), store, None, max_position=place)
             store.advance(1)
         with pytest.raises(ValueError, match="the cache holds 2 tokens"):
             step(torch.tensor([7]), torch.tensor([[2]]), store, None, max_position=2)
-        stores = [KVStore(len(vlm.model.transformer.layers), 2) for _ in range(2)]
-        ids, at = torch.tensor([7, 9]), torch.zeros(2, 1, dtype=torch.long)
-        both = [each(ids, at, kept, None, max_position=0) for each, kept in zip((plain, step), stores, strict=True)]
-        assert both[0].shape == (2, vlm.model.config.vocab_size)
-        torch.testing.assert_close(*both, **CLOSE)
+        store.truncate(1)
+        monkeypatch.setattr(kernel_step, "MAX_ROWS", 0)
+        monkeypatch.setattr(step, "_kernels", None)
+        assert step(torch.tensor([7]), torch.tensor([[1]]), store, None, max_position=1).isfinite().all()
 
 
 def test_answers_are_those_of_torch(kernels: TokenKernels, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
