@@ -19,6 +19,7 @@ PRESETS = {
     "gpu": {
         "model": "cogvlm-chat", "device": "cuda", "dtype": "bfloat16", "contexts": [1300, 2000], "text_contexts": [300],
         "new_tokens": 64, "repeats": 2, "train": "lora", "train_batch": 1, "seconds": 360.0,
+        "cases": ["vision", "prefill", "decode", "batch", "profile", "train", "quant"],
     },
 }  # fmt: skip
 
@@ -26,7 +27,12 @@ PRESETS = {
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="defaults of the other flags")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="of vision prefill decode batch train quant")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="of vision prefill decode batch train quant profile (default: without the last)",
+    )
     size = parser.add_argument_group("the model: a name of the zoo for its sizes, or sizes (default: 90 M parameters)")
     size.add_argument("--model", metavar="NAME")
     for flag, value in {
@@ -67,7 +73,7 @@ def main() -> int:
     from sat_models import runtime
     from sat_models.evaluation import bench_models, bench_report
     from sat_models.evaluation.bench import Bench
-    from sat_models.evaluation.bench_rows import CASES, BenchSettings
+    from sat_models.evaluation.bench_rows import USUAL_CASES, BenchSettings
 
     runtime.setup_logging()
     if args.threads:
@@ -82,7 +88,7 @@ def main() -> int:
         config = bench_models.config_of_sizes(**{name: getattr(args, name) for name in sizes})
     given = ("batches", "new_tokens", "repeats", "stock", "stock_tokens", "train", "train_batch", "clock", "seconds")
     settings = BenchSettings(
-        cases=tuple(args.cases or CASES), contexts=tuple(args.contexts), text_contexts=tuple(args.text_contexts),
+        cases=tuple(args.cases or USUAL_CASES), contexts=tuple(args.contexts), text_contexts=tuple(args.text_contexts),
         bits=tuple(args.bits), **{name: getattr(args, name) for name in given},
     )  # fmt: skip
     runner = Bench(lambda: bench_models.random_model(config, dtype=dtype, device=device), settings, device)

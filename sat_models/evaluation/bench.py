@@ -24,15 +24,21 @@ from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from sat_models.errors import InputError
 from sat_models.evaluation.bench_models import Floors, prompt_of, quantise_random
+from sat_models.evaluation.bench_profile import Part, profiled
 from sat_models.evaluation.bench_rows import CLOCKS, BenchSettings, Row, make_row
 from sat_models.evaluation.stock import StockModel, stock_tokens
 from sat_models.generation.engine import Engine
+from sat_models.generation.graphs import PATIENCE
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.models.cogvlm import CogVLMModel
 from sat_models.processing.inputs import VLMInputs
 
 logger = logging.getLogger(__name__)
 
+_PROFILED = 16
+"""Steps whose kernels are counted."""
+_LINES = 12
+"""Of a profile; what is left shares one."""
 _NO_END = -5  # an end token that no vocabulary has: answers have the length that was asked for
 
 
@@ -62,7 +68,7 @@ class Bench:
         """All cases; those that change the model come last, and quantising takes a fresh one."""
         steps: dict[str, Callable[[], Iterator[Row]]] = {
             "vision": self._vision, "prefill": self._prefill, "decode": self._decode, "batch": self._batch,
-            "train": self._train, "quant": self._quant,
+            "profile": self._profile, "train": self._train, "quant": self._quant,
         }  # fmt: skip
         for case, measure in steps.items():
             if case not in self.settings.cases:
@@ -129,6 +135,28 @@ class Bench:
                     times.append(self._now() - start)
             floor = rows / self.floors.decode(inputs.length + self.settings.new_tokens // 2, rows)
             yield make_row("batch", f"{rows} x {what}", rows * _rate(times), "tokens/s", floor=floor, peaks=peaks)
+
+    def _profile(self) -> Iterator[Row]:
+        """A decode step, and what it consists of."""
+        what, inputs = self._shortest()
+        count = PATIENCE + 4 + 2 * _PROFILED
+        stream = self._engine.tokens(inputs, SamplingOptions(max_new_tokens=count))
+        times = []
+        for _ in range(count - _PROFILED):  # the first ones record a graph, where there are graphs
+            start = self._now()
+            next(stream)
+            times.append(self._now() - start)
+        whole = statistics.median(times[-_PROFILED:])
+        parts = profiled(lambda: next(stream), _PROFILED, self.device)
+        shown, rest = parts[:_LINES], parts[_LINES:]
+        shown.append(Part("all other kernels", sum(part.calls for part in rest), sum(part.seconds for part in rest)))
+        between = whole - sum(part.seconds for part in parts)  # less than nothing where kernels run side by side
+        yield make_row("profile", f"a decode step, {what}", 1e6 * whole, "us")
+        for part in shown:
+            note = f"{part.calls:g} times, {100 * part.seconds / whole:.1f} % of the step"
+            yield make_row("profile", part.name, 1e6 * part.seconds, "us", note=note)
+        note = f"{100 * between / whole:.1f} % of the step"
+        yield make_row("profile", "outside of kernels", 1e6 * between, "us", note=note)
 
     def _quant(self) -> Iterator[Row]:
         """Decode with 4 and 8 bits per weight; one that fails leaves the other its line."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sat_models.errors import InputError
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CASES = ("vision", "prefill", "decode", "batch", "quant", "train")
+USUAL_CASES = ("vision", "prefill", "decode", "batch", "quant", "train")
+CASES = (*USUAL_CASES, "profile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class BenchSettings:
         seconds: no further case is begun after this time; None: all are.
     """
 
-    cases: tuple[str, ...] = CASES
+    cases: tuple[str, ...] = USUAL_CASES
     contexts: tuple[int, ...] = (1300,)
     text_contexts: tuple[int, ...] = (300,)
     batches: tuple[int, ...] = (1, 4, 16)

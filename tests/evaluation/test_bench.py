@@ -20,6 +20,7 @@ from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation import bench, bench_models, bench_report
 from sat_models.evaluation.bench import Bench
 from sat_models.evaluation.bench_models import Floors, config_of_name, config_of_sizes, prompt_of, random_model
+from sat_models.evaluation.bench_profile import profiled
 from sat_models.evaluation.bench_rows import BenchSettings, make_row
 from sat_models.evaluation.stock import StockModel, by_boolean_mask, stock_tokens
 from sat_models.generation.engine import Engine
@@ -71,6 +72,28 @@ def test_the_stock_model_has_our_logits_and_gradients() -> None:
     weight = model.get_mixin("mlp").vision_gate_proj[0].weight
     ours, stock = (torch.autograd.grad(out.square().sum(), weight)[0] for out in logits.values())
     torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
+
+
+def test_the_profile_of_a_step_adds_up(
+    quick: Callable[[BenchSettings], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_LINES", 3)
+    settings = BenchSettings(cases=("profile",), contexts=(30,), text_contexts=(), stock=False)
+    whole, *parts, rest, between = quick(settings).run()
+    assert whole["what"] == "a decode step, picture, 30 tokens" and whole["value"] > 0
+    assert [row["unit"] for row in (whole, *parts, rest, between)] == ["us"] * 6
+    assert [row["value"] for row in parts] == sorted((row["value"] for row in parts), reverse=True)
+    assert (rest["what"], between["what"]) == ("all other kernels", "outside of kernels")
+    assert sum(row["value"] for row in (*parts, rest, between)) == pytest.approx(whole["value"])
+
+
+def test_a_profile_counts_what_runs() -> None:
+    x = torch.randn(64, 64)
+    parts = {part.name: part for part in profiled(lambda: (x @ x, (x @ x).relu()), 4, CPU)}
+    assert parts["aten::mm"].calls == 2 and parts["aten::clamp_min"].calls == 1
+    assert sum(part.seconds for part in parts.values()) < 0.1
+    seconds = [part.seconds for part in parts.values()]
+    assert seconds == sorted(seconds, reverse=True)
 
 
 def test_experts_by_mask() -> None:
