@@ -18,8 +18,10 @@ MAX_ROWS = 32
 
 
 class KernelStep:
-    """Called like the `TokenStep` that it stands for, which takes many rows and an empty
-    cache, and refuses a full one.
+    """Called like the `TokenStep` that it stands for, which takes many rows and an empty cache, and refuses a full one.
+
+    In fp32 and in bf16. In bf16 it rounds where torch's operators do, but for the weights of attention, which stay in
+    fp32.
 
     Args:
         step: one for which `of` did not say None.
@@ -38,7 +40,7 @@ class KernelStep:
         self._words, self._head = step.words.detach(), step.head.weight.detach()
         self._last_norm, self._last_epsilon = step.last_norm.weight.detach(), step.last_norm.variance_epsilon
         self._sizes = len(self._last_norm), len(step.layers[0].mix.weight), len(step.layers[0].up.weight)
-        self._normed = self._mixed = self._context = self._inner = self._scores = self._words.new_empty(0, 0)
+        self._normed = self._mixed = self._context = self._inner = self._scores = torch.empty(0, 0)
 
     @classmethod
     def of(cls, step: TokenStep) -> KernelStep | None:
@@ -49,8 +51,10 @@ class KernelStep:
         for layer in step.layers:
             weights += [layer.norm.weight, layer.norm_again.weight, *(linear.weight for linear in layer.linears)]
         for weight in weights:
-            if weight.device.type != "cpu" or weight.dtype != torch.float32 or not weight.is_contiguous():
+            if weight.device.type != "cpu" or weight.dtype != step.words.dtype or not weight.is_contiguous():
                 return None
+        if step.words.dtype not in (torch.float32, torch.bfloat16):
+            return None
         if len(step.layers[0].mix.weight) // (3 * step.heads) > MAX_HEAD_DIM:
             return None
         kernels = load()
@@ -65,7 +69,7 @@ class KernelStep:
         self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
         turns = self._step.rotary.rows(position_ids, max_position)
-        hidden = F.embedding(ids, self._words)  # the residual stream, [B, D], changed in place
+        hidden = F.embedding(ids, self._words).float()  # the residual stream, [B, D], changed in place
         if may_look is not None and may_look.stride(-1) != 1:
             may_look = may_look.contiguous()
         for layer, keys, values in zip(self._layers, store.keys, store.values, strict=True):
@@ -80,14 +84,14 @@ class KernelStep:
         kernels.rms_norm(normed, hidden, self._last_norm, self._last_epsilon)
         logits = hidden.new_empty(len(ids), len(self._head))
         kernels.product(logits, normed, self._head)
-        return logits
+        return logits.to(self._words.dtype)
 
     def _make_room(self, rows: int, columns: int) -> None:
         """For what lies between two kernels."""
         if len(self._normed) != rows:
             width, mixed, inner = self._sizes
             self._normed, self._mixed, self._context, self._inner = (
-                self._words.new_empty(rows, size) for size in (width, mixed, mixed // 3, inner)
+                torch.empty(rows, size, dtype=torch.float32) for size in (width, mixed, mixed // 3, inner)
             )
         if self._scores.numel() < rows * self._step.heads * columns:
-            self._scores = self._words.new_empty(rows, self._step.heads, columns)
+            self._scores = torch.empty(rows, self._step.heads, columns, dtype=torch.float32)
