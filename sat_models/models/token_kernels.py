@@ -1,8 +1,8 @@
 """The C kernels of a decode step on a CPU (`token_kernels.c`, compiled when the package is installed).
 
-torch reads a weight in fp32 at four fifths of the speed of these in a product with one vector and in bf16, where the
-processor has no bf16 units, at a third; it attends at half the speed, and pays for each small operator in between. Without a C compiler at installation there is no library, and
-decoding runs through torch's operators.
+With one vector, torch reads a weight in fp32 at four fifths of the speed of these, and in bf16 at a third where the
+processor has no bf16 units; it attends at half the speed, and pays for each small operator in between. Without a C
+compiler at installation there is no library, and decoding runs through torch's operators.
 
 Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
 results are rounded to bf16. Nothing is checked here (`KernelStep` does, once). Results go into `out`.
