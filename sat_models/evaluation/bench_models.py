@@ -123,7 +123,7 @@ class Floors:
 
     Attributes:
         bandwidth: bytes per second, the best of several ways to read much memory.
-        arithmetic: operations per second of a large matrix product in the model's dtype.
+        arithmetic: operations per second of a large matrix product, in the best dtype that serves the model.
         token_bytes: weights that are read for each token of text (once for all rows of a step).
         token_flops: operations of one token, attention aside.
         head_flops: those of the output projection, which are for one token of a prompt only.
@@ -144,14 +144,15 @@ class Floors:
 
     @classmethod
     def measure(cls, model: ZooModel, device: torch.device, now: Callable[[], float] = time.perf_counter) -> Floors:
-        """Measure the machine with the model's dtype, by the clock `now`."""
+        """Measure the machine with the model's dtype, by the clock `now`; on a CPU in fp32 too."""
         dtype, config = next(model.parameters()).dtype, model.config
+        ways = {dtype, torch.float32} if device.type == "cpu" else {dtype}
         language = language_weights(model)
         head = sum(p.numel() for p in model.get_mixin("lm").parameters())
         matrices = sum(p.numel() for p in language if p.dim() == 2)
         return cls(
-            bandwidth=_bandwidth(device, dtype, now),
-            arithmetic=_arithmetic(device, dtype, now),
+            bandwidth=max(_bandwidth(device, way, now) for way in ways),
+            arithmetic=max(_arithmetic(device, way, now) for way in ways),
             token_bytes=_bytes(language),
             token_flops=2 * (matrices - head),
             head_flops=2 * head,
