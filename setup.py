@@ -1,5 +1,6 @@
 """Packaging. `requirements.txt` lists the same base dependencies; a test keeps the two in step."""
 
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -44,9 +45,11 @@ CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["co
 
 # A plain library, called through ctypes: no Python header is needed. Where it cannot be compiled, the package is
 # installed without it and decodes on the CPU through torch's operators.
+KERNEL_SOURCE = "sat_models/models/token_kernels.c"
 KERNELS = Extension(
     "sat_models.models._token_kernels",
-    ["sat_models/models/token_kernels.c"],
+    [KERNEL_SOURCE],
+    define_macros=[("SOURCE", f"{zlib.crc32((ROOT / KERNEL_SOURCE).read_bytes())}u")],
     extra_compile_args=[
         "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
         "-Wno-psabi",
@@ -66,7 +69,10 @@ setup(
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
     ext_modules=[KERNELS],
-    package_data={"sat_models": ["assets/**/*"], **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES}},
+    package_data={
+        "sat_models": ["assets/**/*", "models/*.c"],
+        **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES},
+    },
     include_package_data=False,
     install_requires=INSTALL,
     extras_require=EXTRAS,

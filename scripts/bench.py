@@ -94,7 +94,7 @@ def main() -> int:
     runner = Bench(lambda: bench_models.random_model(config, dtype=dtype, device=device), settings, device)
     parameters = sum(p.numel() for p in runner.model.parameters())
     report = {
-        "machine": bench_report.surroundings(device, dtype, args.clock, parameters, runner.floors),
+        "machine": bench_report.surroundings(device, dtype, args.clock, parameters, runner.floors, runner.decode_step),
         "command": sys.argv,
     }
     report["rows"] = runner.run()

@@ -64,6 +64,12 @@ class Bench:
         self._engine = Engine(model, eos_id=_NO_END, max_length=2**30, device=self.device)
         self._stock = self.settings.stock and type(model) is CogVLMModel
 
+    @property
+    def decode_step(self) -> str:
+        """The way that decoding takes."""
+        with self._engine.occupied() as stepper:
+            return stepper.way
+
     def run(self) -> list[dict[str, Any]]:
         """All cases; those that change the model come last, and quantising takes a fresh one."""
         steps: dict[str, Callable[[], Iterator[Row]]] = {
@@ -149,14 +155,15 @@ class Bench:
         whole = statistics.median(times[-_PROFILED:])
         parts = profiled(lambda: next(stream), _PROFILED, self.device)
         shown, rest = parts[:_LINES], parts[_LINES:]
-        shown.append(Part("all other kernels", sum(part.calls for part in rest), sum(part.seconds for part in rest)))
+        shown.append(Part("all others", sum(part.calls for part in rest), sum(part.seconds for part in rest)))
         between = whole - sum(part.seconds for part in parts)  # less than nothing where kernels run side by side
         yield make_row("profile", f"a decode step, {what}", 1e6 * whole, "us")
         for part in shown:
             note = f"{part.calls:g} times, {100 * part.seconds / whole:.1f} % of the step"
             yield make_row("profile", part.name, 1e6 * part.seconds, "us", note=note)
         note = f"{100 * between / whole:.1f} % of the step"
-        yield make_row("profile", "outside of kernels", 1e6 * between, "us", note=note)
+        name = "outside of kernels" if self.device.type == "cuda" else "C kernels and Python"
+        yield make_row("profile", name, 1e6 * between, "us", note=note)
 
     def _quant(self) -> Iterator[Row]:
         """Decode with 4 and 8 bits per weight; one that fails leaves the other its line."""

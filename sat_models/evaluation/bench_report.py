@@ -14,15 +14,14 @@ import torch
 
 from sat_models.errors import InputError
 from sat_models.evaluation.bench_models import Floors
-from sat_models.models import token_kernels
 
 _COLUMNS = ("what", "ours", "stock", "times faster", "floor", "of the floor", "peak memory")
 
 
 def surroundings(
-    device: torch.device, dtype: torch.dtype, clock: str, parameters: int, floors: Floors
+    device: torch.device, dtype: torch.dtype, clock: str, parameters: int, floors: Floors, step: str
 ) -> dict[str, Any]:
-    """What a figure means nothing without."""
+    """What a figure means nothing without; `step` is the way of `Stepper`."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -33,7 +32,7 @@ def surroundings(
         "clock": clock,
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": parameters,
-        "c_kernels": token_kernels.load() is not None,
+        "decode_step": step,
         "bandwidth_gb_s": floors.bandwidth / 1e9,
         "arithmetic_gflop_s": floors.arithmetic / 1e9,
     }

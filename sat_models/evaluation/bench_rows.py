@@ -92,8 +92,8 @@ def make_row(
     case: str, what: str, value: float, unit: str, stock: float = 0.0, *, floor: float = 0.0,
     peaks: Sequence[int] = (), note: str = "",
 ) -> Row:  # fmt: skip
-    """A line with its ratios; 0 stands for a figure that there is not. Milliseconds are better when fewer."""
-    more_is_better = unit != "ms"
+    """A line with its ratios; 0 stands for a figure that there is not. Less time is better."""
+    more_is_better = unit not in ("ms", "us")
     speedup = (value / stock if more_is_better else stock / value) if stock else None
     share = (value / floor if more_is_better else floor / value) if floor else None
     return Row(case, what, value, unit, stock or None, speedup, floor or None, share, max(peaks, default=None), note)

@@ -37,6 +37,11 @@ class Stepper:
         elif step is not None:
             self._flat = KernelStep.of(step) or step
 
+    @property
+    def way(self) -> str:
+        """What a step goes through: the name of a class, or "hooks"."""
+        return "hooks" if self._flat is None else type(self._flat).__name__
+
     def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
         """No vision weight is read.
 

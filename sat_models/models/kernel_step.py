@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixins.kv_cache import KVStore
 from sat_models.models.token_kernels import MAX_HEAD_DIM, TokenKernels, load
 from sat_models.models.token_step import TokenStep
 
 MAX_ROWS = 32
-"""Torch is faster for more: a product of 32000 x 512 with 16 rows takes 0.6 of its time here, with 64 rows 1.3."""
+"""With more, torch's products in fp32 are as fast or faster (`scripts/measure_kernels.py`)."""
 
 
 class KernelStep:
-    """Called like the `TokenStep` that it stands for, which takes many rows and an empty cache, and refuses a full one.
+    """Called like the `TokenStep` that it stands for, which takes over what is not made for the kernels.
 
     In fp32 and in bf16. In bf16 it rounds where torch's operators do, but for the weights of attention, which stay in
     fp32.
@@ -51,7 +51,9 @@ class KernelStep:
         for layer in step.layers:
             weights += [layer.norm.weight, layer.norm_again.weight, *(linear.weight for linear in layer.linears)]
         for weight in weights:
-            if weight.device.type != "cpu" or weight.dtype != step.words.dtype or not weight.is_contiguous():
+            if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != step.words.dtype:
+                return None
+            if weight.device.type != "cpu" or not weight.is_contiguous():
                 return None
         if step.words.dtype not in (torch.float32, torch.bfloat16):
             return None
@@ -64,7 +66,7 @@ class KernelStep:
         self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
     ) -> Tensor:
         """As `TokenStep.__call__`."""
-        if store.keys[0] is None or store.length >= store.max_length or len(ids) > MAX_ROWS:
+        if len(ids) > MAX_ROWS or len(position_ids) < len(ids) or not self._can_use(store, len(ids)):
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
         self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
@@ -86,12 +88,21 @@ class KernelStep:
         kernels.product(logits, normed, self._head)
         return logits.to(self._words.dtype)
 
+    def _can_use(self, store: KVStore, rows: int) -> bool:
+        """Whether there is a cache with room for one more token, in the weights' dtype (autocast may have another)."""
+        if store.length >= store.max_length:
+            return False
+        return all(
+            part is not None and part.dtype == self._words.dtype and part.is_contiguous() and len(part) >= rows
+            for part in (*store.keys, *store.values)
+        )
+
     def _make_room(self, rows: int, columns: int) -> None:
         """For what lies between two kernels."""
         if len(self._normed) != rows:
             width, mixed, inner = self._sizes
             self._normed, self._mixed, self._context, self._inner = (
-                torch.empty(rows, size, dtype=torch.float32) for size in (width, mixed, mixed // 3, inner)
+                torch.empty(rows, size, dtype=torch.float32, device="cpu") for size in (width, mixed, mixed // 3, inner)
             )
         if self._scores.numel() < rows * self._step.heads * columns:
-            self._scores = torch.empty(rows, self._step.heads, columns, dtype=torch.float32)
+            self._scores = torch.empty(rows, self._step.heads, columns, dtype=torch.float32, device="cpu")

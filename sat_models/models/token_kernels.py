@@ -1,8 +1,8 @@
 """The C kernels of a decode step on a CPU (`token_kernels.c`, compiled when the package is installed).
 
-With one vector, torch reads a weight in fp32 at four fifths of the speed of these, and in bf16 at a third where the
-processor has no bf16 units; it attends at half the speed, and pays for each small operator in between. Without a C
-compiler at installation there is no library, and decoding runs through torch's operators.
+With few rows torch reads a weight more slowly than these, above all bf16 on processors without bf16 units; so does its
+attention for one query; and each small operator in between costs (`scripts/measure_kernels.py`). Without a C compiler
+at installation there is no library, and decoding runs through torch's operators.
 
 Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
 results are rounded to bf16. Nothing is checked here (`KernelStep` does, once). Results go into `out`.
@@ -15,6 +15,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import pkgutil
+import zlib
 from importlib.util import find_spec
 
 import torch
@@ -25,7 +27,6 @@ from mixins.rotary import RotaryRows
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_DIM = 256
-_LAYOUT = 2  # as in the C file
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
     "token_rms_norm": [_POINTER] * 3 + [_FLOAT] + [_LONG] * 2 + [_INT],
@@ -39,17 +40,20 @@ _ARGUMENTS = {
 def load() -> TokenKernels | None:
     """The kernels; None, with the reason in the log, where they were not compiled or are those of another version."""
     found = find_spec(f"{__package__}._token_kernels")
-    remedy = "decoding on a CPU is slower than it could be; install again with a C compiler at hand"
+    remedy = (
+        "decoding on a CPU is slower than it could be; install again with a C compiler at hand (pip install "
+        "--force-reinstall --no-cache-dir --no-deps)"
+    )
     if found is None:
         logger.info("no C kernels: %s", remedy)
         return None
     try:
         library = ctypes.CDLL(found.origin)
-        layout = library.token_kernels_layout()
+        built_from = ctypes.c_uint32(library.token_kernels_source()).value
     except (OSError, AttributeError) as error:
         logger.warning("the C kernels cannot be loaded (%s): %s", error, remedy)
         return None
-    if layout != _LAYOUT:
+    if built_from != zlib.crc32(pkgutil.get_data(__package__, "token_kernels.c")):
         logger.warning("the C kernels are those of another version: %s", remedy)
         return None
     return TokenKernels(library)

@@ -83,7 +83,7 @@ def test_the_profile_of_a_step_adds_up(
     assert whole["what"] == "a decode step, picture, 30 tokens" and whole["value"] > 0
     assert [row["unit"] for row in (whole, *parts, rest, between)] == ["us"] * 6
     assert [row["value"] for row in parts] == sorted((row["value"] for row in parts), reverse=True)
-    assert (rest["what"], between["what"]) == ("all other kernels", "outside of kernels")
+    assert (rest["what"], between["what"]) == ("all others", "C kernels and Python")
     assert sum(row["value"] for row in (*parts, rest, between)) == pytest.approx(whole["value"])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +32,20 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
 
+def can_compile(folder: Path) -> bool:
+    """Whether there is a C compiler here that knows OpenMP."""
+    (folder / "tried.c").write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+    command = ["cc", "-fopenmp", "-shared", "-fPIC", str(folder / "tried.c"), "-o", str(folder / "tried.so")]
+    return shutil.which("cc") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="module")
-def kernels() -> TokenKernels:
-    """Where there is a C compiler, installing has made them: `pip install -e .` again after a change of the C file."""
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> TokenKernels:
+    """Where they can be compiled, installing has made them: `pip install -e .` again after a change of the C file."""
     loaded = token_kernels.load()
-    if loaded is None and shutil.which("cc") is None:
-        pytest.skip("no C compiler, so no kernels: decoding uses torch's operators")
-    assert loaded is not None, "there is a C compiler, but pip installed no kernels"
+    if loaded is None and not can_compile(tmp_path_factory.mktemp("compiler")):
+        pytest.skip("no C compiler with OpenMP, so no kernels: decoding uses torch's operators")
+    assert loaded is not None, "there is a C compiler, but no kernels of this version: pip install -e . makes them"
     return loaded
 
 
@@ -134,11 +143,13 @@ def test_weights_of_attention_are_those_of_softmax(kernels: TokenKernels, spread
 def test_sums_depend_neither_on_the_threads_nor_on_other_rows(kernels: TokenKernels) -> None:
     weight, x = random(101, 300), random(7, 300)
     found, before = [], torch.get_num_threads()
-    for count, rows in ((1, 7), (2, 7), (5, 7), (2, 3), (1, 1)):
-        torch.set_num_threads(count)
-        found.append(torch.empty(rows, 101))
-        kernels.product(found[-1], x[:rows], weight)
-    torch.set_num_threads(before)
+    try:
+        for count, rows in ((1, 7), (2, 7), (5, 7), (2, 3), (1, 1)):
+            torch.set_num_threads(count)
+            found.append(torch.empty(rows, 101))
+            kernels.product(found[-1], x[:rows], weight)
+    finally:
+        torch.set_num_threads(before)
     assert all(torch.equal(each, found[0][: len(each)]) for each in found)
 
 
@@ -201,6 +212,78 @@ def test_what_the_step_behind_it_is_for(kernels: TokenKernels, vlm: VLM, monkeyp
         monkeypatch.setattr(kernel_step, "MAX_ROWS", 0)
         monkeypatch.setattr(step, "_kernels", None)
         assert step(torch.tensor([7]), torch.tensor([[1]]), store, None, max_position=1).isfinite().all()
+
+
+def exchange(weight: str, model: Any) -> None:
+    """The second layer's query_key_value with another weight."""
+    linear = model.transformer.layers[1].attention.query_key_value
+    given = linear.weight.detach()
+    made = {
+        "strides": given.T.contiguous().T,
+        "dtype": given.half(),
+        "class": given.as_subclass(type("Other", (Tensor,), {})),
+    }
+    linear.weight = torch.nn.Parameter(made[weight], requires_grad=False)
+
+
+@pytest.mark.parametrize("weight", ["strides", "dtype", "class"])
+def test_unlike_weights_are_left_to_torch(kernels: TokenKernels, weight: str) -> None:
+    vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32")
+    exchange(weight, vlm.model)
+    assert type(step_of(vlm)) is TokenStep
+
+
+def test_wide_heads_and_other_activations_are_left_to_torch(
+    kernels: TokenKernels, vlm: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(vlm.model.transformer.layers[0].mlp, "activation_func", F.gelu)
+        assert type(step_of(vlm)) is TokenStep
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_step, "MAX_HEAD_DIM", 1)
+        assert type(step_of(vlm)) is TokenStep
+    assert type(step_of(vlm)) is KernelStep
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "case", ["dtype of the cache", "strides of the cache", "one position for all", "mask", "device"]
+)
+def test_what_a_caller_may_give(kernels: TokenKernels, vlm: VLM, case: str) -> None:
+    """Autocast makes caches of another dtype; the others are what the step behind it takes too."""
+    layers, rows = len(vlm.model.transformer.layers), 3
+    with kv_cache(vlm.model, 0):
+        plain = TokenStep.of(vlm.model)
+        logits = []
+        for step in (plain, KernelStep.of(plain)):
+            store = KVStore(layers, 8)
+            for place in range(4):
+                at, mask = torch.full((rows, 1), place), None
+                if case == "one position for all":
+                    at = at[:1]
+                if case == "mask":
+                    mask = torch.ones(rows, 1, 1, 2 * (place + 1), dtype=torch.bool)[..., ::2]
+                with torch.device("meta") if case == "device" and place else nullcontext():
+                    found = step(torch.tensor([5, 6, 7], device="cpu"), at, store, mask, max_position=place)
+                store.advance(1)
+                if case == "strides of the cache" and place == 0:
+                    for parts in (store.keys, store.values):
+                        parts[:] = [part.mT.contiguous().mT for part in parts]
+            logits.append(found)
+    torch.testing.assert_close(logits[1], logits[0], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_makes_another_cache(
+    kernels: TokenKernels, vlm: VLM, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, found = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu"), []
+    prompt = vlm.processor(GOLDEN / "cogvlm-mini" / "image.png", "What is that?", version="chat")
+    for loaded in (kernels, None):
+        monkeypatch.setattr(kernel_step, "load", lambda loaded=loaded: loaded)
+        with torch.autocast("cpu", dtype=dtype):
+            found.append(list(engine.tokens(prompt, SamplingOptions(max_new_tokens=20))))
+    assert found[0] == found[1]
 
 
 def test_answers_are_those_of_torch(kernels: TokenKernels, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +395,7 @@ def test_says_why_there_are_none(
     kernels: TokenKernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     load = token_kernels.load.__wrapped__
-    monkeypatch.setattr(token_kernels, "_LAYOUT", -1)
+    monkeypatch.setattr(token_kernels.pkgutil, "get_data", lambda package, name: b"int other;")
     assert load() is None and "another version" in caplog.text
     (tmp_path / "library.so").write_bytes(b"no library")
     spec = SimpleNamespace(origin=str(tmp_path / "library.so"))
