@@ -45,7 +45,8 @@ def measure(args: argparse.Namespace) -> None:
         vlm = load_pretrained(args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant)
     needed = sum(value.nbytes for value in [*vlm.model.parameters(), *vlm.model.buffers()])
     report = {"rank": runtime.rank(), "needed": needed, "peak": peak.bytes, "ratio": round(peak.bytes / needed, 3)}
-    print(json.dumps(report), flush=True)
+    sys.stdout.write(json.dumps(report) + "\n")  # in one piece: `print` of another rank may come between line and end
+    sys.stdout.flush()
 
 
 def main() -> int:
