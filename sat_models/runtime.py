@@ -123,6 +123,12 @@ def use_device(device: torch.device | str) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def wait_for(device: torch.device) -> None:
+    """Let a GPU end what it was given, before a clock is read; a CPU has ended already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def current_device() -> torch.device:
     """The GPU that is the current one of this thread; the CPU if no GPU is in use."""
     if torch.cuda.is_initialized():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mixins.base import ZooModel
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
+from sat_models import runtime
 from sat_models.errors import InputError
 from sat_models.evaluation.bench_models import Floors, prompt_of, quantise_random
 from sat_models.evaluation.bench_profile import Part, profiled
@@ -207,7 +208,7 @@ class Bench:
             nn.functional.cross_entropy(logits, inputs.input_ids[:, 1:].flatten()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            self._wait()
+            runtime.wait_for(self.device)
             return self._now() - start
 
         stock = StockModel(self.model) if self._stock else None
@@ -265,16 +266,12 @@ class Bench:
         """Median seconds."""
         times = []
         for _ in range(self.settings.repeats + 1):
-            self._wait()
+            runtime.wait_for(self.device)
             start = self._now()
             action()
-            self._wait()
+            runtime.wait_for(self.device)
             times.append(self._now() - start)
         return statistics.median(times[1:])
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     @contextmanager
     def _peak(self, peaks: list[int]) -> Iterator[None]:

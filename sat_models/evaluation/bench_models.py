@@ -212,8 +212,7 @@ def _best(action: Callable[[], Any], device: torch.device, now: Callable[[], flo
     for _ in range(repeats):
         start = now()
         action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        runtime.wait_for(device)
         times.append(now() - start)
     return min(times)
 

@@ -9,6 +9,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from sat_models import runtime
+
 _LONGEST_NAME = 70
 
 
@@ -31,8 +33,7 @@ def profiled(step: Callable[[], object], steps: int, device: torch.device) -> li
     with profile(activities=activities) as found:
         for _ in range(steps):
             step()
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        runtime.wait_for(device)
     parts = []
     for event in found.key_averages():
         if (event.device_type == DeviceType.CUDA) == on_gpu:

@@ -1,4 +1,5 @@
-/* One token per row through the products and the attention of a LLaMA on a CPU, in fp32 or bf16: what `token_kernels.py` calls.
+/* One token per row through the products and the attention of a LLaMA on a CPU, in fp32 or bf16: what
+   `token_kernels.py` calls.
 
    A decode step reads every weight and the cache once, so it is as fast as memory is read. A core reads faster from
    several places at once than from one, so each thread goes through its share of the rows of a matrix in STREAMS
@@ -90,7 +91,7 @@ INLINE lanes sums_of(lanes a, lanes b, lanes c, lanes d) {
 /* e^x for x <= 0, NaN for NaN. x = n ln 2 + f; e^f by its series, whose ninth term is below a rounding. */
 INLINE lanes exp_of(lanes x) {
     places tiny = x < -87.0f;
-    x = (lanes)(((places)x & ~tiny) | ((places)(lanes)(x * 0 - 87.0f) & tiny));
+    x = (lanes)((places)x & ~tiny); /* those come out as 0 below */
     places n = __builtin_convertvector(x * 1.44269504f - 0.5f, places);
     lanes whole = __builtin_convertvector(n, lanes);
     lanes f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;

@@ -5,7 +5,7 @@ attention for one query; and each small operator in between costs (`scripts/meas
 at installation there is no library, and decoding runs through torch's operators.
 
 Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
-results are rounded to bf16. Nothing is checked here (`KernelStep` does, once). Results go into `out`.
+results are rounded to bf16. Nothing is checked here (`KernelStep` does). Results go into `out`.
 
 Legend: B rows, N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
 """
