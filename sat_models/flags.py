@@ -1,9 +1,10 @@
-"""What scripts with several modes do about flags of another mode."""
+"""What scripts do about numbers that make no sense, and about flags of another mode."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
 from sat_models.errors import ConfigError
 
@@ -26,3 +27,25 @@ def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace, use
     ]
     if others:
         raise ConfigError(f"{mode} does not read {', '.join(others)}; leave {'it' if len(others) == 1 else 'them'} out")
+
+
+def check_numbers(
+    args: argparse.Namespace, at_least: Mapping[str, float] | None = None, *, above: Mapping[str, float] | None = None
+) -> None:
+    """Sees that numbers make sense, before any work begins; of several values each. Flags that
+    were left out (None) are passed over.
+
+    Args:
+        at_least: the smallest value that is allowed, by the flag's name.
+        above: what a value must be larger than, by the flag's name.
+
+    Raises:
+        ConfigError: one does not, or is infinite or no number.
+    """
+    for bounds, rule in ((at_least or {}, "at least"), (above or {}, "above")):
+        for name, bound in bounds.items():
+            given = getattr(args, name)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                fits = value is None or (value >= bound if rule == "at least" else value > bound)
+                if not fits or not math.isfinite(value or 0):
+                    raise ConfigError(f"--{name} is {value}; it must be {rule} {bound}")

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 
 PRESETS = {
     "cpu": {},
@@ -63,7 +64,11 @@ def parse_args() -> argparse.Namespace:
     where.add_argument("--plot", type=Path, metavar="FILE", help="decode speed over context")
     known, _ = parser.parse_known_args()
     parser.set_defaults(**PRESETS[known.preset])
-    return parser.parse_args()
+    args = parser.parse_args()
+    sizes = [name for name in vars(args) if name.endswith(("_size", "_tokens", "heads", "layers"))]
+    counts = [*sizes, "contexts", "text_contexts", "batches", "repeats", "train_batch", "threads"]
+    check_numbers(args, dict.fromkeys(counts, 1), above={"seconds": 0})
+    return args
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +34,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--quant", type=int, choices=[8, 4], help="bits per weight")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_numbers(args, {"batch_size": 1, "model_parallel_size": 1})
+    return args
 
 
 def main() -> int:

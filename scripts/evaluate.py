@@ -8,11 +8,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ConfigError, run_script
-from sat_models.flags import refuse_unused
+from sat_models.flags import check_numbers, refuse_unused
+
+if TYPE_CHECKING:
+    from sat_models.checkpoint.lock import FolderLock
+    from sat_models.generation.sampling import SamplingOptions
 
 _ALWAYS = {
     "from_pretrained", "task", "max_new_tokens", "batch_size", "output", "local_tokenizer", "dtype", "device",
@@ -72,8 +77,10 @@ def parse_args() -> argparse.Namespace:
     flag("--threads", type=int, help="CPU threads")
     args = parser.parse_args()
     refuse_unused(parser, args, USED[args.task], f"--task {args.task}")
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}; it must be at least 1 (leave it out to take all samples)")
+    check_numbers(
+        args,
+        dict.fromkeys(("batch_size", "count", "limit", "max_new_tokens", "model_parallel_size", "threads"), 1),
+    )
     return args
 
 
@@ -93,13 +100,14 @@ def evaluate_shapes(args: argparse.Namespace) -> dict | None:
     """The scores, on the first process; under torchrun all processes share the model and ask the same."""
     from sat_models import runtime
     from sat_models.evaluation import shapes
-    from sat_models.evaluation.runner import batched_by_version, write_result
+    from sat_models.evaluation.runner import batched_by_version
     from sat_models.zoo import load_pretrained
 
+    options, lock = _options(args), _hold(args.output)
     vlm = load_pretrained(
         args.from_pretrained, device=args.device, dtype=args.dtype, local_tokenizer=args.local_tokenizer
     )
-    answer = batched_by_version(vlm, options=_options(args), batch_size=args.batch_size)
+    answer = batched_by_version(vlm, options=options, batch_size=args.batch_size)
     result = shapes.evaluate_shapes(
         answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size,
         progress=runtime.rank() == 0,
@@ -108,8 +116,7 @@ def evaluate_shapes(args: argparse.Namespace) -> dict | None:
         return None
     predictions = result.pop("predictions")
     result["decoding"] = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens}
-    if args.output:
-        write_result(args.output, result, predictions)
+    _keep(lock, args.output, result, predictions)
     return result
 
 
@@ -118,10 +125,10 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
     if not args.data:
         raise ConfigError("--task data needs --data: files or folders in a training format (docs/finetuning.md)")
     from sat_models import runtime
-    from sat_models.evaluation.runner import write_result
     from sat_models.training.evaluating import evaluate_data as evaluate
     from sat_models.zoo import load_pretrained
 
+    lock = _hold(args.output)
     vlm = load_pretrained(
         args.from_pretrained, device=args.device, dtype=args.dtype, local_tokenizer=args.local_tokenizer,
         version=args.version,
@@ -134,9 +141,26 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
     if runtime.rank():
         return None
     result = {"scores": scores, "decoding": {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}}
-    if args.output:
-        write_result(args.output, result, predictions)
+    _keep(lock, args.output, result, predictions)
     return result
+
+
+def _hold(output: Path | None) -> FolderLock | None:
+    """The folder of the results for this run alone: whether it can be written is known before any question is asked."""
+    from sat_models import runtime
+    from sat_models.checkpoint.lock import FolderLock
+
+    if output is None or runtime.rank():
+        return None
+    return FolderLock(output, "another evaluation")
+
+
+def _keep(lock: FolderLock | None, output: Path | None, result: dict, predictions: list[dict]) -> None:
+    from sat_models.evaluation.runner import write_result
+
+    if lock is not None:
+        write_result(output, result, predictions)
+        lock.release()
 
 
 def evaluate_task(args: argparse.Namespace) -> dict | None:
@@ -151,12 +175,12 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     from sat_models.evaluation.samples import with_prompts
     from sat_models.evaluation.tasks import default_prompt
 
+    options = _options(args)
     extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
     samples = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
     prompt = args.prompt or default_prompt(args.task, samples)
     if args.prompts:
         samples, prompt = with_prompts(samples, args.prompts), "each sample's own"
-    options = _options(args)
     settings = runner.settings_of(
         args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options
     )
@@ -167,7 +191,7 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     )  # fmt: skip
 
 
-def _options(args: argparse.Namespace):
+def _options(args: argparse.Namespace) -> SamplingOptions:
     from sat_models.generation.sampling import SamplingOptions
 
     return SamplingOptions(

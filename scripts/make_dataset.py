@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
 from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
-from sat_models.flags import refuse_unused
+from sat_models.flags import check_numbers, refuse_unused
 from sat_models.training.captcha import write_captchas
 from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
 
@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
         "--image-prefix", default="", help="put before the file names in the JSONL (default: relative to the JSONL)"
     )
     args = parser.parse_args()
+    check_numbers(args, {"count": 1, "digits": 1})
     if args.format:
         refuse_unused(parser, args, _ALWAYS | {"format", "max_objects", "canonical"}, f"--format {args.format}")
     elif args.task == "captcha":

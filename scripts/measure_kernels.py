@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ZooError, run_script
+from sat_models.flags import check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=31, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N")
     args = parser.parse_args()
+    check_numbers(args, dict.fromkeys(("rows", "shape", "heads", "context", "repeats", "threads"), 1))
     import torch
 
     from sat_models.models import token_kernels

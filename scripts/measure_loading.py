@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bf16", help="to load in (default: %(default)s)")
     parser.add_argument("--quant", type=int, choices=(4, 8), help="quantise while loading")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_numbers(args, {"parts": 1, "processes": 1}, above={"gigabytes": 0})
+    return args
 
 
 def measure(args: argparse.Namespace) -> None:

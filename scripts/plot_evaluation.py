@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ConfigError, run_script
 from sat_models.evaluation.plots import grounding_gallery, score_bars
+from sat_models.flags import check_numbers
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gallery", type=Path, metavar="FILE", help="picture with the boxes of the first folder")
     parser.add_argument("--count", type=int, default=12, help="pictures in the gallery (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=4, help="of the gallery (default: %(default)s)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_numbers(args, {"count": 1, "columns": 1})
+    return args
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--quant-skip", nargs="+", default=(), metavar="PATTERN", help="linears left in full precision")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_numbers(args, {"count": 1, "threads": 1})
+    return args
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+    args = parser.parse_args()
+    least = {"steps": 1, "decay_steps": 0, "tower_steps": 0, "batch": 1, "save_every": 1, "threads": 1}
+    check_numbers(args, least, above={"learning_rate": 0})
+    return args
 
 
 def main() -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sat_models.errors import run_script
+from sat_models.flags import check_numbers
 from sat_models.training.shapes_tokenizer import train_tokenizer
 
 
@@ -15,9 +20,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000, help="pictures to take text from (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    check_numbers(args, {"vocab_size": 1, "count": 1})
     train_tokenizer(args.output, vocab_size=args.vocab_size, count=args.count, seed=args.seed)
     print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

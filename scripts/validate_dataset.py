@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
-from sat_models.flags import refuse_unused
+from sat_models.flags import check_numbers, refuse_unused
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     flag("most", type=int, default=50, help="problems to print one by one (default: %(default)s)")
     flag("json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    check_numbers(args, {"max_length": 1, "most": 0})
     if not args.from_pretrained:
         used = vars(args).keys() - {"local_tokenizer", "version", "max_length"}
         refuse_unused(parser, args, used, "a check without --from_pretrained")

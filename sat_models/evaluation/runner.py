@@ -6,7 +6,6 @@ the end the first process puts all together, in the order of the annotations.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -18,9 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from sat_models import runtime
+from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import tokenizer_name
+from sat_models.evaluation.identity import model_identity, pictures_digest, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
 from sat_models.generation.sampling import SamplingOptions
@@ -99,9 +100,10 @@ def run(
 
     device = runtime.choose_device((loading or {}).get("device", "auto"))
     runtime.init_distributed(device)
-    runtime.in_step(lambda: open_folder(output, settings) if runtime.rank() == 0 else None)
+    lock = runtime.in_step(lambda: _take_folder(output, settings) if runtime.rank() == 0 else None)
     runtime.init_model_parallel(model_parallel_size)
     vlm = load_pretrained(settings["model"], **(loading or {}))
+    settings = runtime.in_step(lambda: _with_model(output, settings, vlm) if runtime.rank() == 0 else settings)
     share = (runtime.rank() // model_parallel_size, runtime.world_size() // model_parallel_size)
     answer = batched_answers(vlm, options=options, version=version, batch_size=batch_size)
     writes = runtime.rank() % model_parallel_size == 0
@@ -111,7 +113,25 @@ def run(
             progress=runtime.rank() == 0,
         )
     )  # fmt: skip
-    return summarise(task, samples, output, settings) if runtime.rank() == 0 else None
+    if lock is None:
+        return None
+    result = summarise(task, samples, output, settings)
+    lock.release()
+    return result
+
+
+def _take_folder(output: Path, settings: dict[str, Any]) -> FolderLock:
+    """The folder for this run alone, if what is known before any weight is read agrees with what it holds."""
+    lock = FolderLock(output, "another evaluation")
+    check_folder(output, settings)
+    return lock
+
+
+def _with_model(output: Path, settings: dict[str, Any], vlm: VLM) -> dict[str, Any]:
+    """The settings with the model's fingerprint, written into the folder."""
+    settings = {**settings, **model_identity(vlm, settings["model"])}
+    open_folder(output, settings)
+    return settings
 
 
 def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
@@ -124,9 +144,8 @@ def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dic
 def settings_of(
     task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions
 ) -> dict[str, Any]:
-    """What predictions depend on: kept beside them, so that a folder never mixes two runs."""
-    asked = [[sample.id, sample.image.name, dict(sample.words), sample.prompt] for sample in samples]
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    """What predictions depend on, but for the model's fingerprint (`identity.model_identity`): kept beside them, so
+    that a folder never mixes two runs. What is right is no part of it: scores are made anew each time."""
     return {
         "task": task,
         "model": model,
@@ -134,29 +153,38 @@ def settings_of(
         "version": version,
         "decoding": asdict(options),
         "samples": len(samples),
-        "samples_sha256": digest,
+        "samples_sha256": questions_digest(samples),
+        "pictures_sha256": pictures_digest(samples),
     }
 
 
-def open_folder(output: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder, or checks that what it holds was made with the same settings.
+def check_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Sees that what a folder holds was made with the same settings.
 
     Raises:
         ConfigError: it was not.
     """
-    output.mkdir(parents=True, exist_ok=True)
     path = output / SETTINGS_FILE
-    if path.exists():
-        before = read_json(path)
-        differ = [name for name, value in settings.items() if before.get(name) != value]
-        changed = [f"{name} {before.get(name)!r} -> {settings[name]!r}" for name in differ]
-        if changed:
-            raise ConfigError(
-                f"'{output}' holds predictions of other settings ({'; '.join(changed)}). Give another --output, or "
-                "remove that folder."
-            )
-    else:
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    before = read_json(path) if path.exists() else settings
+    differ = [name for name, value in settings.items() if before.get(name) != value]
+    if differ:
+        changed = "; ".join(f"{name} {_shown(before.get(name))} -> {_shown(settings[name])}" for name in differ)
+        raise ConfigError(
+            f"'{output}' holds predictions of other settings ({changed}). Give another --output, or remove that folder."
+        )
+
+
+def _shown(value: Any) -> str:
+    """A setting for a message; of a fingerprint its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def open_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder, or checks that what it holds was made with the same settings; see `check_folder`."""
+    check_folder(output, settings)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / SETTINGS_FILE).exists():
+        _replace(output / SETTINGS_FILE, [json.dumps(settings, indent=2) + "\n"])
 
 
 def predict(
@@ -190,18 +218,25 @@ def predict(
             pictures = [load_image(sample.image) for sample in some]
             questions = [question_of(prompt, s, p.size) for s, p in zip(some, pictures, strict=True)]
             answers = answer(list(zip(pictures, questions, strict=True)))
-            entries = [_entry(task, *each) for each in zip(some, pictures, questions, answers, strict=True)]
+            sizes = [picture.size for picture in pictures]
+            entries = [_entry(task, *each) for each in zip(some, sizes, questions, answers, strict=True)]
             if writes:
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             bar.update(len(some))
 
 
-def _entry(task: str, sample: Sample, picture: Image.Image, question: str, answer: dict[str, Any]) -> dict[str, Any]:
+def _entry(task: str, sample: Sample, size: Sequence[int], question: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an answer.
+
+    Args:
+        size: of the picture.
+        answer: `text`, `tokens` and `finish_reason`.
+    """
     return {
         "id": sample.id,
         "image": str(sample.image),
-        "size": list(picture.size),
+        "size": list(size),
         "question": question,
         "answer": answer["text"],
         "tokens": answer["tokens"],
@@ -209,15 +244,23 @@ def _entry(task: str, sample: Sample, picture: Image.Image, question: str, answe
         "references": list(sample.references),
         "boxes": [list(box) for box in sample.boxes],
         "kind": sample.kind,
-        "scores": TASKS[task].score(sample, answer["text"], picture.size),
+        "scores": TASKS[task].score(sample, answer["text"], (size[0], size[1])),
     }
+
+
+def _scored_anew(task: str, sample: Sample, kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept answer with what is right today."""
+    answer = {"text": kept["answer"], "tokens": kept["tokens"], "finish_reason": kept["finish_reason"]}
+    return _entry(task, sample, kept["size"], kept["question"], answer)
 
 
 def read_predictions(output: Path) -> list[dict[str, Any]]:
     """All predictions of a folder, finished or not; a last line that was cut off is left out."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(output.glob("predictions*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if not line.strip():
+                continue
             try:
                 entry = json.loads(line)
             except ValueError:
@@ -228,7 +271,7 @@ def read_predictions(output: Path) -> list[dict[str, Any]]:
 
 
 def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Puts the processes' predictions together and writes the scores.
+    """Puts the processes' predictions together, scores them by what the samples say today, and writes the scores.
 
     Returns:
         `task`, `main` (name of the score that tables show), `scores`, `by_kind` where there are kinds, and `settings`.
@@ -242,7 +285,7 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
         raise ConfigError(
             f"{len(missing)} samples have no prediction, the first '{missing[0]}'. Run the command again."
         )
-    ordered = [entries[sample.id] for sample in samples]
+    ordered = [_scored_anew(task, sample, entries[sample.id]) for sample in samples]
     scores = _means(ordered)
     if (corpus := TASKS[task].corpus) is not None:
         scores |= corpus(samples, [entry["answer"] for entry in ordered])

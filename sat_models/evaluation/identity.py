@@ -1,0 +1,85 @@
+"""What the answers of a run depend on, as fingerprints, so that an old answer never passes for a new one.
+
+Contents are hashed, not names and times: a file that was replaced in place is another file, one that was copied or
+touched is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sat_models.checkpoint.adapter import find_adapter
+from sat_models.errors import InputError
+from sat_models.evaluation.samples import Sample
+from sat_models.models.quantisation import Quantisation
+
+if TYPE_CHECKING:
+    from sat_models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+
+def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
+    """Weights, config, tokenizer and adapter by their SHA-256; dtype, bits, kind of device and prompt style by name.
+
+    Args:
+        vlm: as it was loaded.
+        name_or_path: what it was loaded from.
+    """
+    adapter, stored = find_adapter(name_or_path), Quantisation.of(vlm.config)
+    size = sum(file.stat().st_size for file in vlm.checkpoint.files)
+    logger.info("taking the fingerprint of %.1f GB of weights", size / 1e9)
+    return {
+        "weights_sha256": digest_of_files(vlm.checkpoint.files),
+        "config_sha256": digest_of(vlm.config.to_dict()),
+        "tokenizer_sha256": digest_of_files([vlm.tokenizer_file]) if vlm.tokenizer_file else None,
+        "adapter_sha256": digest_of_files([adapter]) if adapter else None,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "bits": stored.bits if stored else None,
+        "device": vlm.device.type,
+        "prompt_style": vlm.processor.version,
+    }
+
+
+def questions_digest(samples: Sequence[Sample]) -> str:
+    """Of what is asked: ids, names of pictures, words, prompts. What is right may change: scores are made anew."""
+    return digest_of([[sample.id, sample.image.name, dict(sample.words), sample.prompt] for sample in samples])
+
+
+def pictures_digest(samples: Sequence[Sample]) -> str:
+    """Of the bytes of all pictures.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return digest_of_files(dict.fromkeys(sample.image for sample in samples))
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the contents of files, in their order.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter to others
+        return digest_of(list(pool.map(_digest_of_file, files)))
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror or error}). Check the path.") from error
