@@ -13,7 +13,7 @@ INSTALL = [
     "SwissArmyTransformer==0.4.12",
     "deepspeed>=0.19.8,<0.20",
     "sentencepiece>=0.2.0,<0.3",
-    "pillow>=11,<13",
+    "pillow>=11,<14",
     "safetensors>=0.5,<1",
     "numpy>=1.26,<3",
     "huggingface_hub>=1.0,<3",

@@ -28,6 +28,7 @@ TIMEOUT = 20.0
 ANY_HOST = "*"
 """In a list of allowed hosts: every host with a public address."""
 
+_PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _REMEDY = "Check the address in a browser, or download the picture and give its path."
 _HEADERS = {"User-Agent": "Mozilla/5.0 (cogvlm-sat-zoo)", "Accept": "image/*,*/*"}
 
@@ -70,17 +71,23 @@ def download(
 def data_url(text: str) -> bytes:
     """Bytes of `data:[type][;base64],payload`.
 
+    Base64 is read as other servers read it: with or without padding and line breaks, in the plain or the URL alphabet.
+
     Raises:
         InputError: no comma, or a payload that is not base64.
     """
     head, comma, payload = text.partition(",")
     if not comma:
         raise InputError(f"data: URL '{text[:40]}' has no comma. Form: data:image/png;base64,<payload>.")
-    raw = unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return raw
     try:
-        return base64.b64decode(b"".join(raw.split()), validate=True)
+        raw = unquote_to_bytes(payload)
+    except UnicodeEncodeError as error:
+        raise InputError(f"data: URL '{head[:40]}': the payload is no text that can be encoded ({error}).") from error
+    if head.rpartition(";")[2].strip().lower() != "base64":
+        return raw
+    digits = b"".join(raw.split()).translate(_PLAIN_ALPHABET).rstrip(b"=")
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
     except binascii.Error as error:
         raise InputError(f"data: URL '{head[:40]}': the payload is not base64 ({error}). Encode it again.") from error
 

@@ -1,8 +1,4 @@
-"""Pictures from anywhere -> RGB -> normalised pixels.
-
-The pixel arithmetic (bicubic to a square, [0, 1], CLIP mean and standard deviation) is the one the released weights
-were trained with and is pinned by the golden data.
-"""
+"""Pictures from anywhere -> RGB."""
 
 from __future__ import annotations
 
@@ -11,24 +7,23 @@ import logging
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from ..errors import InputError
 from .fetch import MAX_BYTES, TIMEOUT, data_url, download
+from .pixels import flatten
 
 logger = logging.getLogger(__name__)
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_PIXELS = 89_478_485
 """Width x height a picture may have; Pillow's own limit."""
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Image.Image
 
 
 def load_image(
@@ -46,7 +41,8 @@ def load_image(
     Transparent parts are laid on white, and the EXIF orientation is applied.
 
     Args:
-        source: path, `PIL.Image`, encoded bytes, http(s) URL, or `data:` URL.
+        source: path, http(s) or `data:` URL (see `kind_of`), encoded bytes or an open binary file that holds them,
+            `PIL.Image`, or pixels as a uint8 array: [H, W] grey, [H, W, 3] RGB, [H, W, 4] RGBA.
         max_pixels: limit on width x height, checked from the header before anything is decoded.
         max_bytes: limit on the encoded size of bytes, `data:` URLs and downloads.
         timeout: seconds for a download.
@@ -56,77 +52,67 @@ def load_image(
     Raises:
         InputError: missing, unreadable, truncated, too large, or not a picture; the message names it and the remedy.
     """
+    if isinstance(source, np.ndarray):
+        source = _from_pixels(source)
     if isinstance(source, Image.Image):
         return _to_rgb(source, name=getattr(source, "filename", "") or "the given picture", max_pixels=max_pixels)
+    if callable(getattr(source, "read", None)):
+        source = _read(source, max_bytes)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source), f"{len(source)} bytes", max_pixels, max_bytes, formats)
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(
-            f"A picture was given as {source!r:.80} ({type(source).__name__}). Allowed: a path, an http(s) URL, "
-            f"encoded bytes or a PIL.Image."
+            f"A picture was given as {source!r:.80} ({type(source).__name__}). Allowed: a path, an http(s) or data: "
+            f"URL, encoded bytes, an open binary file, a uint8 array or a PIL.Image."
         )
-    text = os.fspath(source)
-    if isinstance(source, str) and text[:5].lower() == "data:":
-        return _decode(data_url(text), "data: URL", max_pixels, max_bytes, formats)
-    if isinstance(source, str) and "://" in text:
-        data = download(text, max_bytes=max_bytes, timeout=timeout, allowed_hosts=allowed_hosts)
-        return _decode(data, text, max_pixels, max_bytes, formats)
-    return _open_path(Path(text).expanduser(), max_pixels, formats)
+    kind = kind_of(source)
+    if kind == "data":
+        return _decode(data_url(str(source).strip()), "data: URL", max_pixels, max_bytes, formats)
+    if kind == "url":
+        url = str(source).strip()
+        data = download(url, max_bytes=max_bytes, timeout=timeout, allowed_hosts=allowed_hosts)
+        return _decode(data, url, max_pixels, max_bytes, formats)
+    return _open_path(Path(os.fspath(source)).expanduser(), max_pixels, formats)
 
 
-def image_to_tensor(
-    image: Image.Image, size: int, *, fit: str = "stretch", dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Pixels for a vision tower: [3, size, size], normalised.
+def kind_of(source: str | os.PathLike[str]) -> Literal["data", "url", "path"]:
+    """What a picture's text is: a `data:` URL, another URL (`scheme://…`), or a path of this machine.
 
-    Args:
-        image: RGB of any size.
-        size: side in pixels.
-        fit: "stretch" to a square, "pad" to one with CLIP's mean colour, or "crop" the middle; as in training.
-        dtype: of the result; the arithmetic is fp32.
-
-    Raises:
-        ValueError: unknown `fit`.
+    The one place that decides, so that nobody who refuses paths lets through what somebody else opens as one. Spaces
+    around a URL do not count, as in browsers; a `Path` is a path whatever it looks like.
     """
-    image = image if image.mode == "RGB" else _to_rgb(image, name="the given picture", max_pixels=MAX_PIXELS)
-    if fit not in _FITS:
-        raise ValueError(f"fit is {fit!r}; allowed: {', '.join(_FITS)}")
-    resized = _FITS[fit](image, size)
-    pixels_HWC = torch.from_numpy(np.array(resized, dtype=np.uint8))
-    pixels = pixels_HWC.permute(2, 0, 1).float().div(255)
-    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    return ((pixels - mean) / std).contiguous().to(dtype)
+    if not isinstance(source, str):
+        return "path"
+    text = source.strip()
+    if text[:5].lower() == "data:":
+        return "data"
+    return "url" if "://" in text else "path"
 
 
-def pad_to_square(image: Image.Image) -> Image.Image:
-    """An RGB picture in the middle of a square whose bars have CLIP's mean colour."""
-    side = max(image.size)
-    if min(image.size) == side:
-        return image
-    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in CLIP_MEAN))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+def _from_pixels(pixels: np.ndarray) -> Image.Image:
+    """A picture of an array's values."""
+    channels = {2: "L", 3: {3: "RGB", 4: "RGBA"}.get(pixels.shape[-1] if pixels.ndim else 0)}.get(pixels.ndim)
+    if pixels.dtype != np.uint8 or channels is None:
+        raise InputError(
+            f"A picture was given as an array of {pixels.dtype} {list(pixels.shape)}. Allowed: uint8 (0-255) of the "
+            "shape [H, W], [H, W, 3] or [H, W, 4]; scale and permute it, or give a PIL.Image."
+        )
+    if not pixels.size:
+        raise InputError(f"A picture was given as an array of {list(pixels.shape)}: it is empty.")
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _stretched(image: Image.Image, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BICUBIC)
-
-
-def _padded(image: Image.Image, size: int) -> Image.Image:
-    return _stretched(pad_to_square(image), size)
-
-
-def _cropped(image: Image.Image, size: int) -> Image.Image:
-    """CLIP's own way: the shorter side to `size`, then the middle."""
-    short = min(image.size)
-    width, height = (size if side == short else int(size * side / short) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return resized.crop((left, top, left + size, top + size))
-
-
-_FITS = {"stretch": _stretched, "pad": _padded, "crop": _cropped}
+def _read(file: BinaryIO, max_bytes: int) -> bytes:
+    """What an open file holds, from where it stands; one byte more than allowed tells that it is too long."""
+    try:
+        data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The open file {file!r:.80} cannot be read ({error}). Open it with open(path, 'rb')."
+        ) from error
+    if not isinstance(data, bytes):
+        raise InputError(f"{file!r:.80} gives text, no bytes. Open it with open(path, 'rb').")
+    return data
 
 
 def _open_path(path: Path, max_pixels: int, formats: Sequence[str] | None) -> Image.Image:
@@ -156,7 +142,17 @@ def _decode(data: bytes, name: str, max_pixels: int, max_bytes: int, formats: Se
 def _decode_stream(stream: io.BufferedIOBase, name: str, max_pixels: int, formats: Sequence[str] | None) -> Image.Image:
     """Opens (header only), checks the size, then decodes."""
     try:
-        opened = Image.open(stream, formats=formats)
+        return _to_rgb(_open(stream, name, formats), name=name, max_pixels=max_pixels)
+    except InputError:
+        slim = _without_text(stream)
+        if slim is None:
+            raise
+    return _to_rgb(_open(slim, name, formats), name=name, max_pixels=max_pixels)
+
+
+def _open(stream: io.BufferedIOBase, name: str, formats: Sequence[str] | None) -> Image.Image:
+    try:
+        return Image.open(stream, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"Picture '{name}' is too large ({error}). Give a smaller copy.") from error
     except Image.UnidentifiedImageError as error:
@@ -166,7 +162,24 @@ def _decode_stream(stream: io.BufferedIOBase, name: str, max_pixels: int, format
         raise InputError(
             f"Picture '{name}' has a damaged header ({_reason(error)}). Get or export it again."
         ) from error
-    return _to_rgb(opened, name=name, max_pixels=max_pixels)
+
+
+def _without_text(stream: io.BufferedIOBase) -> io.BytesIO | None:
+    """A PNG without its notes (prompts, workflows, editing history), which Pillow refuses to read beyond a megabyte.
+
+    None for whatever is no PNG, or has no notes.
+    """
+    stream.seek(0)
+    if stream.read(len(_PNG)) != _PNG:
+        return None
+    kept, dropped = [_PNG], False
+    while len(head := stream.read(8)) == 8:
+        body = stream.read(int.from_bytes(head[:4]) + 4)  # its checksum included
+        if head[4:] in (b"tEXt", b"zTXt", b"iTXt"):
+            dropped = True
+        else:
+            kept += [head, body]
+    return io.BytesIO(b"".join(kept)) if dropped else None
 
 
 def _to_rgb(image: Image.Image, *, name: str, max_pixels: int) -> Image.Image:
@@ -185,7 +198,7 @@ def _to_rgb(image: Image.Image, *, name: str, max_pixels: int) -> Image.Image:
         raise InputError(
             f"Picture '{name}' is damaged or cut off ({_reason(error)}). Get or export it again."
         ) from error
-    return _flatten(_upright(image))
+    return flatten(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -194,36 +207,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception as error:
         logger.warning("EXIF data of a picture cannot be read (%s); its orientation is taken as it is", _reason(error))
-        return image
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: wide grey scaled to 8 bits, transparency laid on white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_wide_grey(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _wide_grey(image: Image.Image) -> np.ndarray:
-    """Grey of 16 or 32 bits or floats as uint8 [H, W].
-
-    16 bit: 0-65535. 32-bit integers: 0-255 if nothing is above, else 0-65535. Floats: 0-1 if nothing is above, else
-    0-255.
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    peak = values.max(initial=0)
-    if image.mode.startswith("I;16"):
-        top = 65535.0
-    elif image.mode == "I":
-        top = 255.0 if peak <= 255 else 65535.0
-    else:
-        top = 1.0 if peak <= 1 else 255.0
-    return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
 
 
 def _reason(error: BaseException) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..config import COGVLM_FORM, SequenceForm
 from ..errors import ConfigError, InputError
-from .image import ImageSource, image_to_tensor, load_image
+from .image import ImageSource, load_image
 from .inputs import TokenLayout, VLMInputs
 from .layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
+from .pixels import image_to_tensor
 from .prompts import Turn, dialogue_parts, prompt_style
 from .tokens import DEFAULT_TOKENIZER, Tokenizer
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sat_models.processing.image import image_to_tensor
 from sat_models.processing.layout import IGNORE
+from sat_models.processing.pixels import image_to_tensor
 from sat_models.training.shapes_data import (
     Segment,
     TaskMix,

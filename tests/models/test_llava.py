@@ -19,8 +19,8 @@ from sat_models.errors import CheckpointError, ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.models.llava_keys import canonical
-from sat_models.processing.image import image_to_tensor, pad_to_square
 from sat_models.processing.layout import VLMInputs, layout_prompt
+from sat_models.processing.pixels import image_to_tensor, padded
 from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
 
@@ -195,7 +195,7 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
     picture = Image.effect_noise(size, 90).convert("RGB")
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     clip = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    for fit, given in (("crop", picture), ("pad", pad_to_square(picture))):
+    for fit, given in (("crop", picture), ("pad", padded(picture, max(size)))):
         expected = clip(given, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(image_to_tensor(picture, 56, fit=fit), expected, atol=1e-5, rtol=0)
 

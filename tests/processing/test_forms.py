@@ -15,8 +15,8 @@ from sat_models.errors import InputError
 from sat_models.generation.results import GenerationResult, TokenStream
 from sat_models.generation.stops import cut_at, end_at
 from sat_models.processing.glm_tokens import GLMTokenizer, tokenizer_for
-from sat_models.processing.image import CLIP_MEAN, CLIP_STD, image_to_tensor, pad_to_square
 from sat_models.processing.layout import collate, layout_prompt
+from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor, padded
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import STYLES, dialogue_parts
 from sat_models.processing.tokens import find_tokenizer
@@ -136,11 +136,11 @@ def test_a_glm_trains_each_answer_in_a_sample_of_its_own(mini: SimpleNamespace) 
 
 def test_a_picture_is_padded_to_a_square() -> None:
     wide = Image.new("RGB", (40, 20), (255, 0, 0))
-    padded = pad_to_square(wide)
-    assert padded.size == (40, 40)
-    assert padded.getpixel((20, 5)) == padded.getpixel((20, 35)) == (122, 116, 104)
-    assert padded.getpixel((0, 20)) == (255, 0, 0)
-    assert pad_to_square(wide.resize((9, 9))).size == (9, 9)
+    square = padded(wide, 40)
+    assert square.size == (40, 40)
+    assert square.getpixel((20, 5)) == square.getpixel((20, 35)) == (122, 116, 104)
+    assert square.getpixel((0, 20)) == (255, 0, 0)
+    assert padded(wide.resize((9, 9)), 9).size == (9, 9)
     bars = image_to_tensor(wide, 28, fit="pad")[:, 2, 2]
     assert torch.allclose(bars, torch.zeros(3), atol=0.02), "the mean colour is about 0 after normalisation"
     red = (torch.tensor([1.0, 0, 0]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing import fetch
-from sat_models.processing.image import CLIP_MEAN, CLIP_STD, image_to_tensor, load_image
+from sat_models.processing.image import kind_of, load_image
+from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor
 
 RED = (200, 30, 40)
 
@@ -169,9 +170,57 @@ def test_data_urls() -> None:
     payload = base64.b64encode(encoded(Image.new("RGB", (3, 2), RED))).decode()
     assert load_image(f"data:image/png;base64,{payload}").size == (3, 2)
     assert load_image(f"DATA:image/png;base64,{payload[:20]}\n{payload[20:]}").size == (3, 2)
-    for bad in ("data:image/png;base64", "data:image/png;base64,###", "data:,hello"):
+    for bad in ("data:image/png;base64", "data:image/png;base64,###", "data:,hello", "data:;base64,\ud800AAA"):
         with pytest.raises(InputError):
             load_image(bad)
+
+
+@pytest.mark.parametrize("change", ["unpadded", "url", "spaces", "upper"])
+def test_base64_as_others_read_it(change: str) -> None:
+    rng = np.random.default_rng(0)
+    for side in (5, 6, 7, 8):
+        image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        payload = base64.b64encode(encoded(image)).decode()
+        url = {
+            "unpadded": f"data:image/png;base64,{payload.rstrip('=')}",
+            "url": f"data:image/png;base64,{payload.replace('+', '-').replace('/', '_')}",
+            "spaces": f" data:image/png;charset=utf-8; base64,{payload}\n",
+            "upper": f"Data:image/png;BASE64,{payload}",
+        }[change]
+        assert load_image(url).tobytes() == image.tobytes()
+
+
+def test_what_a_source_is() -> None:
+    for text in ("data:x", " data:x", "DATA:,x", "\tdata:image/png;base64,AA"):
+        assert kind_of(text) == "data"
+    for text in ("http://x/y.png", " https://x", "file:///etc/passwd", "ftp://x"):
+        assert kind_of(text) == "url"
+    for source in ("a.png", "C:\\x.png", "a:b", Path("data:x.png"), Path("http:/x")):
+        assert kind_of(source) == "path"
+
+
+def test_open_files_and_arrays(tmp_path: Path) -> None:
+    image = Image.new("RGB", (7, 5), RED)
+    path = tmp_path / "x.png"
+    image.save(path)
+    with path.open("rb") as file:
+        assert load_image(file).tobytes() == image.tobytes()
+    assert load_image(io.BytesIO(path.read_bytes())).tobytes() == image.tobytes()
+    assert load_image(np.asarray(image)).tobytes() == image.tobytes()
+    assert load_image(np.asarray(image)[:, ::-1]).tobytes() == image.tobytes()
+    assert load_image(np.asarray(image.convert("L"))).getpixel((0, 0)) == image.convert("L").convert("RGB").getpixel(
+        (0, 0)
+    )
+    assert load_image(np.zeros((5, 7, 4), np.uint8)).getpixel((0, 0)) == (255, 255, 255)
+    for bad, said in (
+        (np.zeros((5, 7, 3)), "float64 [5, 7, 3]"), (np.zeros((3, 5, 7), np.uint8), "uint8 [3, 5, 7]"),
+        (np.zeros((0, 7), np.uint8), "empty"), (np.uint8(3), "numpy.uint8|uint8"), (np.zeros(3, np.uint8), "[3]"),
+        (io.StringIO("x"), "gives text"), (io.BytesIO(b""), "not a picture"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said.replace("[", r"\[")):
+            load_image(bad)
+    with pytest.raises(InputError, match="more than 10"):
+        load_image(io.BytesIO(path.read_bytes()), max_bytes=10)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
-from sat_models.processing.image import image_to_tensor, load_image
+from sat_models.processing.image import load_image
 from sat_models.processing.layout import collate, layout_prompt
+from sat_models.processing.pixels import image_to_tensor
 from sat_models.processing.prompts import PROMPT_VERSIONS, build_prompt
 
 FIELDS = ("input_ids", "position_ids", "image_embed_mask", "vision_expert_mask")
