@@ -25,7 +25,7 @@ _ALWAYS = {
 }  # fmt: skip
 _SAMPLING = {"temperature", "top_p", "top_k", "seed"}
 _ASKING = {"version", "limit", "prompt"}
-_FILES = _ALWAYS | _SAMPLING | _ASKING | {"annotations", "images", "prompts", "model_parallel_size"}
+_FILES = _ALWAYS | _SAMPLING | _ASKING | {"annotations", "images", "on_missing", "prompts", "model_parallel_size"}
 TASKS = {
     "caption": _FILES | {"split"},
     "vqa": _FILES | {"split", "questions"},
@@ -51,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     flag("--image_root", "--image-root", metavar="PATH", help="data: folder that picture names are tried in first")
     flag("--annotations", type=Path, help="annotation file; a folder for grounded-caption")
     flag("--images", type=Path, help="folder of the pictures")
+    flag("--on_missing", "--on-missing", choices=["error", "skip"], default="error", help="samples without a picture")
     flag("--questions", type=Path, help="vqa: the …_questions.json that belongs to the annotations")
     flag("--instances", type=Path, help="rec: instances.json (default: beside the annotations)")
     flag("--split", help="of the annotations: val, testA, test, …; vqa: val2014, …")
@@ -172,18 +173,20 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
         raise ConfigError("--prompt is for all samples and --prompts for each; give one of them.")
     from sat_models.evaluation import runner
     from sat_models.evaluation.readers import read_samples
-    from sat_models.evaluation.samples import with_prompts
+    from sat_models.evaluation.samples import with_pictures, with_prompts
     from sat_models.evaluation.tasks import default_prompt
 
     options = _options(args)
     extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
-    samples = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
+    wanted = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
+    samples = with_pictures(wanted, args.on_missing)
     prompt = args.prompt or default_prompt(args.task, samples)
     if args.prompts:
         samples, prompt = with_prompts(samples, args.prompts), "each sample's own"
     settings = runner.settings_of(
         args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options
     )
+    settings["missing_pictures"] = len(wanted) - len(samples)
     return runner.run(
         args.task, samples, args.output, settings=settings, prompt=prompt, options=options, version=args.version,
         model_parallel_size=args.model_parallel_size, batch_size=args.batch_size,

@@ -12,9 +12,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,123 +21,121 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sat_models.errors import ConfigError, InputError
-from sat_models.evaluation.samples import PixelBox, Sample, corner_box, read_json, unreadable
+from sat_models.evaluation.entry import Entry, entries_of, entry_of, is_utf8, read_entry
+from sat_models.evaluation.samples import PixelBox, Sample, is_file, read_json, read_plain_pickle, read_text
+
+logger = logging.getLogger(__name__)
 
 
 def read_captions(annotations: Path, images: Path, *, split: str | None = None, **_: Any) -> Iterator[Sample]:
     """One sample per picture, with all its captions."""
-    data = read_json(annotations)
+    data = read_entry(annotations)
     if "annotations" not in data:
-        for picture in data["images"]:
-            if split is None or picture["split"] == split:
-                sentences = tuple(sentence["raw"] for sentence in picture["sentences"])
-                yield Sample(str(picture["filename"]), images / picture["filename"], references=sentences)
+        for picture in data.entries("images"):
+            if split is None or picture.name("split") == split:
+                name = picture.name("filename")
+                yield Sample(name, images / name, references=picture.texts("sentences", "raw"))
         return
     _refuse(annotations, "a COCO captions file, which has no splits", split=split)
-    captions: dict[int, list[str]] = {}
-    for annotation in data["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    for picture in data["images"]:
-        if picture["id"] in captions:
-            yield Sample(str(picture["id"]), images / picture["file_name"], references=tuple(captions[picture["id"]]))
+    captions: dict[str, list[str]] = {}
+    pictures = {picture.name("id"): picture.name("file_name") for picture in data.entries("images")}
+    for annotation in data.entries("annotations"):
+        number = annotation.name("image_id")
+        if number not in pictures:
+            raise InputError(f"{annotation.place}: its image_id {number} is none of the 'images' of the file.")
+        captions.setdefault(number, []).append(annotation.text("caption"))
+    for number, name in pictures.items():
+        if number in captions:
+            yield Sample(number, images / name, references=tuple(captions[number]))
 
 
 def read_vqa(
     annotations: Path, images: Path, *, questions: Path | None = None, split: str | None = None, **_: Any
 ) -> Iterator[Sample]:
-    """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`."""
+    """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`. An id that
+    is no number names the picture itself."""
     if annotations.suffix == ".jsonl":
         _refuse(annotations, "a POPE file", questions=questions, split=split)
         yield from _read_pope(annotations, images)
         return
     if questions is None:
         raise InputError("VQAv2 keeps questions and answers apart: add --questions FILE (the …_questions.json).")
-    asked = read_json(questions)
-    if all("file_name" in question for question in asked["questions"]):
+    file = read_entry(questions)
+    asked = file.entries("questions")
+    if all("file_name" in question for question in asked):
         _refuse(questions, "a file of questions that name their pictures", split=split)
-    subtype = split or asked.get("data_subtype", "val2014")
-    answers = {entry["question_id"]: entry for entry in read_json(annotations)["annotations"]}
-    for question in asked["questions"]:
-        entry = answers.get(question["question_id"])
-        if entry is None:
-            raise InputError(f"question {question['question_id']} of '{questions}' has no answer in '{annotations}'.")
-        named = question.get("file_name")
+    subtype = split or file.optional("data_subtype", "val2014")
+    answers = {entry.name("question_id"): entry for entry in read_entry(annotations).entries("annotations")}
+    for question in asked:
+        number = question.name("question_id")
+        if number not in answers:
+            raise InputError(f"question {number} of '{questions}' has no answer in '{annotations}'.")
         yield Sample(
-            str(question["question_id"]),
-            images / named if named else _picture(images, f"COCO_{subtype}_{question['image_id']:012d}"),
-            {"question": question["question"]},
-            tuple(answer["answer"] for answer in entry["answers"]),
-            kind=entry.get("answer_type", ""),
+            number,
+            _picture_asked_about(question, images, subtype),
+            {"question": question.text("question")},
+            answers[number].texts("answers", "answer"),
+            kind=answers[number].optional("answer_type"),
         )
+
+
+def _picture_asked_about(question: Entry, images: Path, subtype: str) -> Path:
+    if question.optional("file_name"):
+        return images / question.text("file_name")
+    name = question.name("image_id")
+    return _picture(images, f"COCO_{subtype}_{int(name):012d}" if re.fullmatch("[0-9]{1,12}", name) else name)
 
 
 def _read_pope(path: Path, images: Path) -> Iterator[Sample]:
     """POPE: a JSON object per line with `question_id`, `image`, `text` and `label`."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        place = f"line {number} of '{path}'"
         try:
-            entry = json.loads(line)
-            sample = Sample(
-                str(entry["question_id"]), images / entry["image"], {"question": entry["text"]}, (entry["label"],),
-                kind="pope",
-            )  # fmt: skip
-        except (ValueError, KeyError) as error:
-            raise InputError(f"line {number} of '{path}' is not POPE's form ({error!r}).") from error
-        yield sample
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place} is not JSON ({error}).") from error
+        entry = entry_of(value, place)
+        label = entry.text("label").strip().lower()
+        if label not in ("yes", "no"):
+            raise InputError(f"{place}: 'label' is {label!a:.40}; it must be yes or no.")
+        words = {"question": entry.text("text")}
+        yield Sample(entry.name("question_id"), images / entry.name("image"), words, (label,), kind="pope")
 
 
 def read_refcoco(
     annotations: Path, images: Path, *, instances: Path | None = None, split: str | None = None, **_: Any
 ) -> Iterator[Sample]:
     """One sample per referring expression."""
-    refs = read_json(annotations) if annotations.suffix == ".json" else _plain_pickle(annotations)
-    data = read_json(instances or annotations.parent / "instances.json")
-    boxes = {entry["id"]: corner_box(*entry["bbox"]) for entry in data["annotations"]}
-    names = {entry["id"]: entry["file_name"] for entry in data["images"]}
-    for ref in refs:
-        if split is not None and ref["split"] != split:
+    refs = read_json(annotations) if annotations.suffix == ".json" else read_plain_pickle(annotations)
+    data = read_entry(instances or annotations.parent / "instances.json")
+    boxes = {entry.name("id"): entry.box("bbox") for entry in data.entries("annotations")}
+    names = {entry.name("id"): entry.name("file_name") for entry in data.entries("images")}
+    for ref in entries_of(refs, f"'{annotations}', ."):
+        kind = ref.name("split")
+        if split is not None and kind != split:
             continue
-        for sentence in ref["sentences"]:
-            yield Sample(
-                str(sentence["sent_id"]),
-                images / names[ref["image_id"]],
-                {"expression": sentence["sent"]},
-                (sentence["sent"],),
-                (boxes[ref["ann_id"]],),
-                kind=ref["split"],
-            )
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dicts, numbers and text; a pickle that names any class or function is refused, so none can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-def _plain_pickle(path: Path) -> Any:
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
-        raise InputError(
-            f"'{path}' is no pickle of plain data ({error}). Give RefCOCO's refs(...).p, or the same list as JSON."
-        ) from error
+        picture, box = ref.name("image_id"), ref.name("ann_id")
+        if picture not in names or box not in boxes:
+            raise InputError(f"{ref.place}: image_id {picture} or ann_id {box} is not in {data.place}.")
+        for sentence in ref.entries("sentences"):
+            said = sentence.text("sent")
+            number = sentence.name("sent_id")
+            yield Sample(number, images / names[picture], {"expression": said}, (said,), (boxes[box],), kind=kind)
 
 
 def read_regions(annotations: Path, images: Path, **_: Any) -> Iterator[Sample]:
     """One sample per region of Visual Genome."""
-    for picture in read_json(annotations):
-        for region in picture["regions"]:
-            box = corner_box(region["x"], region["y"], region["width"], region["height"])
-            number = region.get("image_id", picture.get("id"))
+    for picture in entries_of(read_json(annotations), f"'{annotations}', ."):
+        for region in picture.entries("regions"):
+            box = region.box("x", "y", "width", "height")
+            number = region.name("image_id") if "image_id" in region else picture.name("id")
             yield Sample(
-                str(region["region_id"]),
+                region.name("region_id"),
                 _picture(images, *(f"{folder}{number}" for folder in ("", "VG_100K/", "VG_100K_2/"))),
                 {"box": box},
-                (region["phrase"],),
+                (region.text("phrase"),),
                 (box,),
             )
 
@@ -149,6 +146,8 @@ _ENTITY = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)* ([^\]]+)\]")
 def read_entities(annotations: Path, images: Path, *, split: str | None = None, **_: Any) -> Iterator[Sample]:
     """One sample per picture of Flickr30K Entities: its captions, and each phrase that has a box with that box.
 
+    Pictures whose first caption has no box are left out, which is said: nothing could be right about them.
+
     Args:
         annotations: the folder that holds `Sentences/` and `Annotations/`.
         split: a file of picture numbers, one per line (`test.txt` of the dataset); a bare name is looked for there.
@@ -158,73 +157,92 @@ def read_entities(annotations: Path, images: Path, *, split: str | None = None, 
         listing = annotations / f"{split}.txt"
         if not listing.is_file():
             raise InputError(f"'{listing}' is not there; it should list the pictures of the split '{split}'.")
-        wanted = set(listing.read_text().split())
+        wanted = set(read_text(listing).split())
     files = sorted((annotations / "Sentences").glob("*.txt"))
     if not files:
         raise InputError(f"'{annotations / 'Sentences'}' holds no .txt files. Give the folder of Flickr30K Entities.")
+    bare = []
     for file in files:
         if wanted is not None and file.stem not in wanted:
             continue
-        boxes = _entity_boxes(annotations / "Annotations" / f"{file.stem}.xml")
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        phrases: list[tuple[str, PixelBox]] = []
-        for number, phrase in _ENTITY.findall(lines[0]):
-            phrases += [(phrase, box) for box in boxes.get(number, [])]
-        yield Sample(
-            file.stem,
-            _picture(images, file.stem),
-            references=tuple(_ENTITY.sub(r"\2", line) for line in lines),
-            boxes=tuple(box for _, box in phrases),
-            choices=tuple(phrase for phrase, _ in phrases),
+        sample = _entities_of(file, annotations, images)
+        if sample.boxes:
+            yield sample
+        else:
+            bare.append(sample.id)
+    if bare:
+        logger.warning(
+            "%d picture(s) without a box in their first caption are left out, such as %s", len(bare), bare[0]
         )
+
+
+def _entities_of(file: Path, annotations: Path, images: Path) -> Sample:
+    boxes = _entity_boxes(annotations / "Annotations" / f"{file.stem}.xml")
+    lines = [line for line in read_text(file).split("\n") if line.strip()]
+    if not lines:
+        raise InputError(f"'{file}' holds no caption.")
+    phrases = [(phrase, box) for number, phrase in _ENTITY.findall(lines[0]) for box in boxes.get(number, [])]
+    return Sample(
+        file.stem,
+        _picture(images, file.stem),
+        references=tuple(_ENTITY.sub(r"\2", line).rstrip("\r") for line in lines),
+        boxes=tuple(box for _, box in phrases),
+        choices=tuple(phrase for phrase, _ in phrases),
+    )
 
 
 def _entity_boxes(path: Path) -> dict[str, list[PixelBox]]:
     """Boxes by the number of their entity; entities without a box are left out."""
     try:
         root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise InputError(f"annotation file '{path}' cannot be read ({error}). Download it again.") from error
     boxes: dict[str, list[PixelBox]] = {}
-    for found in root.iter("object"):
+    for count, found in enumerate(root.iter("object"), 1):
         frame = found.find("bndbox")
         if frame is None:
             continue
-        corners = tuple(float(frame.findtext(side, "0")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        sides = Entry({side: frame.findtext(side) for side in _SIDES}, f"'{path}', object {count}")
+        corners = tuple(map(sides.number, _SIDES))
         for name in found.iter("name"):
             boxes.setdefault((name.text or "").strip(), []).append(corners)  # type: ignore[arg-type]
     return boxes
 
 
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
 def read_visual7w(annotations: Path, images: Path, *, split: str | None = None, **_: Any) -> Iterator[Sample]:
     """One sample per question; a file with `boxes` is of the pointing kind, else telling."""
-    data = read_json(annotations)
-    boxes = {entry["box_id"]: entry for entry in data.get("boxes", [])}
-
-    def box(number: int) -> PixelBox:
-        entry = boxes[number]
-        return corner_box(entry["x"], entry["y"], entry["width"], entry["height"])
-
-    for picture in data["images"]:
-        if split is not None and picture["split"] != split:
+    data = read_entry(annotations)
+    boxes = {
+        entry.name("box_id"): entry.box("x", "y", "width", "height")
+        for entry in (data.entries("boxes") if data.fields.get("boxes") else ())
+    }
+    for picture in data.entries("images"):
+        if split is not None and picture.name("split") != split:
             continue
-        for pair in picture["qa_pairs"]:
-            choices = (pair["answer"], *pair["multiple_choices"])
+        for pair in picture.entries("qa_pairs"):
+            named = (pair.value("answer"), *pair.items("multiple_choices"))
+            choices = [Entry({"choice": value}, pair.place).name("choice") for value in named]
+            unknown = [choice for choice in choices if boxes and choice not in boxes]
+            if unknown:
+                raise InputError(f"{pair.place}: box {unknown[0]} is none of the 'boxes' of the file.")
             yield Sample(
-                str(pair["qa_id"]),
-                images / picture["filename"],
-                {"question": pair["question"]},
-                () if boxes else (pair["answer"],),
-                tuple(map(box, choices)) if boxes else (),
+                pair.name("qa_id"),
+                images / picture.name("filename"),
+                {"question": pair.text("question")},
+                () if boxes else (choices[0],),
+                tuple(boxes[choice] for choice in choices) if boxes else (),
                 () if boxes else tuple(choices),
-                kind=pair.get("type", ""),
+                kind=pair.optional("type"),
             )
 
 
 def _picture(folder: Path, *stems: str) -> Path:
     """The first .jpg that exists, as the datasets have it, else .png; where there is none, the first .jpg."""
     files = [folder / f"{stem}{ending}" for ending in (".jpg", ".png") for stem in stems]
-    return next((file for file in files if file.is_file()), files[0])
+    return next((file for file in files if is_file(file)), files[0])
 
 
 def _refuse(path: Path, form: str, **given: Any) -> None:
@@ -264,13 +282,13 @@ def read_samples(task: str, annotations: Path, images: Path, **options: Any) -> 
     """
     try:
         samples = list(READERS[task](annotations, images, **options))
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"'{annotations}' is not in the format that --task {task} reads: {error!r} is missing or of another kind. "
-            "docs/evaluation.md shows the formats."
-        ) from error
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise InputError(f"'{annotations}' is not in the format that --task {task} reads ({error!r}).") from error
     if not samples:
         raise InputError(f"'{annotations}' gives no samples for --task {task} (split {options.get('split')}).")
+    for sample in samples:
+        if not is_utf8(f"{sample.id}{sample.image}"):
+            raise InputError(f"{str(sample.image)!a} cannot be written as UTF-8; give the file another name.")
     ids = {sample.id for sample in samples}
     if len(ids) != len(samples):
         raise InputError(f"'{annotations}' has {len(samples) - len(ids)} samples whose id is another's.")

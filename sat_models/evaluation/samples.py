@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sat_models.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 PixelBox = tuple[float, float, float, float]
 """(x1, y1, x2, y2) in pixels of the picture."""
@@ -40,17 +45,82 @@ class Sample:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """A JSON file, of UTF-8, or of UTF-16 or 32 with the mark that says so.
 
     Raises:
         InputError: it is missing or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"annotation file '{path}' is not JSON ({error}). Download it again.") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file of UTF-8.
+
+    Raises:
+        InputError: it is missing, or of another encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, numbers and text; a pickle that names any class or function is refused, so none can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """A pickle of lists, dicts, numbers and text, as RefCOCO is published.
+
+    Raises:
+        InputError: it is missing, damaged, or names code.
+    """
+    try:
+        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
+        raise InputError(
+            f"'{path}' is no pickle of plain data ({error}). Give RefCOCO's refs(...).p, or the same list as JSON."
+        ) from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is one; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def with_pictures(samples: Sequence[Sample], on_missing: str) -> list[Sample]:
+    """The samples whose pictures are there.
+
+    Args:
+        on_missing: "error" or "skip": what is done about others.
+
+    Raises:
+        InputError: pictures are missing (with "error"), or all are.
+    """
+    missing = [sample for sample in samples if not is_file(sample.image)]
+    if missing and (on_missing == "error" or len(missing) == len(samples)):
+        raise InputError(
+            f"{len(missing)} of {len(samples)} samples have no picture, the first '{missing[0].image}' (sample "
+            f"{missing[0].id}). Check --images, or leave such samples out with --on_missing skip."
+        )
+    if missing:
+        logger.warning("%d of %d samples left out: their pictures are missing", len(missing), len(samples))
+    return [sample for sample in samples if is_file(sample.image)]
 
 
 def with_prompts(samples: Sequence[Sample], path: Path) -> list[Sample]:
