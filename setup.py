@@ -45,9 +45,9 @@ CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["co
 
 # A plain library, called through ctypes: no Python header is needed. Where it cannot be compiled, the package is
 # installed without it and decodes on the CPU through torch's operators.
-KERNEL_SOURCE = "sat_models/models/token_kernels.c"
+KERNEL_SOURCE = "sat_models/generation/steps/native.c"
 KERNELS = Extension(
-    "sat_models.models._token_kernels",
+    "sat_models.generation.steps._native",
     [KERNEL_SOURCE],
     define_macros=[("SOURCE", f"{zlib.crc32((ROOT / KERNEL_SOURCE).read_bytes())}u")],
     extra_compile_args=[
@@ -70,7 +70,7 @@ setup(
     package_dir=CONFIG_PACKAGES,
     ext_modules=[KERNELS],
     package_data={
-        "sat_models": ["assets/**/*", "models/*.c"],
+        "sat_models": ["assets/**/*", "generation/steps/*.c"],
         **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES},
     },
     include_package_data=False,
@@ -79,8 +79,8 @@ setup(
     entry_points={
         "console_scripts": [
             "sat-chat=sat_models.serving.cli:main",
-            "sat-zoo=sat_models.zoo:main",
-            "sat-convert=sat_models.converting:command",
+            "sat-zoo=sat_models.zoo.table:print_table",
+            "sat-convert=sat_models.commands.convert:command",
             "sat-finetune=sat_models.training.finetune:command",
             "sat-serve=sat_models.serving.server:main",
             "sat-web=sat_models.serving.web:main",

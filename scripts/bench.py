@@ -76,9 +76,10 @@ def main() -> int:
     import torch
 
     from sat_models import runtime
-    from sat_models.evaluation import bench_models, bench_report
-    from sat_models.evaluation.bench import Bench
-    from sat_models.evaluation.bench_rows import USUAL_CASES, BenchSettings
+    from sat_models.bench import random_models as bench_models
+    from sat_models.bench import report as bench_report
+    from sat_models.bench.rows import USUAL_CASES, BenchSettings
+    from sat_models.bench.suite import Bench
 
     runtime.setup_logging()
     if args.threads:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.converting import command
+from sat_models.commands.convert import command
 
 if __name__ == "__main__":
     command()

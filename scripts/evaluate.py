@@ -100,8 +100,8 @@ def main() -> int:
 def evaluate_shapes(args: argparse.Namespace) -> dict | None:
     """The scores, on the first process; under torchrun all processes share the model and ask the same."""
     from sat_models import runtime
-    from sat_models.evaluation import shapes
     from sat_models.evaluation.runner import batched_by_version
+    from sat_models.shapes import scoring as shapes
     from sat_models.zoo import load_pretrained
 
     options, lock = _options(args), _hold(args.output)

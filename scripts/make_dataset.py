@@ -10,10 +10,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
-from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
 from sat_models.flags import check_numbers, refuse_unused
-from sat_models.training.captcha import write_captchas
-from sat_models.training.shapes_dataset import DATASET_TASKS, write_dataset
+from sat_models.shapes.captcha import write_captchas
+from sat_models.shapes.dataset import DATASET_TASKS, write_dataset
+from sat_models.shapes.public_formats import FORMATS, write_public_dataset
 
 _ALWAYS = {"output", "count", "seed"}
 _WORLD = {"task", "min_objects", "max_objects", "canonical", "image_prefix"}

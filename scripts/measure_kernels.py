@@ -21,7 +21,7 @@ from sat_models.flags import check_numbers
 if TYPE_CHECKING:
     import torch
 
-    from sat_models.models.token_kernels import TokenKernels
+    from sat_models.generation.steps.native import TokenKernels
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     check_numbers(args, dict.fromkeys(("rows", "shape", "heads", "context", "repeats", "threads"), 1))
     import torch
 
-    from sat_models.models import token_kernels
+    from sat_models.generation.steps import native as token_kernels
 
     if args.threads:
         torch.set_num_threads(args.threads)

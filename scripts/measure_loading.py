@@ -37,11 +37,11 @@ def parse_args() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> None:
     from sat_models import runtime
-    from sat_models.checkpoint.pages import AnonymousPeak
+    from sat_models.checkpoint.memory import AnonymousPeak
     from sat_models.zoo import load_pretrained
 
     if args.quant:
-        from sat_models.models.quantised import bitsandbytes
+        from sat_models.models.common.quantised import bitsandbytes
 
         bitsandbytes()  # its import is no part of loading
     with AnonymousPeak() as peak:
@@ -57,7 +57,7 @@ def main() -> int:
     if args.from_pretrained:
         measure(args)
         return 0
-    from sat_models.checkpoint.synthetic import write_synthetic
+    from sat_models.bench.synthetic import write_synthetic
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -29,7 +29,7 @@ def main() -> int:
     args = parse_args()
     import torch
 
-    from sat_models.evaluation.quantised import quantisation_report
+    from sat_models.bench.quantised import quantisation_report
 
     if args.threads:
         torch.set_num_threads(args.threads)

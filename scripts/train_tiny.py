@@ -39,9 +39,10 @@ def main() -> None:
     import torch
 
     from sat_models import runtime
-    from sat_models.config import CogVLMConfig, read_json
+    from sat_models.config import read_json
+    from sat_models.models.cogvlm.config import CogVLMConfig
     from sat_models.processing.tokens import Tokenizer
-    from sat_models.training.tiny import TinyRecipe, export_tiny, train_tiny
+    from sat_models.shapes.recipe import TinyRecipe, export_tiny, train_tiny
 
     device = torch.device(runtime.choose_device(args.device))
     if args.threads:

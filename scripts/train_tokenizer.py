@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
 from sat_models.flags import check_numbers
-from sat_models.training.shapes_tokenizer import train_tokenizer
+from sat_models.shapes.tokenizer import train_tokenizer
 
 
 def main() -> None:

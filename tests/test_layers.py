@@ -20,8 +20,15 @@ LAYERS = (
     ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation"),
-    ("sat_models.locate", "sat_models.vlm", "sat_models.zoo", "sat_models.zoo_table"),
-    ("sat_models.training", "sat_models.evaluation", "sat_models.serving", "sat_models.converting"),
+    ("sat_models.zoo",),
+    (
+        "sat_models.training",
+        "sat_models.evaluation",
+        "sat_models.shapes",
+        "sat_models.bench",
+        "sat_models.serving",
+        "sat_models.commands",
+    ),
     ("scripts",),
 )
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}

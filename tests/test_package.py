@@ -19,7 +19,7 @@ import pytest
 from sat_models import registry
 from sat_models.config import read_json
 from sat_models.errors import MissingPackageError
-from sat_models.models import token_kernels
+from sat_models.generation.steps import native as token_kernels
 from sat_models.models.build import MODEL_CLASSES, make_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ CHECK = """
 import sat_models, mixins, sys
 assert sys.argv[1] in sat_models.__file__ and sys.argv[1] in mixins.__file__, (sat_models.__file__, mixins.__file__)
 from sat_models import registry, zoo
-from sat_models.models import token_kernels
+from sat_models.generation.steps import native as token_kernels
 from sat_models.models.build import make_config
 from sat_models.config import read_json
 for spec in registry.specs():
@@ -198,7 +198,7 @@ def test_the_wheel_holds_everything_and_works_elsewhere(checkout: Path, tmp_path
     expected = sources("sat_models") | sources("mixins") | {f"sat_models/{name}" for name in sources("configs")}
     compiled = held - expected
     assert expected <= held and len(compiled) == (token_kernels.load() is not None)
-    assert all(name.startswith("sat_models/models/_token_kernels.") for name in compiled)
+    assert all(name.startswith("sat_models/generation/steps/_native.") for name in compiled)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     works(sys.executable, tmp_path / "site", elsewhere, PYTHONPATH=str(tmp_path / "site"))

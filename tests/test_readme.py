@@ -1,4 +1,4 @@
-"""README says what is there: its file tree, its links, its commands."""
+"""README and docs say what is there: the file tree, links, commands."""
 
 from __future__ import annotations
 
@@ -12,42 +12,49 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 SHOWN = ("mixins", "sat_models", "scripts", "configs", "docs", "examples", ".ci")
-"""Folders whose every file has a line; `tests` is one line."""
+"""Folders that the tree shows; `tests/` is one line of it."""
 
 
 def tree_paths() -> set[str]:
-    """Paths in README's tree: two spaces of indentation per level, folders end in `/`."""
-    block = re.search(r"```text\n(.*?)```", README, re.S)
-    assert block, "README has no tree"
+    """Paths in the tree of docs/architecture.md: two spaces of indentation per level, folders end in `/`."""
+    block = re.search(r"```text\n((?:\S+/|  ).*?)```", ARCHITECTURE[ARCHITECTURE.index("## File tree") :], re.S)
+    assert block, "docs/architecture.md has no tree"
     paths, folders = set(), []
     for line in block.group(1).splitlines():
         indent, name = len(line) - len(line.lstrip(" ")), line.split()[0]
         folders = folders[: indent // 2]
         if name.endswith("/"):
             folders.append(name.rstrip("/"))
+            paths.add("/".join(folders) + "/")
         else:
             paths.add("/".join([*folders, name]))
     return paths
 
 
-def files_on_disk() -> set[str]:
-    """Files of the shown folders and of the top level that git knows or would know."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    here = [path for path in listed if (ROOT / path).is_file()]
-    return {path for path in here if "/" not in path or path.split("/")[0] in SHOWN}
+def tracked() -> set[str]:
+    """Files of the shown folders that git tracks; what a run has left in the working folder does not count."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {path for path in listed.stdout.splitlines() if path.split("/")[0] in SHOWN}
 
 
-def test_file_tree_is_the_disk() -> None:
-    tree, disk = tree_paths(), files_on_disk()
-    grouped = {path for path in tree if "*" in path}  # one line for a family of files, such as examples/*.png
-    covered = {path for path in disk for pattern in grouped if Path(path).match(pattern)}
-    assert not (tree - grouped - disk), "README names files that are not there"
-    assert not (disk - tree - covered), "files without a line in README's tree"
-    assert all(any(Path(path).match(pattern) for path in disk) for pattern in grouped)
+def test_file_tree_is_what_is_tracked() -> None:
+    tree, files = tree_paths(), tracked()
+    folders = {f"{parent}/" for path in files for parent in map(str, Path(path).parents) if parent != "."}
+    assert not (tree - files - folders - {"tests/"}), "the tree names what is not there"
+    assert not (folders - tree), "folders without a line in the tree"
+
+
+def test_a_box_drawn_into_the_folder_is_not_missed_in_the_tree() -> None:
+    """Answers with boxes leave pictures where they were asked for; that is no file of the project."""
+    stray = ROOT / "3_boxes.png"
+    assert not stray.exists()
+    stray.touch()
+    try:
+        test_file_tree_is_what_is_tracked()
+    finally:
+        stray.unlink()
 
 
 PAGES = ["README.md", "README_zh.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]

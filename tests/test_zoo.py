@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sat_models import registry, zoo
+from sat_models import registry
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.vlm import SamplingKeywords
-from sat_models.zoo import list_models, load_pretrained
+from sat_models.zoo import list_models, load, load_pretrained
+from sat_models.zoo.vlm import SamplingKeywords
 
 MINI = Path(__file__).resolve().parent / "golden" / "cogvlm-mini"
 CASES = json.loads((MINI / "reference.json").read_text())["cases"]
@@ -198,7 +198,7 @@ def test_without_a_tokenizer_logits_work_and_text_names_the_flag(folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(zoo, "tokenizer_for", lambda config, file: SimpleNamespace(vocab_size=9999))
+    monkeypatch.setattr(load, "tokenizer_for", lambda config, file: SimpleNamespace(vocab_size=9999))
     with pytest.raises(ConfigError, match="9999 pieces, but the model's vocabulary is 488"):
         load_pretrained(folder, device="cpu")
 

@@ -7,10 +7,11 @@ import json
 
 import pytest
 
-from sat_models import registry, zoo_table
+from sat_models import registry
 from sat_models.config import read_json
-from sat_models.locate import list_models
 from sat_models.zoo import load_pretrained
+from sat_models.zoo import table as zoo_table
+from sat_models.zoo.locate import list_models
 
 
 def _measured(name: str) -> tuple[int, int, int]:

@@ -18,13 +18,13 @@ from sat_models.checkpoint.adapter import Adapter
 from sat_models.checkpoint.hf_writer import save_hf, write_hf
 from sat_models.checkpoint.io import write_parts
 from sat_models.checkpoint.layout import SATCheckpoint, find_checkpoint
-from sat_models.checkpoint.opened import EMBEDDING, Opened, check_room, open_whole
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights
+from sat_models.checkpoint.source import EMBEDDING, Opened, check_room, open_whole
 from sat_models.checkpoint.verify import same_logits
 from sat_models.errors import ConfigError
 from sat_models.models.build import computable_buffers, compute_buffer, make_config
-from sat_models.models.quantisation import QUANTISATION_KEY, Quantisation
+from sat_models.models.common.quantisation import QUANTISATION_KEY, Quantisation
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.reshard import SplitRule, StoredWeights, split_rules
 from sat_models.errors import CheckpointError
 from sat_models.models.build import computable_buffers
-from sat_models.models.quantisation import QUANTISATION_KEY
-from sat_models.models.quantised import SCALE
+from sat_models.models.common.quantisation import QUANTISATION_KEY
+from sat_models.models.common.quantised import SCALE
 
 
 def stored_weights(

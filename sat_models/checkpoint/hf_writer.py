@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class, open_hf
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint, find_checkpoint
-from sat_models.checkpoint.opened import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
 from sat_models.checkpoint.reshard import StoredWeights
+from sat_models.checkpoint.source import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
 from sat_models.config import LLaMAConfig
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.hf_family import KeyTable
-from sat_models.models.quantisation import QUANTISATION_KEY
+from sat_models.models.common.hf_family import KeyTable
+from sat_models.models.common.quantisation import QUANTISATION_KEY
 
 logger = logging.getLogger(__name__)
 

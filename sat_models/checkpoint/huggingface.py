@@ -22,9 +22,11 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models import cogagent_keys, cogvlm_keys, llava_keys
 from sat_models.models.build import model_class
-from sat_models.models.hf_family import HFFamily, Place
+from sat_models.models.cogagent import keys as cogagent_keys
+from sat_models.models.cogvlm import keys as cogvlm_keys
+from sat_models.models.common.hf_family import HFFamily, Place
+from sat_models.models.llava import keys as llava_keys
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -92,7 +92,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
 
         return open_hf(path)
     if path.is_dir() and not (path / LATEST_FILE).is_file() and any(path.glob(MINIGPT4_FILE)):
-        from sat_models.checkpoint.assembled import open_minigpt4
+        from sat_models.checkpoint.minigpt4 import open_minigpt4
 
         return open_minigpt4(path)
     if path.suffix.lower() == ".zip" and (path.is_file() or path.with_suffix("").is_dir()):

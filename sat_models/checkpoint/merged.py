@@ -22,7 +22,7 @@ from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.reshard import REPLICATED, RankPart, SplitRule, StoredWeights, merge, split_rules
 from sat_models.errors import CheckpointError
 from sat_models.models.build import computable_buffers
-from sat_models.models.quantised import SCALE, Rows, row_runs
+from sat_models.models.common.quantised import SCALE, Rows, row_runs
 
 logger = logging.getLogger(__name__)
 

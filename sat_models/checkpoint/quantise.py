@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import RowParallelLinear
-from sat_models.checkpoint.pages import release_freed
-from sat_models.models.quantisation import Quantisation, linears_to_quantise
-from sat_models.models.quantised import SCALE, Rows, bitsandbytes, block_size, quantise, quantised_form, row_maxima
+from sat_models.checkpoint.memory import release_freed
+from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
+from sat_models.models.common.quantised import (
+    SCALE,
+    Rows,
+    bitsandbytes,
+    block_size,
+    quantise,
+    quantised_form,
+    row_maxima,
+)
 
 PartOf = Callable[[int], Rows]
 """One rank's part of a weight in full precision."""

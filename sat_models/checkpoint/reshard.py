@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-from sat_models.checkpoint.pages import release_pages
+from sat_models.checkpoint.memory import release_pages
 from sat_models.errors import CheckpointError
-from sat_models.models.quantised import SCALE, Rows
+from sat_models.models.common.quantised import SCALE, Rows
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.merged import open_weights
 from sat_models.checkpoint.quantise import Quantiser
-from sat_models.config import CogAgentConfig, LanguageConfig, PictureConfig
+from sat_models.config import LanguageConfig, PictureConfig
 from sat_models.errors import CheckpointError
 from sat_models.models.build import build_model, make_config
-from sat_models.models.quantisation import Quantisation
+from sat_models.models.cogagent.config import CogAgentConfig
+from sat_models.models.common.quantisation import Quantisation
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import layout_prompt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from sat_models.config.base import build, fields_to_dict, require_divides, require_flags, require_positive, take_known
+from sat_models.config.base import build, fields_to_dict, require_divides, require_positive, take_known
 from sat_models.errors import ConfigError
 
 
@@ -107,64 +107,6 @@ class CLIPTowerConfig(VisionTowerConfig):
     def layers_run(self) -> int:
         """Layers whose output is read."""
         return self.num_layers + 1 + self.feature_layer
-
-
-@dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """The Q-Former of BLIP-2 (`qformer_args`). Released: 12 layers, width 768, 12 heads, 32 queries.
-
-    Attributes:
-        vocab_size: number of queries, which SAT keeps as word embeddings.
-        is_decoder: which layers have cross-attention (every second one in the released ones).
-        cross_attn_hidden_size: width of the tower that it reads.
-        inner_hidden_size: four times the width where a config does not say.
-        proj_size: width that the projector behind it gives; None is the language model's.
-    """
-
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    vocab_size: int = 32
-    is_decoder: bool | tuple[bool, ...]
-    cross_attn_hidden_size: int
-    layernorm_epsilon: float = 1e-12
-    inner_hidden_size: int | None = None
-    proj_size: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require_positive(
-            self, "num_layers", "hidden_size", "num_attention_heads", "vocab_size", "cross_attn_hidden_size"
-        )
-        for name in ("inner_hidden_size", "proj_size"):
-            if getattr(self, name) is not None:
-                require_positive(self, name)
-        require_divides("qformer_args.hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
-        flags = require_flags("qformer_args.is_decoder", self.is_decoder, self.num_layers)
-        object.__setattr__(self, "is_decoder", flags)
-
-    @property
-    def inner_width(self) -> int:
-        """Inner width of the MLPs."""
-        return self.inner_hidden_size or 4 * self.hidden_size
-
-    @property
-    def cross_layers(self) -> tuple[int, ...]:
-        """Numbers of the layers with cross-attention."""
-        flags = (self.is_decoder,) * self.num_layers if isinstance(self.is_decoder, bool) else self.is_decoder
-        return tuple(layer for layer, flag in enumerate(flags) if flag)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From the `qformer_args` of a config."""
-        known, extra = take_known(cls, data)
-        return build(cls, {**known, "extra": extra})
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `qformer_args`."""
-        fixed = {"layernorm_order": "post", "model_parallel_size": 1, "max_sequence_length": 0}
-        flags = self.is_decoder if isinstance(self.is_decoder, bool) else list(self.is_decoder)
-        return {**fixed, **fields_to_dict(self), "is_decoder": flags}
 
 
 @dataclass(frozen=True, kw_only=True)

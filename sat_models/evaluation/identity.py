@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from sat_models.checkpoint.adapter import find_adapter
 from sat_models.errors import InputError
 from sat_models.evaluation.samples import Sample
-from sat_models.models.quantisation import Quantisation
+from sat_models.models.common.quantisation import Quantisation
 
 if TYPE_CHECKING:
-    from sat_models.vlm import VLM
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

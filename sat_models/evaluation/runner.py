@@ -28,7 +28,7 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.image import load_image
 
 if TYPE_CHECKING:
-    from sat_models.vlm import VLM
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

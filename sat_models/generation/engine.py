@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from mixins.kv_cache import CACHE_NAME, KVCacheMixin, kv_cache
 from sat_models.errors import InputError
-from sat_models.generation.choosing import CANCELLED, StreamChooser
 from sat_models.generation.prefixes import PrefixCache
 from sat_models.generation.results import FinishReason, GenerationResult, TokenStream, complete, text_pieces
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stepper import Stepper
+from sat_models.generation.steps.choose import Stepper
+from sat_models.generation.tokens import CANCELLED, StreamChooser
 from sat_models.processing.inputs import VLMInputs
 
 if TYPE_CHECKING:
-    from sat_models.generation.batch import BatchRow, BatchSession
+    from sat_models.generation.session import BatchRow, BatchSession
 
 __all__ = [
     "Engine",
@@ -87,7 +87,7 @@ class Engine:
 
     def session(self, *, max_rows: int = 16) -> BatchSession:
         """Answers that are decoded together, each of which may join and leave at any step: see `BatchSession`."""
-        from sat_models.generation.batch import BatchSession
+        from sat_models.generation.session import BatchSession
 
         return BatchSession(self, max_rows=max_rows)
 

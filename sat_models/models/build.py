@@ -12,14 +12,14 @@ from torch.overrides import TorchFunctionMode
 from mixins.base import ZooModel
 from sat_models.config import LanguageConfig
 from sat_models.errors import ConfigError, UnknownNameError
-from sat_models.models.chatglm import ChatGLMModel
-from sat_models.models.cogagent import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
-from sat_models.models.cogvlm import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
-from sat_models.models.llama import LLaMAModel
-from sat_models.models.llava import LLaVAModel
-from sat_models.models.minigpt4 import MiniGPT4Model
-from sat_models.models.quantisation import QUANTISATION_KEY, Quantisation, make_quantised
-from sat_models.models.visualglm import FineTuneVisualGLMModel, VisualGLMModel
+from sat_models.models.cogagent.model import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
+from sat_models.models.cogvlm.model import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
+from sat_models.models.common.llama import LLaMAModel
+from sat_models.models.common.quantisation import QUANTISATION_KEY, Quantisation, make_quantised
+from sat_models.models.llava.model import LLaVAModel
+from sat_models.models.minigpt4.model import MiniGPT4Model
+from sat_models.models.visualglm.chatglm import ChatGLMModel
+from sat_models.models.visualglm.model import FineTuneVisualGLMModel, VisualGLMModel
 
 MODEL_CLASSES: dict[str, type[ZooModel]] = {
     cls.__name__: cls

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError
-from .phrases import phrase_before
+from sat_models.errors import InputError
+from sat_models.processing.phrases import phrase_before
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .boxes import Box
+from sat_models.processing.boxes import Box
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from typing import Any, Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from ..errors import InputError
+from sat_models.errors import InputError
 
 MAX_BYTES = 32 * 2**20
 """Encoded size of a picture that comes from memory or the network."""

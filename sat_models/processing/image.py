@@ -12,9 +12,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError
-from .fetch import MAX_BYTES, TIMEOUT, data_url, download
-from .pixels import flatten
+from sat_models.errors import InputError
+from sat_models.processing.fetch import MAX_BYTES, TIMEOUT, data_url, download
+from sat_models.processing.pixels import flatten
 
 logger = logging.getLogger(__name__)
 

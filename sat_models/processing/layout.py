@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import COGVLM_FORM, SequenceForm
-from ..errors import InputError
-from .inputs import TokenLayout, VLMInputs
+from sat_models.config import COGVLM_FORM, SequenceForm
+from sat_models.errors import InputError
+from sat_models.processing.inputs import TokenLayout, VLMInputs
 
 logger = logging.getLogger(__name__)
 

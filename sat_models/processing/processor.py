@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import COGVLM_FORM, SequenceForm
-from ..errors import ConfigError, InputError
-from .image import ImageSource, load_image
-from .inputs import TokenLayout, VLMInputs
-from .layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
-from .pixels import image_to_tensor
-from .prompts import Turn, dialogue_parts, prompt_style
-from .tokens import DEFAULT_TOKENIZER, Tokenizer
+from sat_models.config import COGVLM_FORM, SequenceForm
+from sat_models.errors import ConfigError, InputError
+from sat_models.processing.image import ImageSource, load_image
+from sat_models.processing.inputs import TokenLayout, VLMInputs
+from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
+from sat_models.processing.pixels import image_to_tensor
+from sat_models.processing.prompts import Turn, dialogue_parts, prompt_style
+from sat_models.processing.tokens import DEFAULT_TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import UnknownNameError
+from sat_models.errors import UnknownNameError
 
 Turn = tuple[str, str]
 """One finished turn: (question, answer)."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingPackageError
+from sat_models.errors import InputError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 

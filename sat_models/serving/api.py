@@ -25,10 +25,10 @@ from sat_models.processing.boxes import parse_boxes
 from sat_models.processing.layout import VLMInputs
 from sat_models.serving.core import Question, ServerCore
 from sat_models.serving.messages import conversation, open_pictures
+from sat_models.serving.metrics import Metrics
+from sat_models.serving.requests import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError, Ticket
 from sat_models.serving.scheduler import seeds
 from sat_models.serving.schema import ChatRequest, error_body, usage_body
-from sat_models.serving.telemetry import Telemetry
-from sat_models.serving.tickets import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError, Ticket
 from sat_models.serving.transport import ClientGone, EventStream, Guard, unless_gone
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def create_app(
     core: ServerCore,
-    telemetry: Telemetry,
+    metrics: Metrics,
     *,
     keys: Collection[str] = (),
     on_shutdown: Callable[[], object] = lambda: None,
@@ -45,7 +45,7 @@ def create_app(
 
     Args:
         core: the model.
-        telemetry: what `/metrics` shows.
+        metrics: what `/metrics` shows.
         keys: API keys, any of which opens `/v1/`; none: no key is asked for.
         on_shutdown: is called when the server ends, after the last answer.
     """
@@ -76,9 +76,9 @@ def create_app(
         return JSONResponse({"ready": usable, "waiting": waiting, "running": running}, 200 if usable else 503)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def show_metrics() -> Response:
         """Statistics for Prometheus."""
-        return Response(telemetry.page(), media_type="text/plain; version=0.0.4")
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
     def list_models() -> dict[str, Any]:

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError, ZooError
-from sat_models.generation.batch import BatchRow
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.session import BatchRow
 
 if TYPE_CHECKING:
-    from sat_models.vlm import VLM
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

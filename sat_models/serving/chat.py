@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sat_models.generation.engine import GenerationResult, text_pieces
+from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.stops import end_at
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import ImageSource, load_image
-from sat_models.serving.ranks import SharedEngine
 
 if TYPE_CHECKING:
-    from sat_models.vlm import VLM
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

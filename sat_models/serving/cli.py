@@ -22,8 +22,8 @@ from sat_models.errors import ConfigError, ZooError, complain
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sat_models.generation.ranks import SharedEngine
     from sat_models.serving.chat import ChatSession
-    from sat_models.serving.ranks import SharedEngine
 
 DEFAULT_MODEL = "cogvlm-tiny"
 DEFAULT_MAX_LENGTH = 2048

@@ -15,11 +15,11 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import VLMInputs
 from sat_models.processing.prompts import Turn
 from sat_models.serving.pictures import PicturePolicy
+from sat_models.serving.requests import Event, Observer, Piece
 from sat_models.serving.scheduler import Scheduler
-from sat_models.serving.tickets import Event, Observer, Piece
 
 if TYPE_CHECKING:
-    from sat_models.vlm import VLM
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from sat_models.generation.results import FinishReason, GenerationResult
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import VLMInputs
 from sat_models.processing.tokens import Tokenizer
-from sat_models.serving.tickets import (
+from sat_models.serving.requests import (
     AnswerText,
     BusyError,
     Failed,

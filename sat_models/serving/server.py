@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sat_models.errors import ConfigError, MissingPackageError, ZooError, complain
 
 if TYPE_CHECKING:
-    from sat_models.serving.ranks import SharedEngine
-    from sat_models.vlm import VLM
+    from sat_models.generation.ranks import SharedEngine
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +167,10 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
 
     from sat_models.serving.api import create_app
     from sat_models.serving.core import Limits, ServerCore
+    from sat_models.serving.metrics import Metrics
     from sat_models.serving.pictures import PicturePolicy
-    from sat_models.serving.telemetry import Telemetry
 
-    telemetry = Telemetry()
+    metrics = Metrics()
     lost: list[bool] = []
 
     def on_fatal() -> None:
@@ -189,11 +189,11 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
             max_waiting=args.max_waiting,
         ),
         pictures=PicturePolicy(hosts=tuple(args.allow_images_from)),
-        observer=telemetry,
+        observer=metrics,
         on_fatal=on_fatal,
     )
     keys = [*args.api_key, *os.environ.get("SAT_API_KEYS", "").split()]
-    app = create_app(core, telemetry, keys=keys, on_shutdown=core.scheduler.close)
+    app = create_app(core, metrics, keys=keys, on_shutdown=core.scheduler.close)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=args.grace)
     server = uvicorn.Server(config)
     host, port = listening.getsockname()[:2]

@@ -21,14 +21,14 @@ from sat_models.processing.image import load_image
 from sat_models.processing.prompts import PROMPT_VERSIONS, Turn
 from sat_models.serving import server
 from sat_models.serving.core import Limits, Question, ServerCore, answer_events
-from sat_models.serving.tickets import Failed, Finished, Piece
-from sat_models.serving.web_words import LANGUAGES, TEMPLATES, WORDS
+from sat_models.serving.requests import Failed, Finished, Piece
+from sat_models.serving.web_texts import LANGUAGES, TEMPLATES, WORDS
 
 if TYPE_CHECKING:
     import argparse
 
-    from sat_models.serving.ranks import SharedEngine
-    from sat_models.vlm import VLM
+    from sat_models.generation.ranks import SharedEngine
+    from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from sat_models.processing.layout import VLMInputs
 from sat_models.training.data import VLMDataset, evaluation_batches
 from sat_models.training.formats import read_records
 from sat_models.training.records import Problem, raise_problem
-from sat_models.vlm import VLM
+from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

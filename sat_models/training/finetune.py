@@ -18,7 +18,7 @@ from sat_models import runtime
 from sat_models.checkpoint.io import write_model_config
 from sat_models.errors import CheckpointError, ConfigError, run_script
 from sat_models.models.build import build_model
-from sat_models.models.quantisation import Quantisation, make_quantised
+from sat_models.models.common.quantisation import Quantisation, make_quantised
 from sat_models.processing.processor import Processor
 from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, choose_precision, deepspeed_settings, start_engine
@@ -31,8 +31,8 @@ from sat_models.training.settings import FinetuneSettings, make_parser, settings
 from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
 from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of, trainable_table
-from sat_models.vlm import VLM
 from sat_models.zoo import load_config, load_pretrained, load_processor
+from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

@@ -20,14 +20,7 @@ from mixins.ptuning import add_ptuning
 from mixins.sat_compat import RowParallelLinear, mpu
 from sat_models.checkpoint.reshard import split_rules
 from sat_models.errors import ConfigError
-from sat_models.training.groups import (
-    GROUPS,
-    VISION_GROUPS,
-    check_rate_scales,
-    group_of,
-    no_match,
-    select_parameters,
-)
+from sat_models.training.groups import GROUPS, VISION_GROUPS, check_rate_scales, group_of, no_match, select_parameters
 
 LORA_GROUPS = ("vit", "qformer", "projector", "vision_expert", "language", "cross_attention")
 """What `all` with a rank adapts: every linear but those of the head and of the high-resolution tower."""

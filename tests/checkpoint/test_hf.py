@@ -21,8 +21,9 @@ from sat_models.checkpoint.io import find_checkpoint, read_weights
 from sat_models.checkpoint.verify import same_logits
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models import cogagent_keys, cogvlm_keys
 from sat_models.models.build import make_config
+from sat_models.models.cogagent import keys as cogagent_keys
+from sat_models.models.cogvlm import keys as cogvlm_keys
 from sat_models.zoo import load_pretrained
 
 NAMES = ("cogvlm-mini", "cogagent-mini")

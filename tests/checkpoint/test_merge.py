@@ -24,8 +24,8 @@ from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
 from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora, open_weights
 from sat_models.checkpoint.reshard import slice_for_rank
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models import quantised
 from sat_models.models.build import build_model, make_config
+from sat_models.models.common import quantised
 from sat_models.zoo import load_pretrained
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sat_models.bench.synthetic import write_synthetic
 from sat_models.checkpoint.io import read_weights
 from sat_models.checkpoint.layout import find_checkpoint
-from sat_models.checkpoint.pages import AnonymousPeak, anonymous_bytes, release_freed, release_pages
-from sat_models.checkpoint.synthetic import write_synthetic
+from sat_models.checkpoint.memory import AnonymousPeak, anonymous_bytes, release_freed, release_pages
 from sat_models.errors import ConfigError
 from sat_models.models.build import make_config
 

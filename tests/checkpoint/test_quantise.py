@@ -17,8 +17,8 @@ from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.io import find_checkpoint, read_weights, save_checkpoint
 from sat_models.checkpoint.merge import merge_model
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models import quantised as layers
-from sat_models.models.quantisation import Quantisation
+from sat_models.models.common import quantised as layers
+from sat_models.models.common.quantisation import Quantisation
 from sat_models.zoo import load_pretrained, locate
 
 pytest.importorskip("bitsandbytes")

@@ -204,7 +204,7 @@ def spoilt(data: Any, place: tuple[Any, ...], value: Any, *, remove: bool) -> An
 @pytest.mark.parametrize("layout", TASK_FILES)
 def test_files_spoilt_anywhere_are_read_or_refused(layout: str, tmp_path: Path) -> None:
     """Whatever stands at any place: an error of one line that names the file, or samples that can be scored."""
-    from sat_models.evaluation.public_formats import write_public_dataset
+    from sat_models.shapes.public_formats import write_public_dataset
 
     task, name = TASK_FILES[layout]
     files = write_public_dataset(tmp_path, layout=layout, count=2, seed=1)

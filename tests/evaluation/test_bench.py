@@ -16,16 +16,18 @@ import pytest
 import torch
 
 from mixins.base import ZooModel
+from sat_models.bench import random_models as bench_models
+from sat_models.bench import report as bench_report
+from sat_models.bench import suite as bench
+from sat_models.bench.profile import profiled
+from sat_models.bench.random_models import Floors, config_of_name, config_of_sizes, prompt_of, random_model
+from sat_models.bench.rows import BenchSettings, make_row
+from sat_models.bench.stock import StockModel, by_boolean_mask, stock_tokens
+from sat_models.bench.suite import Bench
 from sat_models.errors import ConfigError, InputError
-from sat_models.evaluation import bench, bench_models, bench_report
-from sat_models.evaluation.bench import Bench
-from sat_models.evaluation.bench_models import Floors, config_of_name, config_of_sizes, prompt_of, random_model
-from sat_models.evaluation.bench_profile import profiled
-from sat_models.evaluation.bench_rows import BenchSettings, make_row
-from sat_models.evaluation.stock import StockModel, by_boolean_mask, stock_tokens
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.models.quantisation import Quantisation, linears_to_quantise
+from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sat_models.evaluation import metrics
-from sat_models.evaluation.held_out import held_out_items
 from sat_models.evaluation.samples import Sample
-from sat_models.evaluation.shapes import evaluate_shapes, score
 from sat_models.evaluation.tasks import TASKS
 from sat_models.evaluation.vqa_answers import normalise_vqa
+from sat_models.shapes.held_out import held_out_items
+from sat_models.shapes.scoring import evaluate_shapes, score
 
 
 def test_exact_match() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_models.evaluation.quantised import quantisation_report
+from sat_models.bench.quantised import quantisation_report
 
 pytest.importorskip("bitsandbytes")
 

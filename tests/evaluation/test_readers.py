@@ -15,15 +15,15 @@ from PIL import Image
 from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation import runner
 from sat_models.evaluation.captions import tokenizer_name
-from sat_models.evaluation.held_out import held_out_items
-from sat_models.evaluation.public_formats import FORMATS, write_public_dataset
 from sat_models.evaluation.readers import read_samples
 from sat_models.evaluation.samples import Sample, with_prompts
 from sat_models.evaluation.tasks import TASKS, default_prompt, question_of
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import format_boxes
 from sat_models.processing.image import load_image
-from sat_models.training.shapes_world import draw
+from sat_models.shapes.held_out import held_out_items
+from sat_models.shapes.public_formats import FORMATS, write_public_dataset
+from sat_models.shapes.scenes import draw
 
 TASK_OF = {
     "coco-captions": "caption", "vqav2": "vqa", "pope": "vqa", "refcoco": "rec", "visual-genome": "reg",

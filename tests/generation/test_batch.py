@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sat_models.errors import InputError, ZooError
-from sat_models.generation import batch as batch_module
-from sat_models.generation import lane as lane_module
-from sat_models.generation.batch import BatchSession
+from sat_models.generation import rows as lane_module
+from sat_models.generation import session as batch_module
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.session import BatchSession
 from sat_models.processing.layout import VLMInputs
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

@@ -11,8 +11,8 @@ import torch
 
 from sat_models.generation.engine import Engine, complete, text_pieces
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "cogvlm-mini"
 CASES = json.loads((GOLDEN / "reference.json").read_text())["cases"]

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 READS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")

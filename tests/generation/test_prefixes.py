@@ -13,8 +13,8 @@ from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.inputs import VLMInputs
 from sat_models.serving.chat import ChatSession
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OPTIONS = SamplingOptions(max_new_tokens=8)

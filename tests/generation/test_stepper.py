@@ -16,14 +16,15 @@ from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from mixins.sat_compat import BaseMixin
 from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
-from sat_models.generation import graphs, stepper
 from sat_models.generation.engine import Engine
-from sat_models.generation.graphs import GraphedStep
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.models.kernel_step import KernelStep
-from sat_models.models.token_step import TokenStep
-from sat_models.vlm import VLM
+from sat_models.generation.steps import choose as stepper
+from sat_models.generation.steps import graphs
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.graphs import GraphedStep
+from sat_models.generation.steps.kernels import KernelStep
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 QUESTIONS = ["Hello", "What would you say?", "Who are you, and what is it that you want from me?"]

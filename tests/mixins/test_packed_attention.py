@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixins.base import ZooModel
 from mixins.packed_attention import PackedLanesMixin
-from sat_models.training.shapes_data import Segment
-from sat_models.training.shapes_lanes import LaneShape, pack_lanes
+from sat_models.shapes.packing import LaneShape, pack_lanes
+from sat_models.shapes.samples import Segment
 from sat_models.zoo import load_pretrained
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "cogvlm-mini"

@@ -13,8 +13,8 @@ import torch
 from sat_models import runtime
 from sat_models.checkpoint.io import save_checkpoint
 from sat_models.models.build import build_model
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 from miniatures import GOLDEN, MINIATURES, perturbed

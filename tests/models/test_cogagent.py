@@ -18,13 +18,15 @@ from mixins.kv_cache import kv_cache
 from sat_models import registry, runtime
 from sat_models.checkpoint.io import find_checkpoint, load_weights, read_weights, save_checkpoint
 from sat_models.checkpoint.reshard import slice_for_rank, split_rules
-from sat_models.config import CogAgentConfig, CogVLMConfig, CrossTowerConfig, read_json
+from sat_models.config import CrossTowerConfig, read_json
 from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
-from sat_models.models.cogagent import CogAgentModel
+from sat_models.models.cogagent.config import CogAgentConfig
+from sat_models.models.cogagent.model import CogAgentModel
+from sat_models.models.cogvlm.config import CogVLMConfig
 from sat_models.processing.layout import VLMInputs, collate
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "cogagent-mini"

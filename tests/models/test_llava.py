@@ -18,11 +18,11 @@ from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.models.llava_keys import canonical
+from sat_models.models.llava.keys import canonical
 from sat_models.processing.layout import VLMInputs, layout_prompt
 from sat_models.processing.pixels import image_to_tensor, padded
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 transformers = pytest.importorskip("transformers")
 TEXT = {

@@ -17,7 +17,7 @@ from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.io import find_checkpoint
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.minigpt4_keys import renamed
+from sat_models.models.minigpt4.keys import renamed
 from sat_models.processing.layout import VLMInputs, layout_prompt
 from sat_models.zoo import load_pretrained
 

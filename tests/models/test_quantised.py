@@ -13,9 +13,9 @@ from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
 from sat_models import runtime
 from sat_models.checkpoint.reshard import slice_for_rank, split_rules
 from sat_models.errors import ConfigError, MissingPackageError
-from sat_models.models import quantised
-from sat_models.models.quantisation import DEFAULT_SKIP, Quantisation, linears_to_quantise
-from sat_models.models.quantised import (
+from sat_models.models.common import quantised
+from sat_models.models.common.quantisation import DEFAULT_SKIP, Quantisation, linears_to_quantise
+from sat_models.models.common.quantised import (
     QuantisedColumnLinear,
     QuantisedRowLinear,
     bitsandbytes,

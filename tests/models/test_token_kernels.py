@@ -21,12 +21,13 @@ from mixins.kv_cache import KVStore, kv_cache
 from mixins.rotary import RotaryRows, rotate_half_split, widen
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.models import kernel_step, token_kernels
-from sat_models.models.kernel_step import KernelStep
-from sat_models.models.token_kernels import TokenKernels
-from sat_models.models.token_step import TokenStep
-from sat_models.vlm import VLM
+from sat_models.generation.steps import kernels as kernel_step
+from sat_models.generation.steps import native as token_kernels
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.kernels import KernelStep
+from sat_models.generation.steps.native import TokenKernels
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sat_models.config import ChatGLMConfig, VisualGLMConfig, read_json
+from sat_models.config import read_json
 from sat_models.errors import ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.models.visualglm.config import ChatGLMConfig, VisualGLMConfig
 from sat_models.processing.layout import VLMInputs, collate, layout_prompt, layout_training
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "visualglm-mini"
 GOLDEN = load_file(MINI / "reference.safetensors")

@@ -16,11 +16,11 @@ from mixins.lora_settings import LoRASettings
 from sat_models import runtime
 from sat_models.errors import run_script
 from sat_models.generation.engine import Engine
+from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.inputs import VLMInputs
-from sat_models.serving.ranks import SharedEngine
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 SHARED = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
 PIXELS = {"vision_image": "pixels.vision", "cross_image": "pixels.cross"}

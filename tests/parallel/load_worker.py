@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from sat_models import runtime
 from sat_models.checkpoint.io import read_weights, save_checkpoint
 from sat_models.errors import ZooError, run_script
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 
 def furthest(vlm: VLM, golden: Path) -> float:

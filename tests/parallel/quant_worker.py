@@ -11,8 +11,8 @@ import torch
 from sat_models import runtime
 from sat_models.checkpoint.io import save_checkpoint
 from sat_models.errors import run_script
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 
 def logits(vlm: VLM, picture: str) -> torch.Tensor:

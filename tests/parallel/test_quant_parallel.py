@@ -14,7 +14,7 @@ import torch
 from mixins.lora import LoRASettings, apply_lora, lora_state_dict
 from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.convert import convert
-from sat_models.models.quantisation import Quantisation
+from sat_models.models.common.quantisation import Quantisation
 from sat_models.zoo import load_pretrained, locate
 
 pytest.importorskip("bitsandbytes")

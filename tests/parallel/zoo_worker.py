@@ -16,8 +16,8 @@ from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import VLMInputs, layout_training
 from sat_models.training.trainable import apply_plan, check_gradients, parameter_groups, plan_of
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import miniatures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sat_models.errors import InputError
-from sat_models.processing.agent import AgentReply, Operation, agent_prompt, parse_agent_reply, with_grounding
+from sat_models.models.cogagent.agent import AgentReply, Operation, agent_prompt, parse_agent_reply, with_grounding
 
 WHOLE = """Plan: 1. Type 'CogVLM' into the search bar. 2. Wait for 10. of the results.
 3. Open the first result.

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sat_models.config import PLAIN_FORM, ChatGLMConfig, LLaVAConfig, SequenceForm, read_json
+from sat_models.config import PLAIN_FORM, SequenceForm, read_json
 from sat_models.errors import InputError
 from sat_models.generation.results import GenerationResult, TokenStream
 from sat_models.generation.stops import cut_at, end_at
-from sat_models.processing.glm_tokens import GLMTokenizer, tokenizer_for
+from sat_models.models.llava.config import LLaVAConfig
+from sat_models.models.visualglm.config import ChatGLMConfig
+from sat_models.models.visualglm.tokens import GLMTokenizer, tokenizer_for
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor, padded
 from sat_models.processing.processor import Processor

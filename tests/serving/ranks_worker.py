@@ -21,8 +21,8 @@ from scripted import EOS, ScriptedModel, prompt  # noqa: E402
 from sat_models import runtime  # noqa: E402
 from sat_models.errors import run_script  # noqa: E402
 from sat_models.generation.engine import Engine  # noqa: E402
+from sat_models.generation.ranks import SharedEngine  # noqa: E402
 from sat_models.generation.sampling import SamplingOptions  # noqa: E402
-from sat_models.serving.ranks import SharedEngine  # noqa: E402
 
 NAN = float("nan")
 GOOD, DIFFERENT = [5, 6, EOS], [7, 8, 9, 9, 9]

@@ -21,11 +21,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from sat_models.errors import InputError  # noqa: E402
-from sat_models.generation.batch import BatchSession  # noqa: E402
+from sat_models.generation.session import BatchSession  # noqa: E402
 from sat_models.serving.api import create_app  # noqa: E402
 from sat_models.serving.core import Limits, ServerCore  # noqa: E402
+from sat_models.serving.metrics import Metrics  # noqa: E402
 from sat_models.serving.pictures import PicturePolicy  # noqa: E402
-from sat_models.serving.telemetry import Telemetry  # noqa: E402
 from sat_models.zoo import VLM, load_pretrained  # noqa: E402
 
 NAME = "cogvlm-tiny"
@@ -44,12 +44,12 @@ def serve(vlm: VLM) -> Iterator[Callable[..., Any]]:
 
     @contextmanager
     def start(*, keys: tuple[str, ...] = (), hosts: tuple[str, ...] = (), **limits: Any) -> Iterator[Any]:
-        telemetry = Telemetry()
+        metrics = Metrics()
         core = ServerCore(
             vlm, vlm.engine(), names=[NAME], limits=Limits(**limits), pictures=PicturePolicy(hosts=hosts, timeout=2.0),
-            observer=telemetry,
+            observer=metrics,
         )  # fmt: skip
-        app = create_app(core, telemetry, keys=keys, on_shutdown=core.scheduler.close)
+        app = create_app(core, metrics, keys=keys, on_shutdown=core.scheduler.close)
         with running(app) as url:
             client = openai.OpenAI(base_url=f"{url}/v1", api_key=keys[0] if keys else "none", max_retries=0, timeout=60)
             yield SimpleNamespace(url=url, core=core, client=client, ask=client.chat.completions.create)

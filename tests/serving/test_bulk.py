@@ -15,8 +15,8 @@ from PIL import Image
 from sat_models.errors import InputError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving import bulk
-from sat_models.vlm import VLM
 from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "cogvlm-mini"

@@ -20,18 +20,18 @@ def test_thirty_two_clients_for_a_minute() -> None:
     """ZOO_LOAD_SECONDS shortens the minute."""
     from sat_models.serving.api import create_app
     from sat_models.serving.core import Limits, ServerCore
-    from sat_models.serving.telemetry import Telemetry
+    from sat_models.serving.metrics import Metrics
     from sat_models.zoo import load_pretrained
 
     seconds = float(os.environ.get("ZOO_LOAD_SECONDS", "60"))
     vlm = load_pretrained("cogvlm-tiny", device="cpu")
-    telemetry = Telemetry()
+    metrics = Metrics()
     engine = vlm.engine()
     engine.eos_ids = frozenset()  # every answer has all its tokens
-    core = ServerCore(vlm, engine, names=["cogvlm-tiny"], limits=Limits(max_rows=CLIENTS), observer=telemetry)
+    core = ServerCore(vlm, engine, names=["cogvlm-tiny"], limits=Limits(max_rows=CLIENTS), observer=metrics)
     messages = asked("Describe this image.", data_url())
 
-    with running(create_app(core, telemetry, on_shutdown=core.scheduler.close)) as url:
+    with running(create_app(core, metrics, on_shutdown=core.scheduler.close)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
 
         def ask() -> int:

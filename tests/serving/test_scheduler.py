@@ -13,8 +13,8 @@ import pytest
 from sat_models.errors import InputError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.stops import StopText
+from sat_models.serving.requests import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError
 from sat_models.serving.scheduler import Scheduler
-from sat_models.serving.tickets import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError
 
 TOKENIZER = SimpleNamespace(stream=lambda: SimpleNamespace(push=chr, flush=lambda: ""))
 OPTIONS = SamplingOptions()

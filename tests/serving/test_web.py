@@ -21,11 +21,11 @@ from serving_http import EXAMPLE, ROOT
 pytest.importorskip("gradio")
 
 from sat_models.evaluation.metrics import iou
-from sat_models.generation.batch import BatchSession
+from sat_models.generation.session import BatchSession
 from sat_models.processing.boxes import parse_boxes
 from sat_models.serving.core import Limits, ServerCore
 from sat_models.serving.web import Page, launch, make_parser
-from sat_models.serving.web_words import LANGUAGES, TEMPLATES, WORDS
+from sat_models.serving.web_texts import LANGUAGES, TEMPLATES, WORDS
 from sat_models.zoo import VLM, load_pretrained
 
 WHERE = "Where is the red circle? answer in [[x0,y0,x1,y1]] format."

@@ -13,12 +13,12 @@ import torch
 import sat_models
 from sat_models.processing.prompts import build_prompt
 from sat_models.processing.tokens import Tokenizer
-from sat_models.training import shapes_questions as questions
-from sat_models.training.shapes_data import TASK_ID, Segment, TaskMix, dense_targets, encode_qa, target_weights
-from sat_models.training.shapes_dataset import write_dataset
-from sat_models.training.shapes_lanes import LaneShape, fit_into_lanes, make_lane_batch
-from sat_models.training.shapes_questions import QA, TASKS, VQA_KINDS
-from sat_models.training.shapes_world import Background, Scene, ShapeObject, draw, sample_scene
+from sat_models.shapes import questions
+from sat_models.shapes.dataset import write_dataset
+from sat_models.shapes.packing import LaneShape, fit_into_lanes, make_lane_batch
+from sat_models.shapes.questions import QA, TASKS, VQA_KINDS
+from sat_models.shapes.samples import TASK_ID, Segment, TaskMix, dense_targets, encode_qa, target_weights
+from sat_models.shapes.scenes import Background, Scene, ShapeObject, draw, sample_scene
 
 WHITE = Background("solid", ((255, 255, 255),))
 HEAD = 67  # BOS, BOI, 64 image tokens, EOI

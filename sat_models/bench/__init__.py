@@ -1,0 +1,1 @@
+"""Speed: what is measured, on which models, and how the figures are told."""

@@ -1,0 +1,1 @@
+"""One decode step: through hooks, as one flat sequence, through C kernels, as CUDA graphs."""

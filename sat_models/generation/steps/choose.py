@@ -1,0 +1,71 @@
+"""One decode step, the fastest way that the model at hand allows.
+
+Legend: B rows, T cached tokens and the new one, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mixins.kv_cache import KVCacheMixin
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.graphs import GraphedStep
+from sat_models.generation.steps.kernels import KernelStep
+
+
+class Stepper:
+    """Feeds the newest tokens to a model and gives the logits of the next ones.
+
+    Args:
+        model: with `cache` in place, as it will be until the last step.
+        cache: whose store the caller sets; a step writes and counts one more token there.
+        graphs: record steps as CUDA graphs where the model lies on a GPU and nothing in its step waits for the host.
+    """
+
+    def __init__(self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True) -> None:
+        self.model, self.cache, self._graphs = model, cache, graphs
+        self._plan()
+
+    def _plan(self) -> None:
+        self._hooks_seen = RemovableHandle.next_id
+        step = TokenStep.of(self.model)
+        self._flat: TokenStep | KernelStep | GraphedStep | None = step
+        if step is not None and _is_on_gpu(self.model):
+            if self._graphs and not step.waits:
+                self._flat = GraphedStep(step)
+        elif step is not None:
+            self._flat = KernelStep.of(step) or step
+
+    @property
+    def way(self) -> str:
+        """What a step goes through: the name of a class, or "hooks"."""
+        return "hooks" if self._flat is None else type(self._flat).__name__
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
+        """No vision weight is read.
+
+        Args:
+            ids: [B].
+            position_ids: [B, 1], or as the model wants them.
+            may_look: bool [B or 1, 1, 1, T]; None: all.
+            max_position: upper bound of `position_ids`.
+
+        Returns:
+            [B, V].
+        """
+        if self._hooks_seen != RemovableHandle.next_id:  # somebody listens since the last step, perhaps to this model
+            self._plan()
+        if self._flat is not None:
+            logits = self._flat(ids, position_ids, self.cache.store, may_look, max_position=max_position)
+        else:
+            output = self.model(
+                ids[:, None], position_ids, may_look, last_position_only=True, max_position=max_position
+            )
+            logits = output[0][:, -1]
+        self.cache.advance(1)
+        return logits
+
+
+def _is_on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda

@@ -1,0 +1,108 @@
+"""A decode step on a CPU through the C kernels of `native`: at the speed of memory.
+
+Legend: B rows, D hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.kv_cache import KVStore
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.native import MAX_HEAD_DIM, TokenKernels, load
+
+MAX_ROWS = 32
+"""With more, torch's products in fp32 are as fast or faster (`scripts/measure_kernels.py`)."""
+
+
+class KernelStep:
+    """Called like the `TokenStep` that it stands for, which takes over what is not made for the kernels.
+
+    In fp32 and in bf16. In bf16 it rounds where torch's operators do, but for the weights of attention, which stay in
+    fp32.
+
+    Args:
+        step: one for which `of` did not say None.
+        kernels: the loaded library.
+    """
+
+    def __init__(self, step: TokenStep, kernels: TokenKernels) -> None:
+        self._step, self._kernels = step, kernels
+        # Detached, so that this memory lives as long as its address is used.
+        self._layers = [
+            (layer.norm.weight.detach(), layer.norm.variance_epsilon, layer.mix.weight.detach(),
+             layer.dense.weight.detach(), layer.norm_again.weight.detach(), layer.norm_again.variance_epsilon,
+             layer.gate.weight.detach(), layer.up.weight.detach(), layer.down.weight.detach())
+            for layer in step.layers
+        ]  # fmt: skip
+        self._words, self._head = step.words.detach(), step.head.weight.detach()
+        self._last_norm, self._last_epsilon = step.last_norm.weight.detach(), step.last_norm.variance_epsilon
+        self._sizes = len(self._last_norm), len(step.layers[0].mix.weight), len(step.layers[0].up.weight)
+        self._normed = self._mixed = self._context = self._inner = self._scores = torch.empty(0, 0)
+
+    @classmethod
+    def of(cls, step: TokenStep) -> KernelStep | None:
+        """None where the kernels are not there, or were not made for such a model."""
+        if not step.bare or any(layer.activation is not F.silu for layer in step.layers):
+            return None
+        weights = [step.words, step.last_norm.weight, step.head.weight]
+        for layer in step.layers:
+            weights += [layer.norm.weight, layer.norm_again.weight, *(linear.weight for linear in layer.linears)]
+        for weight in weights:
+            if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != step.words.dtype:
+                return None
+            if weight.device.type != "cpu" or not weight.is_contiguous():
+                return None
+        if step.words.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        if len(step.layers[0].mix.weight) // (3 * step.heads) > MAX_HEAD_DIM:
+            return None
+        kernels = load()
+        return None if kernels is None else cls(step, kernels)
+
+    def __call__(
+        self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
+    ) -> Tensor:
+        """As `TokenStep.__call__`."""
+        if len(ids) > MAX_ROWS or len(position_ids) < len(ids) or not self._can_use(store, len(ids)):
+            return self._step(ids, position_ids, store, may_look, max_position=max_position)
+        self._make_room(len(ids), store.max_length)
+        kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
+        turns = self._step.rotary.rows(position_ids, max_position)
+        hidden = F.embedding(ids, self._words).float()  # the residual stream, [B, D], changed in place
+        if may_look is not None and may_look.stride(-1) != 1:
+            may_look = may_look.contiguous()
+        for layer, keys, values in zip(self._layers, store.keys, store.values, strict=True):
+            norm, epsilon, mix, dense, norm_again, epsilon_again, gate, up, down = layer
+            kernels.rms_norm(normed, hidden, norm, epsilon)
+            kernels.product(mixed, normed, mix)
+            kernels.attend(context, mixed, turns, keys, values, store.length, may_look, self._scores)
+            kernels.product(hidden, context, dense, residual=hidden)
+            kernels.rms_norm(normed, hidden, norm_again, epsilon_again)
+            kernels.gated(inner, normed, gate, up)
+            kernels.product(hidden, inner, down, residual=hidden)
+        kernels.rms_norm(normed, hidden, self._last_norm, self._last_epsilon)
+        logits = hidden.new_empty(len(ids), len(self._head))
+        kernels.product(logits, normed, self._head)
+        return logits.to(self._words.dtype)
+
+    def _can_use(self, store: KVStore, rows: int) -> bool:
+        """Whether there is a cache with room for one more token, in the weights' dtype (autocast may have another)."""
+        if store.length >= store.max_length:
+            return False
+        return all(
+            part is not None and part.dtype == self._words.dtype and part.is_contiguous() and len(part) >= rows
+            for part in (*store.keys, *store.values)
+        )
+
+    def _make_room(self, rows: int, columns: int) -> None:
+        """For what lies between two kernels."""
+        if len(self._normed) != rows:
+            width, mixed, inner = self._sizes
+            self._normed, self._mixed, self._context, self._inner = (
+                torch.empty(rows, size, dtype=torch.float32, device="cpu") for size in (width, mixed, mixed // 3, inner)
+            )
+        if self._scores.numel() < rows * self._step.heads * columns:
+            self._scores = torch.empty(rows, self._step.heads, columns, dtype=torch.float32, device="cpu")

@@ -1,0 +1,118 @@
+"""The C kernels of a decode step on a CPU (`native.c`, compiled when the package is installed).
+
+With few rows torch reads a weight more slowly than these, above all bf16 on processors without bf16 units; so does its
+attention for one query; and each small operator in between costs (`scripts/measure_kernels.py`). Without a C compiler
+at installation there is no library, and decoding runs through torch's operators.
+
+Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
+results are rounded to bf16. Nothing is checked here (`KernelStep` does). Results go into `out`.
+
+Legend: B rows, N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import pkgutil
+import zlib
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from mixins.rotary import RotaryRows
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_DIM = 256
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_ARGUMENTS = {
+    "token_rms_norm": [_POINTER] * 3 + [_FLOAT] + [_LONG] * 2 + [_INT],
+    "token_product": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
+    "token_gated": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
+    "token_attend": [_POINTER] * 8 + [_LONG] * 6 + [_INT] * 2,
+}
+
+
+@functools.cache
+def load() -> TokenKernels | None:
+    """The kernels; None, with the reason in the log, where they were not compiled or are those of another version."""
+    found = find_spec(f"{__package__}._native")
+    remedy = (
+        "decoding on a CPU is slower than it could be; install again with a C compiler at hand (pip install "
+        "--force-reinstall --no-cache-dir --no-deps)"
+    )
+    if found is None:
+        logger.info("no C kernels: %s", remedy)
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+        built_from = ctypes.c_uint32(library.native_source()).value
+    except (OSError, AttributeError) as error:
+        logger.warning("the C kernels cannot be loaded (%s): %s", error, remedy)
+        return None
+    if built_from != zlib.crc32(pkgutil.get_data(__package__, "native.c")):
+        logger.warning("the C kernels are those of another version: %s", remedy)
+        return None
+    return TokenKernels(library)
+
+
+class TokenKernels:
+    """Calls the library with torch's number of threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        self._norm, self._product = library.token_rms_norm, library.token_product
+        self._gated, self._attend = library.token_gated, library.token_attend
+
+    def rms_norm(self, out: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> None:
+        """x [B, K] -> [B, K]."""
+        self._norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), epsilon, *x.shape, _is_half(weight))
+
+    def product(self, out: Tensor, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
+        """weight [M, K] times each row of x [B, K], plus residual [B, M], which may be `out` -> [B, M]."""
+        added = None if residual is None else residual.data_ptr()
+        self._product(
+            out.data_ptr(), x.data_ptr(), weight.data_ptr(), added, len(x), *weight.shape, _is_half(weight),
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def gated(self, out: Tensor, x: Tensor, gate: Tensor, up: Tensor) -> None:
+        """silu(gate [M, K] x) times up [M, K] x, for each row of x [B, K] -> [B, M]."""
+        self._gated(
+            out.data_ptr(), x.data_ptr(), gate.data_ptr(), up.data_ptr(), len(x), *gate.shape, _is_half(gate),
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def attend(
+        self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,
+        may_look: Tensor | None, scores: Tensor,
+    ) -> None:  # fmt: skip
+        """Turn queries and keys, put the new keys and values at `place` of the cache, and attend to all up to there.
+
+        Args:
+            out: [B, N * H].
+            mixed: [B, 3 * N * H], queries, keys and values.
+            turns: [B, …, H] each.
+            keys, values: [at least B, N, C, H].
+            place: less than C.
+            may_look: bool [B or 1, …, place + 1], one line after the other in any distance; None: all.
+            scores: room for B * N * C numbers.
+        """
+        _, heads, columns, width = keys.shape
+        mask, stride = None, 0
+        if may_look is not None:
+            mask, stride = may_look.data_ptr(), may_look.stride(0) if len(may_look) > 1 else 0
+        self._attend(
+            out.data_ptr(), mixed.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), keys.data_ptr(),
+            values.data_ptr(), mask, scores.data_ptr(), len(mixed), heads, width, place, columns, stride,
+            _is_half(keys), torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def _is_half(stored: Tensor) -> bool:
+    return stored.dtype == torch.bfloat16

@@ -1,0 +1,1 @@
+"""VisualGLM and the ChatGLM under it."""

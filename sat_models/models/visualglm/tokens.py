@@ -1,0 +1,55 @@
+"""ChatGLM-6B's tokenizer file (`ice_text.model`, a sentencepiece model) and the choice of a tokenizer for a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from sat_models.config import LanguageConfig
+from sat_models.models.visualglm.config import ChatGLMConfig
+from sat_models.processing.tokens import Tokenizer
+
+_LONGEST_BLANK = 80
+_BLANKS = re.compile(r"<\|blank_(\d+)\|>")
+_MANY_SPACES = re.compile(f" {{2,{_LONGEST_BLANK}}}")
+
+
+class GLMTokenizer(Tokenizer):
+    """Line breaks, tabs and runs of spaces have pieces of their own; begin, end and pad are ids of the model's config.
+
+    Args:
+        pieces: a loaded `sentencepiece.SentencePieceProcessor`.
+        config: of the model.
+    """
+
+    def __init__(self, pieces: Any, config: ChatGLMConfig) -> None:
+        super().__init__(pieces)
+        self.bos_id, self.eos_id, self.pad_id = config.bos_token_id, config.eos_token_id, config.pad_token_id
+        self._silent = {self.bos_id, self.eos_id, self.pad_id, config.mask_token_id, config.gmask_token_id}
+
+    def encode(self, text: str) -> list[int]:
+        """As `Tokenizer.encode`."""
+        text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        return super().encode(_MANY_SPACES.sub(lambda run: f"<|blank_{len(run[0])}|>", text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As `Tokenizer.decode`."""
+        return _plain(super().decode(i for i in ids if i not in self._silent))
+
+    def token_bytes(self, token_id: int) -> tuple[bytes, bool]:
+        """As `Tokenizer.token_bytes`."""
+        data, is_byte = super().token_bytes(token_id) if token_id not in self._silent else (b"", False)
+        return (data, True) if is_byte else (_plain(data.decode()).encode(), False)
+
+
+def _plain(text: str) -> str:
+    text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+    return _BLANKS.sub(lambda blank: " " * int(blank[1]), text)
+
+
+def tokenizer_for(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a model, from its sentencepiece file. Raises as `Tokenizer.from_file`."""
+    plain = Tokenizer.from_file(path)
+    return GLMTokenizer(plain.pieces, config) if isinstance(config, ChatGLMConfig) else plain

@@ -1,0 +1,251 @@
+"""From a name or path to a loaded model, its processor alone, or its sizes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mixins.base import ZooModel
+from mixins.sat_compat import mpu
+from sat_models import registry, runtime
+from sat_models.checkpoint.adapter import Adapter, find_adapter, load_prefix, read_adapter
+from sat_models.checkpoint.io import load_weights
+from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint, find_checkpoint
+from sat_models.checkpoint.merged import open_weights
+from sat_models.checkpoint.quantise import Quantiser
+from sat_models.config import LanguageConfig, read_json
+from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
+from sat_models.models.build import build_model, make_config
+from sat_models.models.common.quantisation import Quantisation
+from sat_models.models.common.quantised import bitsandbytes
+from sat_models.models.visualglm.tokens import tokenizer_for
+from sat_models.processing.processor import Processor
+from sat_models.processing.prompts import prompt_style
+from sat_models.processing.tokens import find_tokenizer
+from sat_models.registry import ModelSpec
+from sat_models.zoo.locate import locate_with_spec, spec_of_name, spec_of_path
+from sat_models.zoo.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+ROTARY_TABLES = ("model", "fp32")
+"""How rotary angles are computed: as the weights were trained, or in fp32."""
+
+
+def load_pretrained(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    local_tokenizer: str | os.PathLike[str] | None = None,
+    quant: int | None = None,
+    quant_skip: Sequence[str] = (),
+    rotary_table: str = "model",
+    version: str | None = None,
+) -> VLM:
+    """Load a model. Under torchrun it is split over the processes, which all make this call.
+
+    Args:
+        name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
+            Hugging Face folder or id (which is looked up in SAT_HOME, then in the hub's cache, then on the hub), or an
+            adapter of `save_adapter`, which is merged into the base model that it names. LoRA matrices that lie beside
+            the weights, as the original scripts save them, are merged, too.
+        device: "auto" is this process's GPU where there is one, else the CPU.
+        dtype: "auto" is fp32 on the CPU, bf16 on a GPU that has it, else fp16.
+        local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
+        quant: 8 or 4 bits per weight of the linears (language, experts, vision), quantised one by one while loading;
+            None takes the weights as they are stored, quantised or not.
+        quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
+        rotary_table: "model" computes rotary angles in `dtype`, as the released weights were trained; "fp32" is the
+            departure of docs/numerics.md.
+        version: prompt style; None takes the checkpoint's, else the model's usual one, else "base".
+
+    Raises:
+        UnknownNameError: neither a path nor a name, with near matches.
+        CheckpointError: absent, damaged or unfitting files.
+        ConfigError: a bad config, device, dtype, quant or rotary_table, or a number of processes that the model cannot
+            be split over.
+        InputError: an unusable `local_tokenizer`.
+        MissingPackageError: quantised weights without bitsandbytes.
+
+    A failure on one process is raised on all.
+    """
+    device = torch.device(runtime.choose_device(device))
+    dtype = runtime.choose_dtype(dtype, device)
+    asked = Quantisation.asked(quant, quant_skip)
+    if rotary_table not in ROTARY_TABLES:
+        raise ConfigError(f"rotary_table is {rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
+    if version is not None:
+        prompt_style(version)
+    runtime.init_distributed(device)
+    size = _model_parallel_size()
+    opened = runtime.in_step(lambda: _open(name_or_path, size, asked))
+    checkpoint, config = opened.checkpoint, opened.config
+    runtime.init_model_parallel(size)
+    processor, tokenizer_file = runtime.in_step(
+        lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, opened.spec))
+    )
+    model, config = runtime.in_step(lambda: _load_model(opened, device, dtype))
+    if rotary_table == "fp32":
+        model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
+    model.eval().requires_grad_(False)
+    bits = Quantisation.of(config)
+    kind = f"{dtype}, linears of {bits.bits} bits" if bits else f"{dtype}"
+    logger.info("loaded %s: %s on %s, split over %d process(es)", checkpoint.step_folder, kind, device, size)
+    return VLM(
+        model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of a model before its weights are read; `quantisation` is what is still to be done to them."""
+
+    checkpoint: SATCheckpoint
+    config: LanguageConfig
+    spec: ModelSpec | None
+    adapter: Adapter | None
+    quantisation: Quantisation | None
+
+
+def _open(name_or_path: str | os.PathLike[str], size: int, asked: Quantisation | None) -> _Opened:
+    file = find_adapter(name_or_path)
+    adapter = read_adapter(file) if file else None
+    try:
+        path, spec = locate_with_spec(adapter.base_model if adapter else name_or_path)
+    except ZooError as error:
+        if adapter is None:
+            raise
+        message = f"the adapter {file} needs the model that it was trained on, '{adapter.base_model}': {error}"
+        raise CheckpointError(message) from error
+    checkpoint = find_checkpoint(path)
+    config = make_config(checkpoint.config)
+    if adapter is not None and adapter.extra.get("version"):
+        config = dataclasses.replace(config, text_processor_version=adapter.extra["version"])
+    config.check_model_parallel(size)
+    stored = Quantisation.of(config)
+    if stored or asked:
+        bitsandbytes()
+    if stored and asked and (stored.bits != asked.bits or not {*asked.skip} <= {*stored.skip}):
+        raise ConfigError(
+            f"{checkpoint.step_folder} holds linears of {stored.bits} bits, all but {', '.join(stored.skip)}; load it "
+            "without quant and quant_skip, or name the weights in full precision"
+        )
+    return _Opened(checkpoint, config, spec, adapter, None if stored else asked)
+
+
+def _load_model(opened: _Opened, device: torch.device, dtype: torch.dtype) -> tuple[ZooModel, LanguageConfig]:
+    """The model with its weights, and the config that says what became of them."""
+    config = opened.config
+    model = build_model(config, dtype=dtype)
+    source = open_weights(opened.checkpoint, model, adapter=opened.adapter)
+    quantiser = Quantiser(model, opened.quantisation) if opened.quantisation else None
+    load_weights(model, opened.checkpoint, device=device, source=source, quantiser=quantiser)
+    if opened.adapter is not None and opened.adapter.prefix_length:
+        load_prefix(model, opened.adapter)
+    if opened.quantisation is not None:
+        config = model.config = opened.quantisation.noted_in(config)
+    return model, config
+
+
+def load_processor(
+    name_or_path: str | os.PathLike[str],
+    *,
+    local_tokenizer: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+) -> Processor:
+    """The tokenizer and picture sizes of a model without its weights, to look at training data, say.
+
+    The weights need not be there: a folder with `model_config.json` will do, and the sizes of a name of the zoo are
+    known. Arguments and errors are those of `load_pretrained`.
+    """
+    checkpoint, spec = _without_weights(name_or_path)
+    config = make_config(checkpoint.config)
+    return _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))[0]
+
+
+def load_config(name_or_path: str | os.PathLike[str]) -> LanguageConfig:
+    """The sizes of a model; as with `load_processor`, its weights need not be there."""
+    return make_config(_without_weights(name_or_path)[0].config)
+
+
+def _without_weights(name_or_path: str | os.PathLike[str]) -> tuple[SATCheckpoint, ModelSpec | None]:
+    """A checkpoint whose config may be read; its weights may be absent."""
+    given = Path(name_or_path).expanduser()
+    if given.is_dir() and (given / CONFIG_FILE).is_file():
+        file, spec = given / CONFIG_FILE, spec_of_path(given)
+    else:
+        try:
+            path, spec = locate_with_spec(name_or_path)
+            return find_checkpoint(path), spec
+        except CheckpointError:
+            if given.exists():
+                raise
+            spec = spec_of_name(os.fspath(name_or_path), given)
+            file = registry.config_path(spec.name)
+    return SATCheckpoint(file.parent, (file,), read_json(file)), spec
+
+
+def _model_parallel_size() -> int:
+    """All processes share the model, unless the run has been divided already."""
+    if mpu.model_parallel_is_initialized():
+        return mpu.get_model_parallel_world_size()
+    return runtime.world_size()
+
+
+def _choose_version(explicit: str | None, config: LanguageConfig, spec: ModelSpec | None) -> str:
+    """The user's choice, else the checkpoint's, else the model's usual one, else that of its class."""
+    stored = config.text_processor_version
+    if explicit is not None:
+        if stored is not None and stored != explicit:
+            logger.warning(
+                "version '%s' was asked for, but this checkpoint was trained with '%s' (text_processor_version in %s); "
+                "answers may be poor", explicit, stored, CONFIG_FILE,
+            )  # fmt: skip
+        return explicit
+    return stored or (spec.default_version if spec else config.DEFAULT_VERSION)
+
+
+def _make_processor(
+    checkpoint: SATCheckpoint, config: LanguageConfig, local_tokenizer: str | os.PathLike[str] | None, version: str
+) -> tuple[Processor, Path | None]:
+    file = _tokenizer_file(checkpoint, config, local_tokenizer)
+    tokenizer = tokenizer_for(config, file) if file else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is "
+            f"{config.vocab_size}: it belongs to another model. Name the right one with local_tokenizer "
+            "(--local_tokenizer)."
+        )
+    processor = Processor(
+        tokenizer,
+        image_size=config.image_size,
+        image_length=config.image_length,
+        cross_image_size=getattr(config, "cross_image_pix", None),
+        max_length=config.max_sequence_length,
+        version=version,
+        form=config.sequence_form,
+    )
+    return processor, file
+
+
+def _tokenizer_file(
+    checkpoint: SATCheckpoint, config: LanguageConfig, local_tokenizer: str | os.PathLike[str] | None
+) -> Path | None:
+    """None where nothing is found: logits need no tokenizer, and asking for text names the flag."""
+    vocabulary, repository = config.RELEASED_TOKENIZER
+    released = "tokenizer_type" in checkpoint.config and config.vocab_size == vocabulary
+    default = repository if released else None
+    try:
+        return find_tokenizer(checkpoint.step_folder, local_tokenizer, default=default, names=config.TOKENIZER_FILES)
+    except InputError as error:
+        if local_tokenizer:
+            raise
+        logger.warning("no tokenizer: %s", error)
+        return None
