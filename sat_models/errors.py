@@ -15,9 +15,23 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from sat_models.text import printable
+
 
 class ZooError(ValueError):
-    """Base of all errors caused by what the user gave (paths, names, flags, pictures, files)."""
+    """Base of all errors caused by what the user gave (paths, names, flags, pictures, files).
+
+    Args:
+        message: what was given, what is allowed, what to do; written as it is wherever text can be written.
+        hint: what else helps whoever started the program, such as a flag of its command line.
+
+    Attributes:
+        public: the message without the hint, for those who ask over a network and have no command line.
+    """
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        self.public = printable(message)
+        super().__init__(" ".join(filter(None, (self.public, printable(hint)))))
 
 
 class ConfigError(ZooError):
@@ -39,7 +53,7 @@ class UnknownNameError(ZooError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         listing = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-        super().__init__(" ".join(part for part in (f"Unknown {kind} '{name}'.", listing, hint) if part))
+        super().__init__(f"Unknown {kind} '{name}'. {listing}", hint=hint)
 
 
 class MissingPackageError(ZooError, ImportError):

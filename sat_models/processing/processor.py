@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,19 @@ from torch import Tensor
 
 from sat_models.config import COGVLM_FORM, SequenceForm
 from sat_models.errors import ConfigError, InputError
+from sat_models.processing.checks import check_text, check_turns
 from sat_models.processing.image import ImageSource, load_image
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
 from sat_models.processing.pixels import image_to_tensor
-from sat_models.processing.prompts import Turn, dialogue_parts, prompt_style
+from sat_models.processing.prompts import Turn, build_prompt, dialogue_parts, prompt_style
 from sat_models.processing.tokens import DEFAULT_TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+LONGEST_TOKEN = 16
+"""Characters that hardly any token exceeds; of a text of more of them than the context could hold so, the beginning is
+looked at first, so that work does not grow with a text that cannot fit."""
 
 Images = ImageSource | Sequence[ImageSource] | None
 """What callers may pass as `image`: one, several, or none (text only)."""
@@ -107,7 +113,7 @@ class Processor:
         image: Images,
         query: str,
         *,
-        history: Sequence[Turn] = (),
+        history: Sequence[Turn] | None = (),
         version: str | None = None,
         allow_empty_query: bool = False,
     ) -> VLMInputs:
@@ -124,22 +130,30 @@ class Processor:
             InputError: no tokenizer, a bad picture, an empty question, or a prompt that leaves no room for an answer.
             UnknownNameError: unknown `version`.
         """
-        _check_text(query, "question", allow_empty=allow_empty_query)
-        sources = as_list(image)
-        prompt = self._encode(version or self.version, query, _check_turns(history, "history"), len(sources))
-        length = self.prompt_length(prompt.num_text, len(sources))
-        if length >= self.max_length:
-            raise InputError(
-                f"The prompt takes {length} tokens ({len(sources)} picture(s) of "
-                f"{self.form.picture_tokens(self.image_length)}, {prompt.num_text} of text) but the context is "
-                f"{self.max_length} with the answer. Shorten the question or the history, or raise max_length."
-            )
+        check_text(query, "question", allow_empty=allow_empty_query)
+        sources, version, turns = as_list(image), version or self.version, check_turns(history, "history")
+        beginning = build_prompt(version, query, turns)[: LONGEST_TOKEN * self.max_length + 1]
+        if len(beginning) > LONGEST_TOKEN * self.max_length:
+            self._check_room(len(self.tokenizer.encode(beginning)), len(sources), "more than ")
+        prompt = self._encode(version, query, turns, len(sources))
+        self._check_room(prompt.num_text, len(sources))
         layout = layout_prompt(
             prompt.ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id, lead=prompt.lead,
             form=self.form,
         )  # fmt: skip
         vision, cross = self.pixels(sources)
         return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
+
+    def _check_room(self, num_text: int, num_images: int, how_many: str = "") -> None:
+        """Raises InputError if so much leaves no room for an answer."""
+        length = self.prompt_length(num_text, num_images)
+        if length >= self.max_length:
+            raise InputError(
+                f"The prompt takes {how_many}{length} tokens ({num_images} picture(s) of "
+                f"{self.form.picture_tokens(self.image_length)}, {num_text} of text) but the context is "
+                f"{self.max_length} with the answer. Shorten the question or the history.",
+                hint="Or raise max_length.",
+            )
 
     def stops(self, version: str | None = None) -> tuple[str, ...]:
         """Texts that end an answer besides the end token."""
@@ -179,9 +193,9 @@ class Processor:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
-        turns = _check_turns(turns, "dialogue")
+        turns = check_turns(turns, "dialogue")
         for number, (_, answer) in enumerate(turns, 1):
-            _check_text(answer, f"answer of turn {number}")
+            check_text(answer, f"answer of turn {number}")
         if not turns:
             raise InputError("A training sample needs at least one (question, answer) pair; got none.")
         sources, limit, version = as_list(image), max_length or self.max_length, version or self.version
@@ -211,13 +225,18 @@ class Processor:
 
     def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit."""
-        for kept in range(len(turns), 0, -1):
-            *past, (query, answer) = turns[:kept]
-            prompt = self._encode(version, query, past, num_images)
-            if kept == 1 or self.prompt_length(prompt.num_text, num_images) <= limit - MIN_ANSWER_ROOM:
-                break
-        if kept < len(turns):
+
+        def too_long(count: int) -> bool:
+            *past, (query, _) = turns[:count]
+            num_text = self._encode(version, query, past, num_images).num_text
+            return self.prompt_length(num_text, num_images) > limit - MIN_ANSWER_ROOM
+
+        kept = len(turns)
+        if kept > 1 and too_long(kept):
+            kept = max(1, bisect.bisect_left(range(1, kept), True, key=too_long))
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
+        *past, (query, answer) = turns[:kept]
+        prompt = self._encode(version, query, past, num_images, find_answers=not self.form.prefix_attention)
         return layout_training(
             prompt.ids,
             self.tokenizer.encode(answer),
@@ -226,24 +245,30 @@ class Processor:
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
             num_images=num_images,
-            past_answers=() if self.form.prefix_attention else prompt.answers,
+            past_answers=prompt.answers,
             lead=prompt.lead,
             form=self.form,
         )
 
-    def _encode(self, version: str, query: str, history: Sequence[Turn], num_images: int) -> _Encoded:
-        """A prompt as ids. Where the style ends earlier answers, the end token cuts the text."""
+    def _encode(
+        self, version: str, query: str, history: Sequence[Turn], num_images: int, *, find_answers: bool = False
+    ) -> _Encoded:
+        """A prompt as ids. Where the style ends earlier answers, the end token cuts the text.
+
+        `find_answers`, which training asks for, encodes up to each end of each earlier answer once more.
+        """
         lead, text, spans = dialogue_parts(version, query, history, pictures=num_images)
         encode = self.tokenizer.encode
         if not prompt_style(version).ends_answers:
             ids = encode(text)
-            answers = [self._token_span(text, ids, start, end) for start, end in spans]
+            answers = [self._token_span(text, ids, start, end) for start, end in spans if find_answers]
         else:
             ids, answers, done = [], [], 0
             for start, end in spans:
                 piece = encode(text[done:end])
-                first, last = self._token_span(text[done:end], piece, start - done, end - done)
-                answers.append((len(ids) + first, len(ids) + last))
+                if find_answers:
+                    first, last = self._token_span(text[done:end], piece, start - done, end - done)
+                    answers.append((len(ids) + first, len(ids) + last))
                 ids += [*piece, self.tokenizer.eos_id]
                 done = end
             ids += encode(text[done:])
@@ -273,23 +298,3 @@ def _shared(left: list[int], right: list[int]) -> int:
             break
         count += 1
     return count
-
-
-def _check_text(text: object, what: str, *, allow_empty: bool = False) -> None:
-    """Refuses what is no text, and empty text unless allowed."""
-    if not isinstance(text, str):
-        raise InputError(f"The {what} is {text!r:.80} ({type(text).__name__}); it must be text.")
-    if not text.strip() and not allow_empty:
-        raise InputError(f"The {what} is empty. Write some text (--no_prompt sends an empty question on purpose).")
-
-
-def _check_turns(turns: Sequence[Turn], what: str) -> list[Turn]:
-    """`turns` as pairs of texts."""
-    checked = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
-            raise InputError(
-                f"Turn {number} of the {what} is {turn!r:.80}; it must be a (question, answer) pair of texts."
-            )
-        checked.append((turn[0], turn[1]))
-    return checked

@@ -1,0 +1,30 @@
+"""Text that cannot be written: half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+
+Scraped JSON holds such halves (an emoji cut in two). They are refused as input, and never keep an error message or a
+record from being written.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    r"""A text in which halves of surrogate pairs are spelled out (`\ud83d`), so that it can be written anywhere."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def json_line(record: Any) -> str:
+    r"""A record as one line of JSONL, its end included; characters as they are, or as `\u….` if UTF-8 lacks one."""
+    line = json.dumps(record, ensure_ascii=False)
+    return (line if is_utf8(line) else json.dumps(record)) + "\n"
