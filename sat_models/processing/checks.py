@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sat_models.errors import InputError
-from sat_models.text import is_utf8
 from sat_models.processing.prompts import Turn
+from sat_models.text import is_utf8
 
 
 def check_text(text: object, what: str, *, allow_empty: bool = False) -> None:

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from sat_models.errors import ConfigError, InputError, UnknownNameError
-from sat_models.processing.processor import Processor
+from sat_models.errors import ConfigError, InputError, UnknownNameError, ZooError
+from sat_models.processing.layout import MIN_ANSWER_ROOM
+from sat_models.processing.processor import LONGEST_TOKEN, Processor
 from sat_models.processing.prompts import PROMPT_VERSIONS, build_prompt
 
 
@@ -104,3 +106,72 @@ def test_heavy_packages_stay_out() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+HALF = "a \ud83d b"
+
+
+def test_text_that_cannot_be_utf8_is_refused_by_name(mini: SimpleNamespace) -> None:
+    for call, named in (
+        (lambda: mini.processor(None, HALF), "question holds half"),
+        (lambda: mini.processor(None, "x", history=[("q", "a"), ("q", HALF)]), "answer of turn 2 of the history holds"),
+        (lambda: mini.processor(None, "x", history=[(HALF, "a")], version="base"), "question of turn 1 of the history"),
+        (lambda: mini.processor(None, "x", version=HALF), r"a \\ud83d b"),
+        (lambda: mini.processor(HALF, "x"), r"\\ud83d"),
+        (lambda: mini.processor.training_samples(None, [("q", HALF)]), "answer of turn 1"),
+    ):
+        with pytest.raises(ZooError, match=named) as refused:
+            call()
+        str(refused.value).encode()
+
+
+def test_a_history_may_be_none_and_is_nothing_but_pairs(mini: SimpleNamespace) -> None:
+    none, empty = (mini.processor(None, "x", history=history) for history in (None, []))
+    assert torch.equal(none.input_ids, empty.input_ids)
+    with pytest.raises(InputError, match="history is 3"):
+        mini.processor(None, "x", history=3)
+
+
+class Counted:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.characters, self.calls = tokenizer, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str) -> list[int]:
+        self.characters, self.calls = self.characters + len(text), self.calls + 1
+        return self._tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("version", ["chat", "llava_v1", "glm_en"])
+def test_work_grows_with_the_history_no_faster(mini: SimpleNamespace, version: str) -> None:
+    """Every turn's beginning was encoded anew, twice: 2000 turns took 96 s before they were refused."""
+    counted = Counted(mini.tokenizer)
+    processor = Processor(counted, image_size=56, image_length=16, max_length=4000)
+    turns = [("How many shapes are there?", "3")] * 100
+    text = build_prompt(version, "Where?", turns)
+    ids = processor(None, "Where?", history=turns, version=version).input_ids
+    assert counted.characters == len(text) and ids.shape[1] > 1000
+    for many in (700, 20_000):
+        counted.characters = 0
+        with pytest.raises(InputError, match="The prompt takes"):
+            processor(None, "Where?", history=turns[:1] * many, version=version)
+        assert counted.characters <= 2 * LONGEST_TOKEN * 4000
+
+
+def test_a_long_training_dialogue_is_cut_where_it_fits(mini: SimpleNamespace) -> None:
+    """By halves, not turn by turn, and the turns kept are the most that fit."""
+    counted = Counted(mini.tokenizer)
+    processor = Processor(counted, image_size=56, image_length=16, max_length=300, version="chat")
+    turns = [(f"q{number}?", f"answer {number}") for number in range(1000)]
+    sample = processor.training_sample(None, turns)
+    assert counted.calls < 100
+
+    def length(count: int) -> int:
+        return 1 + len(mini.tokenizer.encode(build_prompt("chat", turns[count - 1][0], turns[: count - 1])))
+
+    kept = next(count for count in range(1000, 0, -1) if length(count) <= 300 - MIN_ANSWER_ROOM)
+    assert torch.equal(processor.training_sample(None, turns[:kept]).input_ids, sample.input_ids)
