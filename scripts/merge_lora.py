@@ -42,7 +42,7 @@ def main() -> int:
 
     from sat_models import runtime
     from sat_models.checkpoint.adapter import find_adapter, read_adapter
-    from sat_models.checkpoint.layout import find_checkpoint
+    from sat_models.checkpoint.find import find_checkpoint
     from sat_models.checkpoint.merge import merge_lora_checkpoint
     from sat_models.zoo import locate
 

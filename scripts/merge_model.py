@@ -31,7 +31,7 @@ def main() -> int:
     import torch
 
     from sat_models import runtime
-    from sat_models.checkpoint.layout import find_checkpoint
+    from sat_models.checkpoint.find import find_checkpoint
     from sat_models.checkpoint.merge import merge_model
     from sat_models.zoo import locate
 

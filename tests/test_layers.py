@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from sys import stdlib_module_names
@@ -34,6 +34,7 @@ LAYERS = (
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}
 OURS = ("mixins", "sat_models", "scripts")
 ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "gradio", "spacy", "transformers", "triton", "xformers")
+EVALUATION_OF_TRAINING = ("sat_models.evaluation", "sat_models.training")
 MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")
 NOT_FOR_MODEL_CODE = ("argparse", "fastapi", "http", "json", "pathlib", "requests", "shutil", "socket", "urllib")
 
@@ -47,6 +48,7 @@ class Import:
         target: dotted name; for `from a import b`, `a.b` where that is a module of ours.
         guarded: it stands in a function, in a `try` that expects ImportError, or under TYPE_CHECKING.
         in_function: it stands in a function.
+        for_types: it stands under TYPE_CHECKING, so that no program runs it.
     """
 
     module: str
@@ -54,6 +56,7 @@ class Import:
     target: str
     guarded: bool
     in_function: bool
+    for_types: bool = False
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line} imports {self.target}"
@@ -69,21 +72,22 @@ SOURCES = {module_name(path): path for top in OURS for path in sorted((ROOT / to
 def imports_in(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
     """Every import of a module, wherever it stands."""
 
-    def visit(node: ast.AST, guarded: bool, in_function: bool) -> Iterator[Import]:
+    def visit(node: ast.AST, guarded: bool, in_function: bool, for_types: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for target in _targets(node, module, is_package):
-                yield Import(module, node.lineno, target, guarded, in_function)
+                yield Import(module, node.lineno, target, guarded, in_function, for_types)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             guarded = in_function = True
         elif isinstance(node, ast.Try):
             caught = {n.id for handler in node.handlers for n in ast.walk(handler) if isinstance(n, ast.Name)}
             guarded = guarded or bool(caught & {"ImportError", "ModuleNotFoundError"})
         elif isinstance(node, ast.If):
-            guarded = guarded or "TYPE_CHECKING" in ast.unparse(node.test)
+            for_types = for_types or "TYPE_CHECKING" in ast.unparse(node.test)
+            guarded = guarded or for_types
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, guarded, in_function)
+            yield from visit(child, guarded, in_function, for_types)
 
-    yield from visit(ast.parse(source), False, False)
+    yield from visit(ast.parse(source), False, False, False)
 
 
 def _targets(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> Iterator[str]:
@@ -106,13 +110,35 @@ IMPORTS = [
 ]
 
 
-def layer_of(module: str) -> int | None:
-    """Number of the layer; None for the bare package `sat_models`, which holds nothing."""
+def package_of(module: str) -> str | None:
+    """Its line in the table; None for the bare package `sat_models`, which holds nothing."""
     parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        if (prefix := ".".join(parts[:length])) in LAYER_OF:
-            return LAYER_OF[prefix]
-    return None
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in LAYER_OF), None)
+
+
+def layer_of(module: str) -> int | None:
+    """Number of the layer; None for the bare package `sat_models`."""
+    return LAYER_OF.get(package_of(module))
+
+
+def circle_in(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """Nodes that lead to themselves, in order, with the first once more at the end; empty if there are none."""
+    leads_to: dict[str, set[str]] = {}
+    for start, end in edges:
+        leads_to.setdefault(start, set()).add(end)
+    done: set[str] = set()
+
+    def walk(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(after, [*trail, node]) for after in sorted(leads_to.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(leads_to))), [])
 
 
 def top_level(name: str) -> str:
@@ -142,6 +168,28 @@ def test_a_layer_imports_only_from_itself_and_those_before_it() -> None:
     assert len(ours) > 100, "the walk found too little to be true"
     wrong = [i for i in ours if layer_of(i.module) < layer_of(i.target)]
     assert not wrong, listed(wrong)
+
+
+def test_no_circle_between_files() -> None:
+    """Imports inside functions count, too: who needs them to hide a circle has drawn the rooms wrong."""
+    run = [i for i in IMPORTS if i.target in SOURCES and not i.for_types]
+    assert circle_in((i.module, i.target) for i in run) == []
+
+
+def test_no_circle_between_packages_of_a_layer() -> None:
+    run = [i for i in IMPORTS if top_level(i.target) in OURS and not i.for_types]
+    pairs = {(package_of(i.module), package_of(i.target)) for i in run if i.target != "sat_models"}
+    assert circle_in((one, other) for one, other in pairs if one != other) == []
+
+
+def test_training_may_import_evaluation_never_the_reverse() -> None:
+    wrong = [i for i in IMPORTS if (package_of(i.module), package_of(i.target)) == EVALUATION_OF_TRAINING]
+    assert not wrong, listed(wrong)
+
+
+def test_circles_are_found() -> None:
+    assert circle_in([("a", "b"), ("b", "c"), ("a", "c")]) == []
+    assert circle_in([("a", "b"), ("b", "c"), ("c", "d"), ("d", "b")]) == ["b", "c", "d", "b"]
 
 
 def test_mixins_import_torch_and_each_other_only() -> None:
@@ -176,7 +224,7 @@ def test_heavy_and_optional_packages_are_imported_where_used(package: str) -> No
 def test_model_code_knows_nothing_of_files_arguments_and_http() -> None:
     of_models = [i for i in IMPORTS if i.module.startswith(MODEL_CODE) and i.module != "mixins.sat_compat"]
     wrong = [i for i in of_models if top_level(i.target) in NOT_FOR_MODEL_CODE]
-    assert not wrong, listed(wrong)
+    assert of_models and not wrong, listed(wrong)
 
 
 def test_nothing_says_cuda_call() -> None:

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from sat_models import runtime
 from sat_models.checkpoint.adapter import Adapter
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.hf_writer import save_hf, write_hf
 from sat_models.checkpoint.io import write_parts
-from sat_models.checkpoint.layout import SATCheckpoint, find_checkpoint
+from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights
 from sat_models.checkpoint.source import EMBEDDING, Opened, check_room, open_whole

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class, open_hf
-from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint, find_checkpoint
+from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.reshard import StoredWeights
 from sat_models.checkpoint.source import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
 from sat_models.config import LLaMAConfig

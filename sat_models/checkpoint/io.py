@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.fit import stored_weights
-from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint, find_checkpoint, rank_file
+from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint, rank_file
 from sat_models.checkpoint.pickles import read_weights
 from sat_models.checkpoint.reshard import StoredWeights, stored_kind
 from sat_models.checkpoint.staging import (
@@ -35,7 +35,7 @@ from sat_models.models.build import computable_buffers, compute_buffer
 if TYPE_CHECKING:
     from sat_models.checkpoint.quantise import Quantiser
 
-__all__ = ["SATCheckpoint", "find_checkpoint", "load_weights", "read_weights", "save_checkpoint", "write_parts"]
+__all__ = ["SATCheckpoint", "load_weights", "read_weights", "save_checkpoint", "write_parts"]
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from sat_models import registry
 from sat_models.checkpoint.huggingface import by_sat_names, read_shard_file, weight_files
-from sat_models.checkpoint.layout import CONFIG_FILE, HF_CONFIG_FILE, MINIGPT4_FILE, SATCheckpoint
+from sat_models.checkpoint.layout import CONFIG_FILE, HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.minigpt4 import keys as minigpt4_keys
 from sat_models.models.minigpt4.config import MiniGPT4Config
 
+MINIGPT4_FILE = "*minigpt*.pth"
 EVA_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 _WHERE = {

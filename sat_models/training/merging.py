@@ -12,7 +12,7 @@ import torch
 
 from sat_models import runtime
 from sat_models.checkpoint.adapter import ADAPTER_FILE, read_adapter
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
 from sat_models.errors import CheckpointError, ZooError
 from sat_models.zoo import locate

@@ -15,8 +15,9 @@ from mixins.base import ZooModel
 from mixins.sat_compat import mpu
 from sat_models import registry, runtime
 from sat_models.checkpoint.adapter import Adapter, find_adapter, load_prefix, read_adapter
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights
-from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint, find_checkpoint
+from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.merged import open_weights
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.config import LanguageConfig, read_json

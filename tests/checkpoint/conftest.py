@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mixins.base import ZooModel
 from sat_models import runtime
-from sat_models.checkpoint.io import find_checkpoint, load_weights, read_weights
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import load_weights, read_weights
 from sat_models.models.build import build_model, make_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import CheckpointError, ConfigError
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from sat_models.checkpoint import hf_writer
 from sat_models.checkpoint import io as checkpoint_io
 from sat_models.checkpoint.convert import convert, save_hf
-from sat_models.checkpoint.io import find_checkpoint, read_weights
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import read_weights
 from sat_models.checkpoint.verify import same_logits
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError

@@ -14,7 +14,8 @@ import torch
 
 from mixins.rotary import RotaryEmbedding
 from sat_models.checkpoint import io
-from sat_models.checkpoint.io import find_checkpoint, load_weights, read_weights, save_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import load_weights, read_weights, save_checkpoint
 from sat_models.errors import CheckpointError
 from sat_models.models.build import build_model, make_config
 

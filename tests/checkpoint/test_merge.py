@@ -19,7 +19,8 @@ from mixins.lora import LoRASettings, apply_lora, lora_state_dict
 from mixins.ptuning import add_ptuning
 from sat_models.checkpoint.adapter import load_adapter, read_adapter, save_adapter
 from sat_models.checkpoint.convert import convert
-from sat_models.checkpoint.io import find_checkpoint, read_weights, save_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import read_weights, save_checkpoint
 from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
 from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora, open_weights
 from sat_models.checkpoint.reshard import slice_for_rank

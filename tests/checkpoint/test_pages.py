@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sat_models.bench.synthetic import write_synthetic
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights
-from sat_models.checkpoint.layout import find_checkpoint
 from sat_models.checkpoint.memory import AnonymousPeak, anonymous_bytes, release_freed, release_pages
 from sat_models.errors import ConfigError
 from sat_models.models.build import make_config

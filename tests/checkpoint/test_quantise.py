@@ -14,7 +14,8 @@ import torch
 from mixins.lora import LoRASettings, apply_lora
 from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.convert import convert
-from sat_models.checkpoint.io import find_checkpoint, read_weights, save_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import read_weights, save_checkpoint
 from sat_models.checkpoint.merge import merge_model
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.common import quantised as layers

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mixins.base import ZooModel
 from sat_models import runtime
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights
-from sat_models.checkpoint.layout import find_checkpoint
 from sat_models.config import PictureConfig, read_json
 from sat_models.models.build import build_model, make_config
 from sat_models.processing.layout import TokenLayout, VLMInputs, layout_prompt

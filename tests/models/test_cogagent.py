@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mixins.kv_cache import kv_cache
 from sat_models import registry, runtime
-from sat_models.checkpoint.io import find_checkpoint, load_weights, read_weights, save_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.io import load_weights, read_weights, save_checkpoint
 from sat_models.checkpoint.reshard import slice_for_rank, split_rules
 from sat_models.config import CrossTowerConfig, read_json
 from sat_models.errors import ConfigError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sat_models.checkpoint.convert import convert, save_hf
-from sat_models.checkpoint.io import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.generation.engine import Engine

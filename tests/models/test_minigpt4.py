@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_models.checkpoint.convert import convert
-from sat_models.checkpoint.io import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.minigpt4.keys import renamed

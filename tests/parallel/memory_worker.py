@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sat_models import runtime
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import run_script
 from sat_models.models.build import build_model, make_config
 from sat_models.training.memory import estimate_memory

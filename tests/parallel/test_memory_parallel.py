@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sat_models import runtime
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.models.build import build_model, make_config
 from sat_models.training.memory import estimate_memory
 from sat_models.training.trainable import apply_plan, plan_of

@@ -19,7 +19,7 @@ import torch
 from finetune_runs import ENVIRONMENT, ROOT, command, finetune, losses, official
 
 from sat_models.checkpoint.adapter import read_adapter
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ZooError
 from sat_models.training.finetune import finetune as finetune_here
 from sat_models.training.merging import merge_step

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixins.base import ZooModel
 from sat_models import runtime
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.training import memory

@@ -17,8 +17,8 @@ import torch
 
 from sat_models import runtime
 from sat_models.checkpoint import staging as staging_module
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights, write_model_config, write_rank_weights
-from sat_models.checkpoint.layout import find_checkpoint
 from sat_models.errors import CheckpointError
 from sat_models.models.build import build_model, make_config
 from sat_models.training import store as store_module

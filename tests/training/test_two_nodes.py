@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from finetune_runs import ENVIRONMENT, ROOT, SCRIPTS, losses
 
-from sat_models.checkpoint.layout import find_checkpoint
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.training.store import CheckpointStore
 
 pytestmark = [
