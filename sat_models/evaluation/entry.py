@@ -13,6 +13,7 @@ from typing import Any
 
 from sat_models.errors import InputError
 from sat_models.evaluation.samples import PixelBox, corner_box, read_json
+from sat_models.text import is_utf8
 
 _HINT = "docs/evaluation.md shows the formats."
 
@@ -129,15 +130,6 @@ def entries_of(values: Any, place: str) -> list[Entry]:
     if not isinstance(values, list):
         raise InputError(f"{place} is not in the format: it is {type(values).__name__}, but must be a list. {_HINT}")
     return [entry_of(value, f"{place}[{number}]") for number, value in enumerate(values)]
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: half of a surrogate pair, which JSON can spell, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def entry_of(value: Any, place: str) -> Entry:

@@ -21,8 +21,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sat_models.errors import ConfigError, InputError
-from sat_models.evaluation.entry import Entry, entries_of, entry_of, is_utf8, read_entry
+from sat_models.evaluation.entry import Entry, entries_of, entry_of, read_entry
 from sat_models.evaluation.samples import PixelBox, Sample, is_file, read_json, read_plain_pickle, read_text
+from sat_models.text import is_utf8
 
 logger = logging.getLogger(__name__)
 

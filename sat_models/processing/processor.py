@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from sat_models.processing.prompts import Turn, build_prompt, dialogue_parts, pr
 from sat_models.processing.tokens import DEFAULT_TOKENIZER, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LONGEST_TOKEN = 16
 """Characters that hardly any token exceeds; of a text of more of them than the context could hold so, the beginning is
@@ -181,6 +184,7 @@ class Processor:
         *,
         version: str | None = None,
         max_length: int | None = None,
+        untrained: Collection[int] = (),
     ) -> list[VLMInputs]:
         """Training samples of one dialogue, each a batch of one with `labels`, not padded (see `layout.collate`).
 
@@ -188,29 +192,50 @@ class Processor:
             turns: (question, answer) pairs; questions may be empty, answers not.
             version: prompt style; None takes the model's own.
             max_length: longest sample in tokens; None takes the context.
+            untrained: numbers of turns, from 0, whose answers are read but not trained.
 
         Raises:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
+        sources = as_list(image)
+        layouts = self.training_layouts(
+            turns, len(sources), version=version, max_length=max_length, untrained=untrained
+        )
+        vision, cross = self.pixels(sources)
+        return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
+
+    def training_sample(self, image: Images, turns: Sequence[Turn], **options: Any) -> VLMInputs:
+        """The last one of `training_samples`: that of all turns together, where there are such."""
+        return self.training_samples(image, turns, **options)[-1]
+
+    def training_layouts(
+        self,
+        turns: Sequence[Turn],
+        num_images: int,
+        *,
+        version: str | None = None,
+        max_length: int | None = None,
+        untrained: Collection[int] = (),
+    ) -> list[TokenLayout]:
+        """`training_samples` without their pixels, for so many pictures."""
         turns = check_turns(turns, "dialogue")
         for number, (_, answer) in enumerate(turns, 1):
             check_text(answer, f"answer of turn {number}")
         if not turns:
             raise InputError("A training sample needs at least one (question, answer) pair; got none.")
-        sources, limit, version = as_list(image), max_length or self.max_length, version or self.version
-        layouts = [self._dialogue(part, version, limit, len(sources)) for part in self.split_turns(turns, version)]
-        vision, cross = self.pixels(sources)
-        return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
+        limit, version = max_length or self.max_length, version or self.version
+        return [
+            self._dialogue(
+                [turns[place] for place in part], version, limit, num_images,
+                untrained={number for number, place in enumerate(part) if place in untrained},
+            )
+            for part in self.split_turns(range(len(turns)), version)
+            if part[-1] not in untrained
+        ]  # fmt: skip
 
-    def training_sample(
-        self, image: Images, turns: Sequence[Turn], *, version: str | None = None, max_length: int | None = None
-    ) -> VLMInputs:
-        """The last one of `training_samples`: that of all turns together, where there are such."""
-        return self.training_samples(image, turns, version=version, max_length=max_length)[-1]
-
-    def split_turns(self, turns: Sequence[Turn], version: str | None = None) -> list[Sequence[Turn]]:
-        """The turns of each training sample of a dialogue.
+    def split_turns(self, turns: Sequence[T], version: str | None = None) -> list[Sequence[T]]:
+        """The turns (or what stands for them) of each training sample of a dialogue.
 
         Styles with history (`chat`, `chat_old`) give one sample in which every answer is trained; `base` and `vqa`
         give one sample per turn. For a GLM, which reads its context both ways, each answer is the end of a sample of
@@ -223,17 +248,24 @@ class Processor:
             return [turns[:count] for count in range(1, len(turns) + 1)]
         return [turns]
 
-    def _dialogue(self, turns: Sequence[Turn], version: str, limit: int, num_images: int) -> TokenLayout:
-        """Layout of one sample from as many of the first turns as fit."""
+    def question_length(self, query: str, num_images: int, version: str | None = None) -> int:
+        """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
+        return self.prompt_length(self._encode(version or self.version, query, (), num_images).num_text, num_images)
+
+    def _dialogue(
+        self, turns: Sequence[Turn], version: str, limit: int, num_images: int, *, untrained: Collection[int] = ()
+    ) -> TokenLayout:
+        """Layout of one sample from as many of the first turns as fit; its last answer is trained."""
 
         def too_long(count: int) -> bool:
             *past, (query, _) = turns[:count]
             num_text = self._encode(version, query, past, num_images).num_text
             return self.prompt_length(num_text, num_images) > limit - MIN_ANSWER_ROOM
 
-        kept = len(turns)
-        if kept > 1 and too_long(kept):
-            kept = max(1, bisect.bisect_left(range(1, kept), True, key=too_long))
+        ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
+        kept = ends[-1]
+        if len(ends) > 1 and too_long(kept):
+            kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         *past, (query, answer) = turns[:kept]
         prompt = self._encode(version, query, past, num_images, find_answers=not self.form.prefix_attention)
@@ -245,7 +277,7 @@ class Processor:
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
             num_images=num_images,
-            past_answers=prompt.answers,
+            past_answers=[span for number, span in enumerate(prompt.answers) if number not in untrained],
             lead=prompt.lead,
             form=self.form,
         )

@@ -23,8 +23,9 @@ import torch
 from sat_models.errors import ConfigError, InputError, ZooError
 from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Turn, build_prompt
-from sat_models.training.records import Record
+from sat_models.processing.prompts import Turn, dialogue_parts
+from sat_models.text import printable
+from sat_models.training.records import PROBLEMS_SHOWN, Record
 from sat_models.training.sampler import LengthGroupedSampler
 
 logger = logging.getLogger(__name__)
@@ -102,17 +103,17 @@ class VLMDataset:
         self.version = version or processor.version
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}
-        self._items: list[tuple[Record, tuple[Turn, ...]]] = []
+        self._items: list[tuple[Record, tuple[int, ...]]] = []
         self._tokenizer = processor.tokenizer
         for record in records:
-            for turns in map(tuple, processor.split_turns(record.turns, self.version)):
-                if self._fits(record, turns[0][0]):
-                    self._items.append((record, turns))
-        self.lengths = [rough_length(processor, len(record.images), turns) for record, turns in self._items]
+            for places in processor.split_turns(range(len(record.turns)), self.version):
+                if places[-1] not in record.untrained and self._fits(record, record.turns[places[0]][0]):
+                    self._items.append((record, tuple(places)))
+        self.lengths = [
+            rough_length(processor, len(record.images), self._turns(record, p)) for record, p in self._items
+        ]
         if self.bad:
-            logger.warning(
-                "%d record(s) with samples left out, the first: %s: %s", len(self.bad), *next(iter(self.bad.items()))
-            )
+            logger.warning("%d record(s) with samples left out", len(self.bad))
         if not self._items:
             reason = next(iter(self.bad.values()), "there is nothing to read")
             raise InputError(f"no usable sample in {len(records)} record(s): {reason}")
@@ -130,7 +131,16 @@ class VLMDataset:
 
     def dialogue(self, index: int) -> tuple[Record, tuple[Turn, ...]]:
         """The record of a sample and those of its turns that the sample holds."""
-        return self._items[index]
+        record, places = self._items[index]
+        return record, self._turns(record, places)
+
+    @staticmethod
+    def _turns(record: Record, places: Sequence[int]) -> tuple[Turn, ...]:
+        return tuple(record.turns[place] for place in places)
+
+    def with_pictures(self) -> int:
+        """How many samples have a picture."""
+        return sum(bool(record.images) for record, _ in self._items)
 
     def take(self, index: int) -> Sample:
         """One sample.
@@ -141,11 +151,13 @@ class VLMDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         for at in itertools.chain(range(index, len(self)), range(index)):
-            record, turns = self._items[at]
+            record, places = self._items[at]
+            untrained = [number for number, place in enumerate(places) if place in record.untrained]
             try:
                 inputs = self.processor.training_sample(
-                    list(record.images), turns, version=self.version, max_length=self.max_length
-                )
+                    list(record.images), self._turns(record, places), version=self.version,
+                    max_length=self.max_length, untrained=untrained,
+                )  # fmt: skip
                 return Sample(inputs, at, record.source)
             except InputError as error:
                 self._reject(record.source, error)
@@ -153,29 +165,38 @@ class VLMDataset:
 
     def _fits(self, record: Record, question: str) -> bool:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        room = self.max_length - MIN_ANSWER_ROOM - self.processor.prompt_length(0, len(record.images))
-        prompt = build_prompt(self.version, question)
-        if len(prompt.encode()) < room:  # a token is at least one byte, but for the leading space
+        pictures = len(record.images)
+        room = self.max_length - MIN_ANSWER_ROOM
+        lead, text, _ = dialogue_parts(self.version, question, pictures=pictures)
+        bytes_of_text = sum(
+            len(part.encode()) + 1 for part in (*lead, text)
+        )  # a token is a byte, a leading space aside
+        if self.processor.prompt_length(bytes_of_text, pictures) <= room:
             return True
-        needed = len(self._tokenizer.encode(prompt))
+        needed = self.processor.question_length(question, pictures, self.version)
         if needed <= room:
             return True
-        self._reject(
-            record.source,
-            InputError(
-                f"the question takes {needed} tokens, but max_length {self.max_length} leaves {max(room, 0)} beside "
-                f"{len(record.images)} picture(s) and the answer; raise max_length or shorten it"
-            ),
-        )
+        self._reject(record.source, InputError(too_long(needed, self.max_length, pictures)))
         return False
 
     def _reject(self, source: str, error: ZooError) -> None:
         """Raises, or remembers the reason and says it once."""
         if self.on_bad == "error":
             raise InputError(f"{source}: {error} (on_bad='skip' leaves bad samples out)") from error
-        if source not in self.bad:
-            self.bad[source] = str(error)
-            logger.warning("bad sample %s: %s", source, error)
+        if source in self.bad:
+            return
+        self.bad[source] = str(error)
+        if len(self.bad) <= PROBLEMS_SHOWN:
+            more = "; further ones are counted only" if len(self.bad) == PROBLEMS_SHOWN else ""
+            logger.warning("bad sample %s: %s%s", printable(source), error, more)
+
+
+def too_long(needed: int, max_length: int, pictures: int) -> str:
+    """What is said of a question that leaves no room for an answer, by training and validator alike."""
+    return (
+        f"the question alone takes {needed} tokens with {pictures} picture(s), so that it cannot be trained on: "
+        f"max_length {max_length} leaves {max_length - MIN_ANSWER_ROOM}; raise max_length or shorten it"
+    )
 
 
 def rough_length(processor: Processor, pictures: int, turns: Iterable[Turn]) -> int:

@@ -9,28 +9,59 @@ The style of an entry is seen from its keys:
     {"captions": [{"role": "caption", "content"}]}                            CogVLM-SFT-311K, one record per caption
 
 The picture of any style may stand in "image", "images" or "img": a name, a list of names, or absent for text only.
-Where questions hold `<image>`, there must be as many as pictures; they are taken out of the text, since the models read
-all pictures before it.
+Where questions hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures; they are
+taken out of the text, since the models read all pictures before it.
+
+Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (put before the first question, a
+line of its own, as a system message is), and of an answer "loss", "weight" or "train": false or 0 means that it is not
+trained. Keys that would change the meaning and that nobody here reads (`UNREAD`) are refused where they say something.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sat_models.processing.prompts import Turn
+from sat_models.training.marks import SLOT, check_answer, with_slots, without_slots
+from sat_models.training.picture_names import fill_slots, part_name, picture_names
 from sat_models.training.records import EntryError, Picture, PictureFinder, Record
 
 CAPTION_PROMPT = "Describe this image."
 """Question of a caption, for formats that carry none."""
-SLOT = "<image>"
-IMAGE_KEYS = ("image", "images", "img")
 QUESTION_KEYS = ("prompt", "question")
 ANSWER_KEYS = ("text", "label", "answer")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+TRAINED_KEYS = ("loss", "weight", "train")
+"""Whether an answer is trained."""
+_FILMS = ("video", "videos", "audio", "audios", "speech")
+_TOOLS = ("tools", "functions", "tool_calls", "function_call")
+_CHOICES = ("rejected", "rejected_response", "rejected_messages", "chosen")
+UNREAD = (*_FILMS, *_TOOLS, *_CHOICES, "objects", "loss_scale", "loss_mask", "reasoning_content")
+"""Keys of an entry or a message that change what is learned, and that are not read."""
 _STYLES_HINT = "an entry has 'prompt' and 'text', 'conversations', 'messages', or 'captions'"
-_LIKE_A_PICTURE = re.compile(r"(image|img|pic|photo|file_?(name|path))", re.I)
+
+
+@dataclass
+class _Said:
+    """What an entry says.
+
+    Attributes:
+        turns: with `<image>` still in the questions.
+        slots: one item per `<image>`: the name of its picture, or None for the next of "images".
+        untrained: numbers of turns, from 0, whose answers are not trained.
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    slots: list[str | None] = field(default_factory=list)
+    untrained: set[int] = field(default_factory=set)
+
+    def ask(self, question: str, where: str) -> str:
+        """A question with its slots, which are noted."""
+        text, names = with_slots(question, where)
+        self.slots += names
+        return text
 
 
 def parse_entry(
@@ -56,89 +87,164 @@ def parse_entry(
     """
     if not isinstance(entry, dict):
         raise EntryError("fields", f"an entry is {type(entry).__name__}, but must be an object: {_STYLES_HINT}")
+    _refuse_unread(entry, "")
+    if not _is_trained(entry, ""):
+        raise EntryError("empty", "none of its answers is trained")
+    styles = [key for key in ("captions", "messages", "conversations") if entry.get(key) not in (None, [])]
+    if len(styles) > 1:
+        raise EntryError("fields", f"has both '{styles[0]}' and '{styles[1]}'; keep the one that is meant")
     if "captions" in entry:
-        said = _captions(entry["captions"], CAPTION_PROMPT if prompt is None else prompt)
+        if entry.get("history"):
+            raise EntryError("fields", "has 'captions' and 'history'; captions are trained one by one, without history")
+        said = _captions(entry["captions"], _system(entry) + (CAPTION_PROMPT if prompt is None else prompt))
     elif "messages" in entry or "conversations" in entry:
-        key = "messages" if "messages" in entry else "conversations"
-        said = [_dialogue(entry[key], key)]
+        key, before = "messages" if "messages" in entry else "conversations", _before(entry)
+        said = [_dialogue(entry[key], key, before, "" if before.turns else _system(entry))]
     else:
-        said = [_question_and_answer(entry)]
-    own_names = [] if pictures is not None else _picture_names(entry)
+        said = [_question_and_answer(entry, _before(entry))]
+    own_names = [] if pictures is not None else picture_names(entry)
     records = []
-    for number, (turns, slots) in enumerate(said, 1):
+    for number, one in enumerate(said, 1):
         if pictures is None:
-            images = tuple(finder.find(name) for name in _fill_slots(slots, own_names))
+            images = tuple(finder.find(name) for name in fill_slots(one.slots, own_names))
         else:
             images = tuple(pictures)
-            _fill_slots(slots, [str(picture) for picture in images])
+            fill_slots(one.slots, [str(picture) for picture in images])
         name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
-        records.append(Record(name, images, _checked(turns), source))
+        turns, untrained = _without_end(_checked(one.turns), one.untrained)
+        records.append(Record(name, images, turns, source, untrained))
     return records
 
 
-Said = tuple[list[Turn], list[str | None]]
-"""Turns with `<image>` still in them, and one item per picture slot: its name, or None for the next of "images"."""
+def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
+    """Keys that nobody reads may be there where they say nothing.
+
+    Raises:
+        EntryError: one says something.
+    """
+    for key in UNREAD:
+        if fields.get(key) not in (None, False, "", "[]", "{}", "null", [], {}):
+            raise EntryError(
+                "fields", f"{where}'{key}' is {fields[key]!a:.60}, which is not read here; remove it or the sample"
+            )
 
 
-def _question_and_answer(entry: dict[str, Any]) -> Said:
+def _before(entry: dict[str, Any]) -> _Said:
+    """The turns of "history"; the entry's "system" stands in front of the first question."""
+    said, past = _Said(), entry.get("history") or []
+    if not isinstance(past, list):
+        raise EntryError("fields", f"'history' is {past!a:.60}; it must be a list of [question, answer] pairs")
+    system = _system(entry)
+    for number, turn in enumerate(past, 1):
+        where = f"'history' item {number}"
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
+            raise EntryError("fields", f"{where} is {turn!a:.60}; it must be a [question, answer] pair of texts")
+        check_answer(turn[1], where)
+        said.turns.append((said.ask(system + turn[0], where), turn[1]))
+        system = ""
+    return said
+
+
+def _system(entry: dict[str, Any]) -> str:
+    """The entry's own system text, as the beginning of a question; "" without one."""
+    system = entry.get("system")
+    if system is not None and not isinstance(system, str):
+        raise EntryError("fields", f"'system' is {system!a:.60}; it must be text")
+    return f"{system}\n" if system else ""
+
+
+def _question_and_answer(entry: dict[str, Any], said: _Said) -> _Said:
     """The flat styles."""
     question_key = _one_key(entry, QUESTION_KEYS)
     answer_key = _one_key(entry, ANSWER_KEYS)
     question, answer = entry[question_key], entry[answer_key]
     for key, value in ((question_key, question), (answer_key, answer)):
         if not isinstance(value, str):
-            raise EntryError("fields", f"'{key}' is {value!r:.60} ({type(value).__name__}); it must be text")
-    return [(question, answer)], [None] * question.count(SLOT)
+            raise EntryError("fields", f"'{key}' is {value!a:.60} ({type(value).__name__}); it must be text")
+    check_answer(answer, f"'{answer_key}'")
+    system = "" if said.turns else _system(entry)
+    said.turns.append((said.ask(system + question, f"'{question_key}'"), answer))
+    return said
 
 
-def _captions(captions: Any, prompt: str) -> list[Said]:
+def _captions(captions: Any, prompt: str) -> list[_Said]:
     """Each caption on its own."""
     if not isinstance(captions, list) or not captions:
         raise EntryError("fields", "'captions' must be a list with at least one item of 'role' and 'content'")
-    return [([(prompt, _content(item, "captions", number)[0])], []) for number, item in enumerate(captions, 1)]
+    said = []
+    for number, item in enumerate(captions, 1):
+        answer, slots = _content(item, "captions", number)
+        check_answer(SLOT if slots else answer, f"'captions' item {number}")
+        said.append(_Said([(prompt, answer)]))
+    return said
 
 
-def _dialogue(messages: Any, key: str) -> Said:
+def _dialogue(messages: Any, key: str, said: _Said, system: str = "") -> _Said:
     """Messages in pairs; a system message is put before the first question, a line of its own."""
     if not isinstance(messages, list) or not messages:
         raise EntryError("fields", f"'{key}' must be a list with at least one question and answer")
-    turns: list[Turn] = []
-    slots: list[str | None] = []
-    system, question = "", None
+    question, first = None, len(said.turns)
     for number, message in enumerate(messages, 1):
+        where = f"'{key}' item {number}"
         text, named = _content(message, key, number)
         role = _role(message, key, number)
+        _refuse_unread(message, f"{where}: ")
+        trained = _is_trained(message, f"{where}: ", answer=role == "assistant")
         if role == "system":
-            if turns or question is not None:
-                raise EntryError("fields", f"'{key}' item {number}: a system message must come first")
+            if len(said.turns) > first or question is not None:
+                raise EntryError("fields", f"{where}: a system message must come first")
             system += text + "\n"
         elif role == "user":
             if question is not None:
-                raise EntryError("fields", f"'{key}' item {number}: a second question where an answer was expected")
-            question, system = system + text, ""
-            slots += named
+                raise EntryError("fields", f"{where}: a second question where an answer was expected")
+            question, system = _asked(said, system + text, named, where), ""
         else:
             if question is None:
-                raise EntryError("fields", f"'{key}' item {number}: an answer without a question before it")
-            turns.append((question, text))
+                raise EntryError("fields", f"{where}: an answer without a question before it")
+            check_answer(SLOT if named else text, where)
+            said.untrained |= set() if trained else {len(said.turns)}
+            said.turns.append((question, text))
             question = None
-    if question is not None or not turns:
+    if question is not None or len(said.turns) == first:
         raise EntryError("fields", f"'{key}' ends without an answer; the last item must be the assistant's")
-    return turns, slots
+    return said
+
+
+def _asked(said: _Said, text: str, named: list[str | None], where: str) -> str:
+    """A question whose pictures are noted: those of its parts (`named`), or those of the marks in its text."""
+    before = len(said.slots)
+    question = said.ask(text, where)
+    if named:
+        said.slots[before:] = named
+    return question
+
+
+def _is_trained(fields: Mapping[str, Any], where: str, *, answer: bool = True) -> bool:
+    """What "loss", "weight" or "train" say of an answer; without them it is trained."""
+    trained = True
+    for key in TRAINED_KEYS:
+        value = fields.get(key)
+        if value is None:
+            continue
+        if value not in (0, 1) or (value == 1 and not answer):
+            allowed = "true or false (1 or 0)" if answer else "false or left out, since answers alone are trained"
+            raise EntryError("fields", f"{where}'{key}' is {value!a:.40}; it must be {allowed}")
+        trained &= bool(value) or not answer
+    return trained
 
 
 def _role(message: dict[str, Any], key: str, number: int) -> str:
     role = message.get("role", message.get("from"))
     if not isinstance(role, str) or role.lower() not in ROLES:
-        raise EntryError("fields", f"'{key}' item {number}: role {role!r:.60} is not one of {', '.join(ROLES)}")
+        raise EntryError("fields", f"'{key}' item {number}: role {role!a:.60} is not one of {', '.join(ROLES)}")
     return ROLES[role.lower()]
 
 
 def _content(message: Any, key: str, number: int) -> tuple[str, list[str | None]]:
-    """Text of a message with `<image>` for each picture, and the slots."""
+    """Text of a message with `<image>` for each picture part, and what those parts name; no names for plain text."""
     content = message.get("content", message.get("value")) if isinstance(message, dict) else None
     if isinstance(content, str):
-        return content, [None] * content.count(SLOT)
+        return content, []
     if not isinstance(content, list) or not content:
         raise EntryError("fields", f"'{key}' item {number} has no text ('content' or 'value')")
     texts: list[str] = []
@@ -146,51 +252,15 @@ def _content(message: Any, key: str, number: int) -> tuple[str, list[str | None]
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-            slots += [None] * part["text"].count(SLOT)
+            text, names = with_slots(part["text"], f"'{key}' item {number}")
+            texts.append(text)
+            slots += names
         elif kind in ("image", "image_url"):
             texts.append(SLOT)
-            slots.append(_part_name(part))
+            slots.append(part_name(part))
         else:
-            raise EntryError("fields", f"'{key}' item {number}: part {part!r:.60} is no text, image_url or image")
+            raise EntryError("fields", f"'{key}' item {number}: part {part!a:.60} is no text, image_url or image")
     return "\n".join(texts), slots
-
-
-def _part_name(part: dict[str, Any]) -> str | None:
-    """Name or URL in a picture part; None for a bare {"type": "image"}."""
-    value = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key)), None)
-    value = value.get("url") if isinstance(value, dict) else value
-    if value is not None and not isinstance(value, str):
-        raise EntryError("fields", f"picture part {part!r:.60} names its picture by {type(value).__name__}, not text")
-    return value
-
-
-def _picture_names(entry: dict[str, Any]) -> list[str]:
-    """Names of an entry's own pictures."""
-    value = next((entry[key] for key in IMAGE_KEYS if entry.get(key)), None)
-    if value is None:
-        other = [key for key, named in entry.items() if _LIKE_A_PICTURE.match(key) and named and isinstance(named, str)]
-        if other:
-            raise EntryError("fields", f"has '{other[0]}' but no picture in 'image'; rename it")
-        return []
-    items = value if isinstance(value, list) else [value]
-    names = [item.get("path") if isinstance(item, dict) else item for item in items]
-    if not all(isinstance(name, str) and name for name in names):
-        raise EntryError("fields", f"the picture is {value!r:.60}; it must be a name or a list of names")
-    return names
-
-
-def _fill_slots(slots: list[str | None], names: list[str]) -> list[str]:
-    """Pictures in the order of their slots; without slots, as they are listed."""
-    if not slots:
-        return names
-    wanted = slots.count(None)
-    if wanted != len(names):
-        raise EntryError(
-            "slots", f"{wanted} {SLOT} in the questions, but {len(names)} picture(s); give as many (or no {SLOT})"
-        )
-    rest = iter(names)
-    return [next(rest) if slot is None else slot for slot in slots]
 
 
 def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
@@ -204,15 +274,12 @@ def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
     return tuple(cleaned)
 
 
-def without_slots(text: str) -> str:
-    """`text` without `<image>`: what stands before and after is joined by a newline if the slot was at one, else by a
-    space. Text without a slot is left exactly as it is."""
-    first, *others = text.split(SLOT)
-    for piece in others:
-        at_line = first.rstrip(" ").endswith("\n") or piece.lstrip(" ").startswith("\n")
-        left, right = first.rstrip(), piece.lstrip()
-        first = left + ("\n" if at_line else " ") + right if left and right else left or right
-    return first
+def _without_end(turns: tuple[Turn, ...], untrained: set[int]) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+    """Turns up to the last that is trained, since nothing learns from those behind it; and those that are not."""
+    count = next((count for count in range(len(turns), 0, -1) if count - 1 not in untrained), 0)
+    if not count:
+        raise EntryError("empty", "none of its answers is trained")
+    return turns[:count], tuple(sorted(number for number in untrained if number < count))
 
 
 def _one_key(entry: dict[str, Any], keys: tuple[str, ...]) -> str:

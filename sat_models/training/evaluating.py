@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.stops import end_at
 from sat_models.processing.layout import VLMInputs
 from sat_models.training.data import VLMDataset, evaluation_batches
-from sat_models.training.formats import read_records
-from sat_models.training.records import Problem, raise_problem
+from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -169,12 +169,7 @@ def evaluate_data(
         reading: `format`, `prompt`, `image_root` of `formats.read_records`.
     """
 
-    def report(problem: Problem) -> None:
-        if on_bad == "error":
-            raise_problem(problem)
-        logger.warning("left out: %s", problem)
-
-    records = [r for path in paths for r in read_records(path, on_problem=report, **reading)]
+    records = [record for path in paths for record in read_usable(Path(path), on_bad, reading)]
     dataset = VLMDataset(records, vlm.processor, version=version, on_bad=on_bad)
     evaluator = Evaluator(dataset, batch_size, samples, max_new_tokens)
     return evaluator.evaluate(vlm.model, device=vlm.device, dtype=vlm.dtype)

@@ -66,7 +66,13 @@ def read_records(
         problems += 1
         on_problem(problem)
 
-    records = list(FORMATS[found](place, prompt, root, report))
+    records = []
+    for record in FORMATS[found](place, prompt, root, report):
+        fault = record.fault()
+        if fault is None:
+            records.append(record)
+        else:
+            report(Problem(record.source, "json", fault))
     logger.info("%s: %d record(s), read as %s%s", place, len(records), found, _example(found, records))
     if not records and not problems:
         raise InputError(f"{place} holds no records (read as {found}). Check the path, or force another format.")

@@ -6,7 +6,6 @@ stop), so that none waits for another that has left.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.io import write_rank_weights
 from sat_models.checkpoint.staging import everywhere
 from sat_models.errors import CheckpointError, ZooError
+from sat_models.text import json_line
 from sat_models.training.data import Batch, VLMDataset, batches
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
 from sat_models.training.evaluating import Evaluator, token_loss
@@ -311,8 +311,7 @@ class Trainer:
         file = self.store.folder / PREDICTIONS_FOLDER / f"{self.progress.step}.jsonl"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            file.write_text("".join(map(json_line, predictions)), encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write {file}: {error.strerror or error}. Free space.") from error
 

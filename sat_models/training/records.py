@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sat_models.errors import InputError
 from sat_models.processing.prompts import Turn
+from sat_models.text import is_utf8, printable
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +28,24 @@ class Record:
         images: files that exist, or URLs; empty for text only.
         turns: (question, answer) pairs; answers are never empty.
         source: "file:line", for messages.
+        untrained: numbers of turns, from 0, whose answers are read but not trained; the last turn is none of them.
     """
 
     id: str
     images: tuple[Picture, ...]
     turns: tuple[Turn, ...]
     source: str
+    untrained: tuple[int, ...] = ()
+
+    def fault(self) -> str | None:
+        """What is wrong with its texts, if anything: half of a surrogate pair, which JSON and file names can hold,
+        cannot be written as UTF-8."""
+        for number, turn in enumerate(self.turns, 1):
+            for what, text in zip(("question", "answer"), turn, strict=True):
+                if not is_utf8(text):
+                    shown = printable(text[max(0, _first_half(text) - 20) :])
+                    return f"the {what} of turn {number} is not UTF-8: half of a surrogate pair in '{shown:.60}'"
+        return None
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,10 @@ class Problem:
     source: str
     kind: str
     message: str
+
+    def __post_init__(self) -> None:
+        for name in ("source", "message"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.source}: {self.message}"
@@ -57,6 +74,8 @@ PROBLEM_KINDS = {
     "duplicate": "the same pictures and turns again",
 }
 
+PROBLEMS_SHOWN = 10
+"""So many are said one by one, and the rest counted."""
 OnProblem = Callable[[Problem], None]
 """What is done about a problem; when it returns, the record is left out and reading goes on."""
 
@@ -72,6 +91,11 @@ def raise_problem(problem: Problem) -> None:
 def count_kinds(problems: Iterable[Problem]) -> str:
     """ "3 image, 1 json": how often each kind came."""
     return ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
+
+
+def _first_half(text: str) -> int:
+    """Where the first character stands that UTF-8 cannot write."""
+    return next(at for at, character in enumerate(text) if 0xD800 <= ord(character) <= 0xDFFF)
 
 
 class EntryError(Exception):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sat_models.errors import ConfigError
 from sat_models.training.formats import HELD_OUT, JSON_SUFFIXES, read_records
-from sat_models.training.records import Problem, Record, count_kinds, raise_problem
+from sat_models.training.records import PROBLEMS_SHOWN, Problem, Record, count_kinds, raise_problem
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def load_train_valid(
     if not 0 <= share < 1:
         raise ConfigError(f"the validation share is {share}; it must be at least 0 and below 1")
     paths = _paths(train_data)
-    train = [record for path in paths for record in _read(path, on_bad, reading)]
+    train = [record for path in paths for record in read_usable(path, on_bad, reading)]
     chosen = _paths(valid_data) if valid_data else validation_folders(paths)
     if chosen:
-        valid = [record for path in chosen for record in _read(path, on_bad, reading)]
+        valid = [record for path in chosen for record in read_usable(path, on_bad, reading)]
         logger.info("validation: %d record(s) of %s", len(valid), ", ".join(map(str, chosen)))
         common = {p for r in train for p in r.images} & {p for r in valid for p in r.images}
         if common:
@@ -125,13 +125,15 @@ def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
     return [Path(given)] if isinstance(given, (str, os.PathLike)) else [Path(path) for path in given]
 
 
-def _read(path: Path, on_bad: str, reading: dict[str, Any]) -> list[Record]:
-    """Records of one path; bad ones raise or are counted."""
+def read_usable(path: Path, on_bad: str, reading: dict[str, Any]) -> list[Record]:
+    """Records of one path; bad ones raise (`on_bad` "error"), or are counted and the first few said."""
     problems: list[Problem] = []
     records = read_records(path, on_problem=raise_problem if on_bad == "error" else problems.append, **reading)
     if problems:
+        for problem in problems[:PROBLEMS_SHOWN]:
+            logger.warning("bad record left out: %s", problem)
         logger.warning(
-            "%s: %d bad record(s) left out (%s), the first: %s. scripts/validate_dataset.py lists them all",
-            path, len(problems), count_kinds(problems), problems[0],
+            "%s: %d bad record(s) left out (%s). scripts/validate_dataset.py lists them all",
+            path, len(problems), count_kinds(problems),
         )  # fmt: skip
     return records

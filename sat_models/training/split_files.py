@@ -7,7 +7,6 @@ told otherwise, nothing is overwritten, and entries that share a picture stay to
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -20,8 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 from sat_models.errors import ConfigError, InputError
-from sat_models.training.entries import IMAGE_KEYS
+from sat_models.text import json_line
 from sat_models.training.formats import detect_format, json_entries, read_records
+from sat_models.training.marks import NAMED
+from sat_models.training.picture_names import IMAGE_KEYS
 from sat_models.training.records import EntryError, Picture, PictureFinder, raise_problem
 from sat_models.training.split import group_by_common
 
@@ -191,13 +192,19 @@ def _renamed(value: Any, places: dict[Picture, Path], finder: PictureFinder, key
         return [_renamed(item, places, finder, key) for item in value]
     if isinstance(value, dict):
         return {name: _renamed(item, places, finder, name) for name, item in value.items()}
-    if not isinstance(value, str) or key not in PICTURE_KEYS:
+    if not isinstance(value, str):
         return value
+    if key not in PICTURE_KEYS:  # Qwen-VL's names stand in the text
+        return NAMED.sub(lambda found: f"<img>{_place_of(found.group(1).strip(), places, finder)}</img>", value)
+    return _place_of(value, places, finder)
+
+
+def _place_of(name: str, places: dict[Picture, Path], finder: PictureFinder) -> str:
     try:
-        place = places.get(finder.find(value))
+        place = places.get(finder.find(name)) if name else None
     except EntryError:
-        return value
-    return place.as_posix() if place else value
+        return name
+    return place.as_posix() if place else name
 
 
 class _FreeNames:
@@ -226,7 +233,7 @@ def _write(items: list[Item], folder: Path, jsonl: str | None, transfer: Any, ba
             transfer(source, target)
             bar.update()
     if jsonl:
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for item in items for entry in item.entries)
+        lines = (json_line(entry) for item in items for entry in item.entries)
         (folder / jsonl).write_text("".join(lines), encoding="utf-8")
 
 

@@ -16,8 +16,9 @@ from sat_models.errors import InputError, UnknownNameError
 from sat_models.processing.image import load_image
 from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, TAIL_ROOM, VLMInputs
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import build_prompt, prompt_style
 from sat_models.processing.tokens import Tokenizer
+from sat_models.text import printable
+from sat_models.training.data import too_long
 from sat_models.training.formats import detect_format, read_records
 from sat_models.training.records import PROBLEM_KINDS, Picture, Problem, Record, count_kinds
 
@@ -37,6 +38,7 @@ class Report:
         lengths: tokens of each sample before any cut, pictures included; empty where no model was named.
         max_length: the limit in tokens; None where no model was named.
         sample: (source, text) of one decoded sample; None where there is none or no model was named.
+        with_pictures: how many of the records have a picture.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Report:
     lengths: list[int] = field(default_factory=list)
     max_length: int | None = None
     sample: tuple[str, str] | None = None
+    with_pictures: int = 0
 
     @property
     def ok(self) -> bool:
@@ -59,6 +62,8 @@ class Report:
             "path": self.path,
             "format": self.format,
             "records": self.records,
+            "with_pictures": self.with_pictures,
+            "warning": pictures_warning(self.records, self.with_pictures),
             "samples": len(self.lengths) if self.max_length else None,
             "problems": [asdict(problem) for problem in self.problems],
             "max_length": self.max_length,
@@ -107,7 +112,8 @@ def validate(
     problems += duplicates(records)
     if decode_pictures:
         problems += unreadable_pictures(records, workers=workers, progress=progress)
-    report = Report(str(place), found, len(records))
+    report = Report(printable(str(place)), found, len(records))
+    report.with_pictures = sum(bool(record.images) for record in records)
     if processor is not None:
         report.max_length = max_length or processor.max_length
         chosen = version or processor.version
@@ -119,6 +125,14 @@ def validate(
         report.sample = first_sample(records, processor, version=chosen, max_length=report.max_length)
     report.problems = [problem for problem in problems if problem.kind not in ignored]
     return report
+
+
+def pictures_warning(count: int, with_pictures: int) -> str | None:
+    """What to say where some or all of so many samples have no picture: mostly it was left out by mistake."""
+    without = count - with_pictures
+    if not without:
+        return None
+    return f"{'all' if without == count else without} of {count} have no picture; they are trained as text alone"
 
 
 def duplicates(records: Sequence[Record]) -> Iterator[Problem]:
@@ -150,25 +164,28 @@ def unreadable_pictures(
 def check_lengths(
     record: Record, processor: Processor, *, version: str, max_length: int
 ) -> tuple[list[int], list[Problem]]:
-    """Tokens of each sample of a record before any cut, and what does not fit."""
-    whole = prompt_style(version).keeps_history
-    lengths, problems = [], []
-    pictures = processor.prompt_length(0, len(record.images)) - processor.prompt_length(0, 0)
-    for number, turns in enumerate(processor.split_turns(record.turns, version), 1):
-        sample = processor.training_sample(None, turns, version=version, max_length=_NO_LIMIT)
-        length = sample.length + pictures
-        lengths.append(length)
-        if length <= max_length - TAIL_ROOM + 1:
-            continue
-        text = len(processor.tokenizer.encode(build_prompt(version, turns[0][0])))
-        question = processor.prompt_length(text, len(record.images))
+    """Tokens of each sample of a record before any cut, and what does not fit: what training would refuse or cut."""
+    parts = [
+        part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
+    ]
+    lengths, problems, pictures = [], [], len(record.images)
+    for part in parts:
+        turns = [record.turns[place] for place in part]
+        (*_, whole) = processor.training_layouts(turns, pictures, version=version, max_length=_NO_LIMIT)
+        lengths.append(whole.input_ids.numel())
+        question = processor.question_length(turns[0][0], pictures, version)
         if question > max_length - MIN_ANSWER_ROOM:
-            outcome = f"the question alone takes {question}, so that it cannot be trained on"
+            message = too_long(question, max_length, pictures)
         else:
-            outcome = "its last turns or the end of the last answer will be cut off"
-        where = "" if len(record.turns) == 1 or whole else f"turn {number} "
-        limit = f"the {max_length - TAIL_ROOM + 1} that max_length {max_length} leaves"
-        problems.append(Problem(record.source, "too long", f"{where}takes {length} tokens of {limit}; {outcome}"))
+            (*_, kept) = processor.training_layouts(turns, pictures, version=version, max_length=max_length)
+            if kept.input_ids.numel() == lengths[-1]:
+                continue
+            message = (
+                f"takes {lengths[-1]} tokens of the {max_length - TAIL_ROOM + 1} that max_length {max_length} leaves; "
+                "its last turns or the end of the last answer will be cut off"
+            )
+        where = f"turn {part[0] + 1}: " if len(part) == 1 < len(record.turns) else ""
+        problems.append(Problem(record.source, "too long", where + message))
     return lengths, problems
 
 
@@ -179,11 +196,11 @@ def first_sample(
     for record in records:
         try:
             samples = processor.training_samples(
-                list(record.images), record.turns, version=version, max_length=max_length
+                list(record.images), record.turns, version=version, max_length=max_length, untrained=record.untrained
             )
         except InputError:
             continue
-        return record.source, marked_text(samples[0], processor.tokenizer)
+        return printable(record.source), marked_text(samples[0], processor.tokenizer)
     return None
 
 
@@ -228,6 +245,9 @@ def histogram(lengths: Sequence[int], bins: int = 10) -> list[tuple[int, int, in
 def report_text(report: Report, *, most: int = 50) -> str:
     """A report for people; at most so many problems one by one."""
     lines = [f"data: {report.path}, read as {report.format}, {report.records} record(s)"]
+    lines.append(f"pictures: {report.with_pictures} of {report.records} record(s) have one")
+    if warning := pictures_warning(report.records, report.with_pictures):
+        lines.append(f"warning: {warning}")
     lines.append(f"problems: {count_kinds(report.problems) if report.problems else 'none'}")
     lines += [f"  {problem} [{problem.kind}]" for problem in report.problems[:most]]
     if len(report.problems) > most:

@@ -119,7 +119,9 @@ def test_text_and_pictures_in_one_batch(image: Path) -> None:
 
 def test_a_question_that_does_not_fit(image: Path) -> None:
     records = [record(1, image), record(2, image, ("long " * 60, "x")), record(3, image)]
-    with pytest.raises(InputError, match=r"x\.jsonl:2: the question takes \d+ tokens.*max_length 64 leaves 35.*skip"):
+    with pytest.raises(
+        InputError, match=r"x\.jsonl:2: the question alone takes \d+ tokens.*max_length 64 leaves 54.*skip"
+    ):
         VLMDataset(records, processor(), version="base", max_length=64)
     dataset = VLMDataset(records, processor(), version="base", max_length=64, on_bad="skip")
     assert len(dataset) == 2 and list(dataset.bad) == ["x.jsonl:2"]

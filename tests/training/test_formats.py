@@ -12,8 +12,9 @@ from data_helpers import picture, write_json, write_jsonl
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.shapes.captcha import write_captchas
-from sat_models.training.entries import CAPTION_PROMPT, without_slots
+from sat_models.training.entries import CAPTION_PROMPT
 from sat_models.training.formats import CAPTCHA_PROMPT, captcha_answer, detect_format, read_records
+from sat_models.training.marks import without_slots
 from sat_models.training.records import PROBLEM_KINDS, Problem
 
 QA = {"prompt": "What?", "text": "A dog.", "image": "1.png"}

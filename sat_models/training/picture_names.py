@@ -1,0 +1,64 @@
+"""The names of the pictures of an entry of training data, and which of them stands at which `<image>`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sat_models.training.marks import SLOT
+from sat_models.training.records import EntryError
+
+IMAGE_KEYS = ("image", "images", "img")
+_LIKE_A_PICTURE = re.compile(r"(image|img|pic|photo|file_?(name|path))", re.I)
+
+
+def part_name(part: dict[str, Any]) -> str | None:
+    """Name or URL in a picture part; None for a bare {"type": "image"}."""
+    value = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key)), None)
+    value = value.get("url") if isinstance(value, dict) else value
+    if value is not None and not isinstance(value, str):
+        raise EntryError("fields", f"picture part {part!a:.60} names its picture by {type(value).__name__}, not text")
+    return value
+
+
+def picture_names(entry: dict[str, Any]) -> list[str]:
+    """Names of an entry's own pictures."""
+    given = [key for key in IMAGE_KEYS if entry.get(key)]
+    listed = [_names(entry[key]) for key in given]
+    if len({tuple(names) for names in listed}) > 1:
+        raise EntryError("fields", f"has both '{given[0]}' and '{given[1]}', which differ; keep the one that is meant")
+    if listed:
+        return listed[0]
+    other = [key for key, named in entry.items() if _LIKE_A_PICTURE.match(key) and _names_something(named)]
+    if other:
+        raise EntryError("fields", f"has '{other[0]}' but no picture in 'image'; rename it")
+    return []
+
+
+def _names(value: Any) -> list[str]:
+    """The names under a picture key."""
+    items = value if isinstance(value, list) else [value]
+    names = [item.get("path") if isinstance(item, dict) else item for item in items]
+    if not all(isinstance(name, str) and name for name in names):
+        raise EntryError("fields", f"the picture is {value!a:.60}; it must be a name or a list of names")
+    return names
+
+
+def _names_something(value: Any) -> bool:
+    """Whether a value may name a picture: text, or a list or object with some in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return bool(value) and (isinstance(value, str) or (isinstance(value, list) and any(map(_names_something, value))))
+
+
+def fill_slots(slots: list[str | None], names: list[str]) -> list[str]:
+    """Pictures in the order of their slots; without slots, as they are listed."""
+    if not slots:
+        return names
+    wanted = slots.count(None)
+    if wanted != len(names):
+        raise EntryError(
+            "slots", f"{wanted} {SLOT} in the questions, but {len(names)} picture(s); give as many (or no {SLOT})"
+        )
+    rest = iter(names)
+    return [next(rest) if slot is None else slot for slot in slots]
