@@ -13,22 +13,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from sat_models.errors import InputError, UnknownNameError
+from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import parse_boxes
-from sat_models.processing.layout import VLMInputs
-from sat_models.serving.core import Question, ServerCore
+from sat_models.serving.core import Limits, Question, ServerCore
+from sat_models.serving.failures import UnknownModelError, describe, on_error
 from sat_models.serving.messages import conversation, open_pictures
 from sat_models.serving.metrics import Metrics
-from sat_models.serving.requests import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError, Ticket
+from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
 from sat_models.serving.scheduler import seeds
-from sat_models.serving.schema import ChatRequest, error_body, usage_body
+from sat_models.serving.schema import ChatRequest, usage_body
 from sat_models.serving.transport import ClientGone, EventStream, Guard, unless_gone
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def create_app(
     metrics: Metrics,
     *,
     keys: Collection[str] = (),
+    origins: Collection[str] = (),
     on_shutdown: Callable[[], object] = lambda: None,
 ) -> FastAPI:
     """The web application.
@@ -47,6 +50,7 @@ def create_app(
         core: the model.
         metrics: what `/metrics` shows.
         keys: API keys, any of which opens `/v1/`; none: no key is asked for.
+        origins: pages of other hosts whose scripts may call (`https://chat.example.org`, or `*`); none: none may.
         on_shutdown: is called when the server ends, after the last answer.
     """
 
@@ -57,9 +61,12 @@ def create_app(
 
     app = FastAPI(title="cogvlm-sat-zoo", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, keys=tuple(keys), max_body=core.limits.max_body)
-    app.add_exception_handler(Exception, _on_error)
-    for kind in (InputError, UnknownNameError, BusyError, RequestTimeoutError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _on_error)
+    if origins:  # outermost: a browser reads a refusal, too, only where this allows it
+        allowed = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, allow_origins=tuple(origins), **allowed)
+    app.add_exception_handler(Exception, on_error)
+    for kind in (ZooError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, on_error)
     models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in core.names]
 
     # These three are coroutines: they answer while every thread is busy with somebody's pictures.
@@ -95,18 +102,19 @@ def create_app(
     async def chat(body: ChatRequest, request: Request) -> Response:
         """One answer, whole or streamed."""
         _check_model(core, body.model)
-        call = await run_in_threadpool(Call.prepare, core, body)
+        call = Call(body)
         try:
+            await unless_gone(run_sync(call.prepare, core, abandon_on_cancel=True), request.receive)
             first = await unless_gone(call.start(core), request.receive)
             if body.stream:
-                return EventStream(call.stream(first), call.cancel)
-            return JSONResponse(await unless_gone(call.whole(first), request.receive))
+                return EventStream(call.stream(first), call.cancel, headers=call.headers)
+            return JSONResponse(await unless_gone(call.whole(first), request.receive), headers=call.headers)
         except ClientGone:
             call.cancel()
             return Response(status_code=499)
         except Exception as error:
             call.cancel()
-            return await _on_error(request, error)
+            return await on_error(request, error)
         except BaseException:
             call.cancel()
             raise
@@ -116,7 +124,7 @@ def create_app(
 
 def _check_model(core: ServerCore, name: str) -> None:
     if name not in core.names:
-        raise HTTPException(404, f"The model '{name}' does not run here. Running: {', '.join(core.names)}.")
+        raise UnknownModelError(f"The model '{name[:80]}' does not run here. Running: {', '.join(core.names)}.")
 
 
 @dataclass
@@ -124,31 +132,38 @@ class Call:
     """One call of the chat endpoint: `n` answers to one question, from its preparation to its last byte."""
 
     body: ChatRequest
-    question: Question
-    inputs: VLMInputs
-    size: tuple[int, int] | None
-    seconds: float
-    name: str
 
     def __post_init__(self) -> None:
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.tickets: list[Ticket] = []
+        self.size: tuple[int, int] | None = None
+        self._cancelled = False
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-    @classmethod
-    def prepare(cls, core: ServerCore, body: ChatRequest) -> Call:
-        """Fetches pictures and makes the prompt; runs in a thread.
+    def prepare(self, core: ServerCore) -> None:
+        """Fetches pictures and makes the prompt; runs in a thread, and leaves off when the call is cancelled.
 
         Raises:
             InputError: whatever is wrong with the request.
         """
-        if (body.n or 1) > core.limits.max_choices:
-            raise InputError(f"n is {body.n}; this server gives at most {core.limits.max_choices} answers at a time.")
+        body, limits = self.body, core.limits
+        if (body.n or 1) > limits.max_choices:
+            raise InputError(f"n is {body.n}; this server gives at most {limits.max_choices} answers at a time.")
         query, history = conversation(body.messages)
-        images = open_pictures(body.messages, core.pictures, most=core.limits.max_images)
-        question = Question(query, images, history, body.version, _options(body, core), body.stops)
-        size = images[-1].size if images else None
-        return cls(body, question, core.prepare(question), size, core.limits.seconds, body.model)
+        images = open_pictures(
+            body.messages, core.pictures, most=limits.max_images, wanted=lambda: not self._cancelled
+        )  # fmt: skip
+        if self._cancelled:
+            return
+        self.question = Question(query, images, history, body.version, _options(body, limits), body.stop)
+        self.inputs = core.prepare(self.question)
+        self.most = core.room(self.inputs, self.question.options.max_new_tokens)
+        self.size = images[-1].size if images else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an answer says besides its body: how many tokens it could have at most."""
+        return {"X-Max-Tokens": str(self.most)}
 
     async def start(self, core: ServerCore) -> tuple[int, Event]:
         """Joins the queue and waits for the first event, so that what fails early has an HTTP status of its own.
@@ -165,7 +180,9 @@ class Call:
         options = self.question.options
         each = enumerate(seeds(options, self.body.n or 1))
         requests = [(self.inputs, replace(options, seed=seed), listener(index)) for index, seed in each]
-        self.tickets = core.scheduler.submit_all(requests, stops=core.stops(self.question), seconds=self.seconds)
+        self.tickets = core.scheduler.submit_all(
+            requests, stops=core.stops(self.question), seconds=core.limits.seconds
+        )  # fmt: skip
         index, event = await self._events.get()
         if isinstance(event, Failed):
             raise event.error
@@ -173,6 +190,7 @@ class Call:
 
     def cancel(self) -> None:
         """Frees the places of all answers."""
+        self._cancelled = True
         for ticket in self.tickets:
             ticket.cancel()
 
@@ -202,7 +220,7 @@ class Call:
         async for index, event in self._all_events(first):
             if isinstance(event, Failed):
                 logger.warning("a streamed answer failed: %s", event.error)
-                yield json.dumps(_describe(event.error)[1])
+                yield json.dumps(describe(event.error)[1])
                 return
             if isinstance(event, Piece):
                 yield self._chunk(index, {"content": event.text})
@@ -234,53 +252,22 @@ class Call:
         return usage_body(self.inputs.length, sum(len(finished.answer.token_ids) for finished in done))
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> str:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
         return json.dumps({**self._head("chat.completion.chunk"), "choices": [choice]}, ensure_ascii=False)
 
 
-def _options(body: ChatRequest, core: ServerCore) -> SamplingOptions:
-    """Sampling as asked for; what is left out is greedy."""
+def _options(body: ChatRequest, limits: Limits) -> SamplingOptions:
+    """Sampling as asked for; what is left out is greedy, and no more tokens than the server gives."""
     given = {
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "top_k": body.top_k,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
         "repetition_penalty": body.repetition_penalty,
         "seed": body.seed,
     }
-    most = body.max_completion_tokens or body.max_tokens or core.limits.max_new_tokens
+    wanted = body.max_completion_tokens or body.max_tokens or limits.max_new_tokens
+    most = min(wanted, limits.max_new_tokens)
     return SamplingOptions(max_new_tokens=most, **{name: value for name, value in given.items() if value is not None})
-
-
-def _describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of an error."""
-    if isinstance(error, RequestValidationError):
-        problems = "; ".join(_problem(problem) for problem in error.errors())
-        return 400, error_body(problems)
-    if isinstance(error, HTTPException):
-        return error.status_code, error_body(
-            str(error.detail), code="model_not_found" if error.status_code == 404 else None
-        )
-    if isinstance(error, InputError | UnknownNameError):
-        return 400, error_body(str(error))
-    if isinstance(error, BusyError):
-        return 503, error_body(str(error), kind="server_error", code="overloaded")
-    if isinstance(error, RequestTimeoutError):
-        return 504, error_body(str(error), kind="server_error", code="timeout")
-    return 500, error_body(f"{type(error).__name__}: {error}", kind="server_error")
-
-
-def _problem(problem: dict[str, Any]) -> str:
-    """One finding of the body's validation: `messages.0.role: Input should be …`."""
-    place = ".".join(str(part) for part in problem["loc"] if part != "body")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    status, body = _describe(error)
-    if status == 500:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse(body, status, {"Retry-After": "2"} if status == 503 else None)

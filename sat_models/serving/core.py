@@ -29,7 +29,7 @@ class Limits:
     """What one request may take.
 
     Attributes:
-        max_new_tokens: most tokens of an answer, and what a request gets that does not say.
+        max_new_tokens: most tokens of an answer, and what a request gets that does not say or wants more.
         max_images: pictures in one request.
         max_choices: answers to one request.
         seconds: until a request fails, waiting included.
@@ -97,6 +97,11 @@ class ServerCore:
     def stops(self, question: Question) -> tuple[str, ...]:
         """What ends the answer: the question's own stop strings, and those of its prompt style."""
         return (*question.stops, *self.processor.stops(question.version))
+
+    def room(self, inputs: VLMInputs, wanted: int | None) -> int:
+        """Tokens that an answer gets: as many as are wanted, as the server gives, and as the context leaves."""
+        most = self.limits.max_new_tokens
+        return min(wanted or most, most, self.processor.max_length - inputs.length)
 
     def prepare(self, question: Question) -> VLMInputs:
         """The prompt of a question; takes a moment of processor time.

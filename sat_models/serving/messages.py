@@ -5,7 +5,7 @@ The prompts have no place for a system message, so its text stands in front of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -25,16 +25,22 @@ def picture_urls(messages: Sequence[Message]) -> list[str]:
     """
     urls = []
     for number, message in enumerate(messages, 1):
-        parts = message.content if isinstance(message.content, list) else []
-        found = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        found = [part.url for part in message.content if isinstance(part, ImagePart)]
         if found and message.role != "user":
             raise InputError(f"Message {number} has the role {message.role} and a picture; only users send pictures.")
         urls += found
     return urls
 
 
-def open_pictures(messages: Sequence[Message], policy: PicturePolicy, *, most: int) -> list[Image.Image]:
+def open_pictures(
+    messages: Sequence[Message], policy: PicturePolicy, *, most: int, wanted: Callable[[], bool] = lambda: True
+) -> list[Image.Image]:
     """All pictures, in order.
+
+    Args:
+        policy: which are opened.
+        most: how many there may be.
+        wanted: whether somebody still waits for them; asked before each.
 
     Raises:
         InputError: more than `most`, or one that the policy refuses.
@@ -42,14 +48,14 @@ def open_pictures(messages: Sequence[Message], policy: PicturePolicy, *, most: i
     urls = picture_urls(messages)
     if len(urls) > most:
         raise InputError(f"The messages hold {len(urls)} pictures; this server takes {most}.")
-    return [policy.open(url) for url in urls]
+    return [policy.open(url) for url in urls if wanted()]
 
 
 def conversation(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
     """The question to answer, and the turns before it.
 
     Raises:
-        InputError: an order of roles other than that of a conversation that waits for an answer.
+        InputError: an order of roles other than that of a conversation that waits for an answer, or no words.
     """
     preface: list[str] = []
     asked: list[str] = []
@@ -71,10 +77,10 @@ def conversation(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
         raise InputError(f"There is no question to answer: the last message is no user's. {_ORDER}")
     turns = [*history, ("\n".join(asked), "")]
     turns[0] = ("\n".join([*filter(None, preface), turns[0][0]]), turns[0][1])
+    if not turns[-1][0].strip():
+        raise InputError("The question is empty. Add a text part to the last message, such as 'Describe this image.'")
     return turns[-1][0], turns[:-1]
 
 
 def _text(message: Message) -> str:
-    if message.content is None or isinstance(message.content, str):
-        return message.content or ""
     return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing.fetch import TIMEOUT
-from sat_models.processing.image import load_image
+from sat_models.processing.image import kind_of, load_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """File types that are read; of an animation, the first frame."""
@@ -36,10 +36,10 @@ class PicturePolicy:
         Raises:
             InputError: anything else, a host that is not allowed, or a picture beyond the limits.
         """
-        scheme = url.partition(":")[0].strip().lower() if ":" in url else ""
-        if scheme == "data":
+        kind = kind_of(url)
+        if kind == "data":
             return load_image(url, max_pixels=self.max_pixels, max_bytes=self.max_bytes, formats=FORMATS)
-        if scheme not in ("http", "https"):
+        if kind == "path" or not url.strip().lower().startswith(("http://", "https://")):
             raise InputError(
                 f"image_url '{url[:80]}' is neither a data: nor an http(s) URL. Send the picture itself: "
                 "data:image/png;base64,<payload>."
@@ -47,7 +47,8 @@ class PicturePolicy:
         if not self.hosts:
             raise InputError(
                 f"image_url '{url[:80]}': this server does not fetch pictures. Send the picture itself, as "
-                "data:image/png;base64,<payload>, or start the server with --allow_images_from HOST."
+                "data:image/png;base64,<payload>.",
+                hint="Or start the server with --allow_images_from HOST.",
             )
         return load_image(
             url, max_pixels=self.max_pixels, max_bytes=self.max_bytes, timeout=self.timeout, allowed_hosts=self.hosts,

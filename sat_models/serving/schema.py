@@ -1,69 +1,130 @@
 """The bodies of OpenAI's chat API, as far as these models understand them.
 
-A parameter that would change the answer and cannot be honoured is refused unless it has its neutral value; nothing is
-taken and ignored but what says who asks (`user`, `metadata`, …).
+A parameter that would change the answer and cannot be honoured is refused by name. What asks for nothing is let
+through: real clients send their defaults along, `null` for all that they know.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sat_models.text import is_utf8
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
-    "logit_bias": ({}, None),
-    "tools": ([], None),
-    "tool_choice": ("none", None),
-    "functions": ([], None),
-    "function_call": ("none", None),
-    "response_format": ({"type": "text"}, None),
-    "modalities": (["text"], None),
-    "store": (False, None),
-    "service_tier": ("auto", "default", None),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "echo": (False,),
+    "best_of": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
 }
-"""Parameters of the API that these models cannot honour, with the values that ask for nothing."""
+"""Parameters that these models cannot honour, with the values that ask for nothing; `null` does everywhere."""
+MAX_STOPS = 4
+"""Stop strings of one request, as OpenAI allows."""
+_DETAILS = ("auto", "low", "high", "original")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ImageURL(_Strict):
-    """Where a picture is. `detail` has no effect: a model sees every picture at its own resolution."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-
-
 class TextPart(_Strict):
     """Words."""
 
-    type: Literal["text"]
     text: str
 
 
 class ImagePart(_Strict):
-    """A picture."""
+    """Where a picture is."""
 
-    type: Literal["image_url"]
-    image_url: ImageURL
+    url: str
+
+
+def _part(part: Any, place: str) -> TextPart | ImagePart:
+    """One part of a message. Hints to other servers' caches and decoders (`cache_control`, `format`) and `detail` pass:
+    they change nothing here, a model sees every picture at its own resolution."""
+    if not isinstance(part, dict):
+        raise ValueError(f"{place} is {part!r:.40}; a part is an object with a 'type'")
+    kind = part.get("type")
+    if kind not in ("text", "image_url"):
+        raise ValueError(f"{place}.type is {kind!r:.40}; allowed: text, image_url")
+    _refuse_others(part, {"type", kind, "cache_control"}, place)
+    value = part.get(kind)
+    if kind == "image_url" and isinstance(value, dict):
+        _refuse_others(value, {"url", "detail", "format"}, f"{place}.image_url")
+        if value.get("detail") not in (None, *_DETAILS):
+            raise ValueError(f"{place}.image_url.detail is {value['detail']!r:.40}; allowed: {', '.join(_DETAILS)}")
+        value, place = value.get("url"), f"{place}.image_url"
+    if not isinstance(value, str):
+        what = "text" if kind == "text" else "url"
+        raise ValueError(f"{place}.{what} is {'missing' if value is None else repr(value)[:40]}; it must be a string")
+    return TextPart(text=value) if kind == "text" else ImagePart(url=value)
+
+
+def _refuse_others(given: dict[str, Any], known: set[str], place: str) -> None:
+    others = sorted(name for name, value in given.items() if name not in known and value is not None)
+    if others:
+        raise ValueError(f"{place} has {', '.join(others)[:80]}; allowed: {', '.join(sorted(known))}")
+
+
+def _parts(content: Any) -> Any:
+    """What a message says, as parts."""
+    if content is None or isinstance(content, str):
+        return [TextPart(text=content)] if content else []
+    if not isinstance(content, list):
+        raise ValueError(f"it is {content!r:.40}; it must be a string or a list of parts")
+    return [_part(part, f"part {number}") for number, part in enumerate(content)]
+
+
+def _stops(given: Any) -> Any:
+    stops = [given] if isinstance(given, str) else ([] if given is None else given)
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise ValueError(f"it is {given!r:.40}; it must be a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"there are {len(stops)} stop strings; at most {MAX_STOPS} are allowed")
+    return tuple(stops)
 
 
 class Message(BaseModel):
     """One message; fields of other clients (`name`, `refusal`, `boxes` of an earlier answer, …) may stand in it."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: Annotated[list[TextPart | ImagePart], BeforeValidator(_parts)] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_calls(cls, message: Any) -> Any:
+        if isinstance(message, dict):
+            for name in ("tool_calls", "function_call", "audio"):
+                if message.get(name):
+                    raise ValueError(f"'{name}' is not supported by these models")
+        return message
 
 
 class StreamOptions(_Strict):
     """Of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -76,34 +137,49 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=-1)
     repetition_penalty: float | None = Field(None, gt=0)
     seed: int | None = Field(None, ge=-(2**62), le=2**62)
     n: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     version: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_missing_here(cls, body: Any) -> Any:
-        """Takes neutral values away; says no to the others by name."""
+        """Takes away what asks for nothing; says no to the others by name."""
         if not isinstance(body, dict):
             return body
+        if place := _unwritable(body):
+            raise ValueError(f"{place} holds half of a surrogate pair, which is no text; send whole characters")
+        asked = {name: value for name, value in body.items() if value is not None}
         for name, neutral in NEUTRAL.items():
-            if name in body and body[name] not in neutral:
+            if name in asked and asked.pop(name) not in neutral:
                 raise ValueError(f"'{name}' is not supported by these models; leave it out")
-        return {name: value for name, value in body.items() if name not in NEUTRAL}
+        return asked
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+def _unwritable(body: Any) -> str | None:
+    """Where in a body there is text that UTF-8 cannot write: `messages.0.content`; None for nowhere."""
+    left: list[tuple[str, Any]] = [("", body)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, str) and not is_utf8(value):
+            return place
+        if isinstance(value, dict):
+            if not all(map(is_utf8, value)):
+                return f"a name in {place or 'the body'}"
+            left += [(f"{place}.{name}".lstrip("."), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{place}.{number}", inner) for number, inner in enumerate(value)]
+    return None
 
 
 def error_body(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="fetch http(s) pictures from these hosts (host, host:port; '*': any public one). Private addresses are "
         "refused unless given as an IP address here. Default: data: URLs only",
     )  # fmt: skip
+    flag(
+        parser, "allow_origin", nargs="+", default=[], metavar="ORIGIN",
+        help="web pages whose scripts may call, such as https://chat.example.org ('*': any). Default: none",
+    )  # fmt: skip
     flag(parser, "max_images", type=positive, default=4, help="pictures in one request (default: %(default)s)")
     flag(parser, "grace", type=positive, default=30, help="seconds that running answers have at shutdown")
     return parser
@@ -193,7 +197,7 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
         on_fatal=on_fatal,
     )
     keys = [*args.api_key, *os.environ.get("SAT_API_KEYS", "").split()]
-    app = create_app(core, metrics, keys=keys, on_shutdown=core.scheduler.close)
+    app = create_app(core, metrics, keys=keys, origins=args.allow_origin, on_shutdown=core.scheduler.close)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=args.grace)
     server = uvicorn.Server(config)
     host, port = listening.getsockname()[:2]

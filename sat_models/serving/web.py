@@ -100,7 +100,7 @@ class Page:
         except Exception as error:
             if not isinstance(error, ZooError):
                 logger.exception("an answer failed")
-            said = str(error) if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
+            said = error.public if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
             yield _with_answer(shown, f"**{words['error']}:** {said}"), talk, None, "", question
 
     def _open(self, path: str | None) -> Image.Image | None:

@@ -1,0 +1,66 @@
+"""What a client of the API reads when there is no answer: a status and a short message, never a flag of our command."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from sat_models.errors import InputError, UnknownNameError, ZooError
+from sat_models.serving.requests import BusyError, RequestTimeoutError
+from sat_models.serving.schema import error_body
+from sat_models.text import printable
+
+logger = logging.getLogger(__name__)
+
+_ROUTES = "GET /v1/models, POST /v1/chat/completions, GET /health, GET /ready, GET /metrics"
+
+
+class UnknownModelError(ZooError):
+    """A model that does not run here."""
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of an error."""
+    if isinstance(error, RequestValidationError):
+        return 400, error_body(printable(_problems(error.errors())))
+    if isinstance(error, HTTPException):
+        return error.status_code, error_body(printable(str(error.detail)))
+    if isinstance(error, UnknownModelError):
+        return 404, error_body(error.public, code="model_not_found")
+    if isinstance(error, InputError | UnknownNameError):
+        return 400, error_body(error.public)
+    if isinstance(error, BusyError):
+        return 503, error_body(error.public, kind="server_error", code="overloaded")
+    if isinstance(error, RequestTimeoutError):
+        return 504, error_body(error.public, kind="server_error", code="timeout")
+    return 500, error_body(printable(f"{type(error).__name__}: {error}"), kind="server_error")
+
+
+def _problems(found: Sequence[dict[str, Any]]) -> str:
+    """What the validation of a body found, in a few short lines."""
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(_problem(problem)[:300] for problem in found[:3]) + more
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    """One finding of the body's validation: `messages.0.role: Input should be …`."""
+    place = ".".join(str(part)[:40] for part in problem["loc"] if part != "body")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+async def on_error(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that failed."""
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        what = printable(f"{request.method} {request.url.path[:80]}")
+        error = HTTPException(error.status_code, f"There is no {what} here. There are: {_ROUTES}.")
+    status, body = describe(error)
+    if status == 500:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse(body, status, {"Retry-After": "2"} if status == 503 else None)
