@@ -13,6 +13,8 @@ INSTALL = [
     "SwissArmyTransformer==0.4.12",
     "deepspeed>=0.19.8,<0.20",
     "sentencepiece>=0.2.0,<0.3",
+    "tokenizers>=0.22,<0.24",
+    "tiktoken>=0.9,<1",
     "pillow>=11,<14",
     "safetensors>=0.5,<1",
     "numpy>=1.26,<3",

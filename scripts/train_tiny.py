@@ -41,7 +41,7 @@ def main() -> None:
     from sat_models import runtime
     from sat_models.config import read_json
     from sat_models.models.cogvlm.config import CogVLMConfig
-    from sat_models.processing.tokens import Tokenizer
+    from sat_models.processing.tokens import SentencePieceTokenizer
     from sat_models.shapes.recipe import TinyRecipe, export_tiny, train_tiny
 
     device = torch.device(runtime.choose_device(args.device))
@@ -55,7 +55,7 @@ def main() -> None:
     chosen = {k: v for k, v in vars(args).items() if k in names and v is not None}
     config = CogVLMConfig.from_dict(read_json(root / "configs/models/cogvlm-tiny.json"))
     tokenizer_file = root / "sat_models/assets/cogvlm-tiny/tokenizer.model"
-    tokenizer = Tokenizer.from_file(tokenizer_file)
+    tokenizer = SentencePieceTokenizer.from_file(tokenizer_file)
     recipe = TinyRecipe(**chosen)
     engine = train_tiny(config, tokenizer, recipe, args.output, device=device, save_every=args.save_every)
     print("weights:", export_tiny(engine.module.model, config, tokenizer_file, args.output / "cogvlm-tiny"))

@@ -13,7 +13,11 @@ from sat_models.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """What every language model of the zoo has. `layernorm_epsilon` is absent in released configs and is 1e-5 there."""
+    """What every language model of the zoo has. `layernorm_epsilon` is absent in released configs and is 1e-5 there.
+
+    Attributes:
+        eos_token_id: what ends an answer; one id, or several, of which training takes the first.
+    """
 
     model_class: str
     num_layers: int
@@ -26,7 +30,7 @@ class LanguageConfig:
     use_bias: bool
     layernorm_order: str
     bos_token_id: int = 1
-    eos_token_id: int = 2
+    eos_token_id: int | tuple[int, ...] = 2
     pad_token_id: int = 0
     tokenizer_type: str = "vicuna-7b-v1.5"
     text_processor_version: str | None = None
@@ -48,11 +52,18 @@ class LanguageConfig:
         )  # fmt: skip
         require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
         require_divides("head size", self.head_dim, self.ROTARY_DIVISOR, "rotary rotates pairs")
+        if not isinstance(self.eos_token_id, int):
+            object.__setattr__(self, "eos_token_id", _several_ids("eos_token_id", self.eos_token_id))
         for name, value in self._REQUIRED_VALUES.items():
             if getattr(self, name) != value:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is not supported for {self.model_class}: {value!r}"
                 )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids that end an answer."""
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     @property
     def head_dim(self) -> int:
@@ -90,6 +101,14 @@ class LanguageConfig:
             "inner_hidden_size": self.inner_hidden_size,
             "vocab_size": self.vocab_size,
         }
+
+
+def _several_ids(name: str, given: Any) -> tuple[int, ...]:
+    """A list of token ids as a tuple. Raises ConfigError."""
+    ids = tuple(given) if isinstance(given, (list, tuple)) else ()
+    if not ids or not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        raise ConfigError(f"{name} is {given!r:.80}; it must be a token id, or a list of at least one")
+    return ids
 
 
 @dataclass(frozen=True, kw_only=True)

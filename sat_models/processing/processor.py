@@ -19,7 +19,8 @@ from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
 from sat_models.processing.pixels import image_to_tensor
 from sat_models.processing.prompts import Turn, build_prompt, dialogue_parts, prompt_style
-from sat_models.processing.tokens import DEFAULT_TOKENIZER, Tokenizer
+from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
+from sat_models.processing.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -1,47 +1,115 @@
-"""Text <-> token ids: a thin wrapper around sentencepiece, a stream decoder, and the search for `tokenizer.model`."""
+"""Text <-> token ids: what every tokenizer of the zoo can do, sentencepiece's, and text as it streams.
+
+Those that spell text in bytes (`tokenizers`, tiktoken) are in `byte_tokens`; where the files lie, in `tokenizer_files`.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from sat_models.errors import InputError, MissingPackageError
-
-logger = logging.getLogger(__name__)
-
-TOKENIZER_FILE = "tokenizer.model"
-DEFAULT_TOKENIZER = "lmsys/vicuna-7b-v1.5"
-"""The tokenizer of the released CogVLM and CogAgent weights."""
+from sat_models.errors import ConfigError, InputError, MissingPackageError
 
 _SPACE = "\u2581"  # sentencepiece writes a space as this block
 _UNREADABLE = "\ufffd"
 
 
-class Tokenizer:
+class TextStream(Protocol):
+    """Turns the token ids of one answer into text as they come."""
+
+    def push(self, token_id: int) -> str:
+        """Text that became certain with this id; often "", never half a character."""
+        ...
+
+    def flush(self) -> str:
+        """The rest at the end: bytes that never became a character, as U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the zoo needs of a tokenizer, whatever file it came from.
+
+    Attributes:
+        vocab_size: one past its largest id (a model's embedding may have more rows: the rest is padding).
+        bos_id: begin of a sequence; None where the models were trained without.
+        eos_ids: what ends an answer; training puts the first behind it.
+        pad_id: fills a batch; masked wherever it stands.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def eos_id(self) -> int:
+        """The first of `eos_ids`."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. None is special: a user who writes `</s>` or `<|im_start|>` has written those letters."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special tokens and ids beyond the vocabulary are silent."""
+        ...
+
+    def special_id(self, name: str) -> int:
+        """The id of a special token, which no text can make. Raises ConfigError with the names that there are."""
+        ...
+
+    def stream(self) -> TextStream:
+        """A fresh decoder that is fed id by id; its pieces joined are `decode` of all ids."""
+        ...
+
+    def token_bytes(self, token_id: int) -> tuple[bytes, bool]:
+        """What one id stands for in UTF-8 (nothing, if special), and whether that may be a part of a character."""
+        ...
+
+
+def special_of(specials: Mapping[str, int], name: str) -> int:
+    """`specials[name]`. Raises ConfigError with the names that there are."""
+    if name not in specials:
+        known = ", ".join(sorted(specials)) or "none"
+        raise ConfigError(f"The tokenizer has no special token '{name}'; it has: {known}. Use the model's own file.")
+    return specials[name]
+
+
+class SentencePieceTokenizer:
     """A sentencepiece model with the ids the language model needs.
 
     Attributes:
-        vocab_size: number of pieces (a model's embedding may have more rows: the rest is padding).
-        bos_id, eos_id: begin and end of a sequence.
+        vocab_size: number of pieces, or one past the largest of the added tokens.
+        bos_id, eos_ids: begin and end of a sequence.
         pad_id: one past the last piece, as the original sets 32000 for Vicuna. It is an id that no text contains; it
             has a row in the embedding only where the model's vocabulary is larger than the tokenizer's.
+        adds_space: encoding puts a space in front of a text, and decoding takes it away.
     """
 
-    def __init__(self, pieces: Any) -> None:
+    def __init__(self, pieces: Any, *, added: Mapping[str, int] | None = None) -> None:
         """Wraps a loaded `sentencepiece.SentencePieceProcessor`; see `from_file`."""
         self._pieces = pieces
-        self.vocab_size: int = pieces.get_piece_size()
-        self.bos_id: int = pieces.bos_id()
-        self.eos_id: int = pieces.eos_id()
-        self.pad_id: int = self.vocab_size
+        self._specials = dict(added or {})
+        self._silent = frozenset(self._specials.values())
+        self.bos_id: int | None = pieces.bos_id()
+        self.eos_ids: tuple[int, ...] = (pieces.eos_id(),)
+        self.pad_id: int = pieces.get_piece_size()
+        self.vocab_size: int = max([self.pad_id, *(token + 1 for token in self._silent)])
+        self.adds_space: bool = pieces.EncodeAsPieces("a")[0].startswith(_SPACE)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    def from_file(
+        cls, path: str | os.PathLike[str], *, added: Mapping[str, int] | None = None
+    ) -> SentencePieceTokenizer:
         """Reads a sentencepiece model.
+
+        Args:
+            path: of the file.
+            added: special tokens besides those of the file, or other names for pieces of it: name to id.
 
         Raises:
             InputError: the file is missing, is no sentencepiece model, or has no begin or end piece.
@@ -64,10 +132,15 @@ class Tokenizer:
             ) from error
         if min(pieces.bos_id(), pieces.eos_id()) < 0:
             raise InputError(f"'{path}' has no begin (<s>) or end (</s>) piece, which the models here need.")
-        return cls(pieces)
+        return cls(pieces, added=added)
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """As `Tokenizer.eos_id`."""
+        return self.eos_ids[0]
 
     @property
     def pieces(self) -> Any:
@@ -75,21 +148,34 @@ class Tokenizer:
         return self._pieces
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special tokens added (`</s>` in a text is plain text)."""
-        return list(self._pieces.encode(text))
+        """As `Tokenizer.encode`."""
+        ids = list(self._pieces.encode(text))
+        return ids if self._silent.isdisjoint(ids) else self._encode_in_letters(text)
+
+    def _encode_in_letters(self, text: str) -> list[int]:
+        """Ids of a text that spells special pieces, each cut behind its first letter so that it is none."""
+        names = {self._pieces.IdToPiece(token) for token in self._silent if token < self._pieces.get_piece_size()}
+        cuts = [0, *(found.start() + 1 for found in re.finditer("|".join(map(re.escape, names)), text)), len(text)]
+        return [token for start, end in pairwise(cuts) for token in self._pieces.encode(text[start:end])]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; begin, end and ids beyond the last piece are silent."""
-        return self._pieces.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+        """As `Tokenizer.decode`."""
+        size = self._pieces.get_piece_size()
+        return self._pieces.decode([int(i) for i in ids if 0 <= i < size and i not in self._silent])
+
+    def special_id(self, name: str) -> int:
+        """As `Tokenizer.special_id`; begin and end are known by the names that the file gives them."""
+        own = {self._pieces.IdToPiece(token): token for token in (self._pieces.bos_id(), self._pieces.eos_id())}
+        return special_of({**own, **self._specials}, name)
 
     def stream(self) -> StreamDecoder:
-        """A fresh decoder that is fed id by id."""
+        """As `Tokenizer.stream`."""
         return StreamDecoder(self)
 
     def token_bytes(self, token_id: int) -> tuple[bytes, bool]:
-        """What one id stands for: its UTF-8 bytes, and whether it is a single raw byte of a character."""
+        """As `Tokenizer.token_bytes`."""
         pieces = self._pieces
-        if not 0 <= token_id < self.vocab_size or pieces.IsControl(token_id):
+        if not 0 <= token_id < pieces.get_piece_size() or token_id in self._silent or pieces.IsControl(token_id):
             return b"", False
         if pieces.IsByte(token_id):
             return bytes([int(pieces.IdToPiece(token_id)[1:-1], 16)]), True
@@ -106,10 +192,10 @@ class StreamDecoder:
     work per id does not grow with the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         self._tokenizer = tokenizer
         self._held = b""
-        self._at_start = True
+        self._at_start = tokenizer.adds_space
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this id; often "", never half a character."""
@@ -121,7 +207,7 @@ class StreamDecoder:
             self._held += data
             return self._take(final=False)
         text = data.decode()
-        if self._at_start and text.startswith(" ") and not self._tokenizer._pieces.IsUnknown(int(token_id)):
+        if self._at_start and text.startswith(" ") and not self._tokenizer.pieces.IsUnknown(int(token_id)):
             text = text[1:]  # the space that encoding put in front
         self._at_start = False
         return self._take(final=True) + text
@@ -157,87 +243,3 @@ def _char_length(data: bytes) -> int | None:
             if error.reason != "unexpected end of data":
                 return 0
     return None
-
-
-def find_tokenizer(
-    weights_dir: str | os.PathLike[str] | None,
-    local_tokenizer: str | os.PathLike[str] | None = None,
-    *,
-    default: str | None = None,
-    names: Sequence[str] = (TOKENIZER_FILE,),
-) -> Path:
-    """Where the tokenizer of a checkpoint lies.
-
-    Args:
-        weights_dir: folder of the weights, a step folder in it, or a weights file; None when there is none.
-        local_tokenizer: the user's choice, which wins: a file, a folder that holds `tokenizer.model`, or the id of a
-            Hugging Face repository (`lmsys/vicuna-7b-v1.5`), taken from the local cache or downloaded.
-        default: repository id to try when neither the user nor the weights bring one; None: do not look there.
-        names: what the file may be called; the first is what a repository calls it.
-
-    Returns:
-        Path of a sentencepiece file.
-
-    Raises:
-        InputError: nothing there; the message names the flag and the file to put where.
-    """
-    if local_tokenizer:
-        return _named_tokenizer(str(local_tokenizer), names)
-    folders: list[Path] = []
-    if weights_dir is not None:
-        start = Path(weights_dir).expanduser()
-        start = start.parent if start.is_file() else start
-        folders = [start, start.resolve().parent]
-        for file in (folder / name for folder in folders for name in names):
-            if file.is_file():
-                return file
-    if default:
-        return _download(default, names[0])
-    looked = f" (looked in {', '.join(map(str, folders))})" if folders else ""
-    raise InputError(
-        f"No {' or '.join(names)} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a "
-        f"Hugging Face repository; the released CogVLM and CogAgent weights use {DEFAULT_TOKENIZER}."
-    )
-
-
-def _named_tokenizer(name: str, names: Sequence[str]) -> Path:
-    """The file that a user's `--local_tokenizer` means."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if found := [path / file for file in names if (path / file).is_file()]:
-            return found[0]
-        raise InputError(
-            f"--local_tokenizer '{name}' is a folder without {' or '.join(names)}. Copy that file into it."
-        )
-    looks_like_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not name.endswith((".model", ".json"))
-    if looks_like_id:
-        return _download(name, names[0])
-    raise InputError(
-        f"--local_tokenizer '{name}' does not exist. Allowed: a sentencepiece file, a folder that holds "
-        f"{' or '.join(names)}, or a Hugging Face repository such as {DEFAULT_TOKENIZER}."
-    )
-
-
-def _download(repo_id: str, file: str) -> Path:
-    """The tokenizer file of a repository, from the local cache where it is there (HF_HUB_OFFLINE is respected)."""
-    remedy = (
-        f"Copy {file} of https://huggingface.co/{repo_id} next to the weights, or pass its path: "
-        f"--local_tokenizer FILE_OR_FOLDER."
-    )
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise InputError(
-            f"Tokenizer '{repo_id}' is no local path, and downloading needs the package huggingface_hub "
-            f"(pip install huggingface_hub). {remedy}"
-        ) from error
-    try:
-        return Path(hf_hub_download(repo_id, file))
-    except Exception as error:  # the hub raises many types: offline, no such repository, gated, network
-        logger.debug("download of %s failed", repo_id, exc_info=True)
-        raise InputError(
-            f"Tokenizer '{repo_id}' is no local path and could not be downloaded ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}). {remedy}"
-        ) from error

@@ -100,7 +100,7 @@ class Evaluator:
         ranks = 1 if in_step else mpu.get_data_parallel_world_size()
         own = wanted[(0 if in_step else mpu.get_data_parallel_rank()) :: ranks]
         processor = self.dataset.processor
-        engine = Engine(model, eos_id=processor.tokenizer.eos_id, max_length=processor.max_length, device=device)
+        engine = Engine(model, eos_id=processor.tokenizer.eos_ids, max_length=processor.max_length, device=device)
         options = SamplingOptions(max_new_tokens=self.max_new_tokens)
         made = {index: answer for index in own if (answer := self._answer(engine, options, index))}
         merged = {index: answer for one in runtime.gather_objects(made) for index, answer in one.items()}

@@ -270,7 +270,7 @@ def report_text(report: Report, *, most: int = 50) -> str:
 
 
 def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:
-    special = {tokenizer.bos_id: b"<s>", tokenizer.eos_id: b"</s>"}
+    special = {tokenizer.bos_id: b"<s>", **dict.fromkeys(tokenizer.eos_ids, b"</s>")}
     return special.get(token) or tokenizer.token_bytes(token)[0]
 
 

@@ -28,7 +28,7 @@ from sat_models.models.common.quantised import bitsandbytes
 from sat_models.models.visualglm.tokens import tokenizer_for
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import prompt_style
-from sat_models.processing.tokens import find_tokenizer
+from sat_models.processing.tokenizer_files import find_tokenizer
 from sat_models.registry import ModelSpec
 from sat_models.zoo.locate import locate_with_spec, spec_of_name, spec_of_path
 from sat_models.zoo.vlm import VLM

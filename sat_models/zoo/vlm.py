@@ -154,7 +154,7 @@ class VLM:
 
         return Engine(
             self.model,
-            eos_id=self.processor.tokenizer.eos_id,
+            eos_id=self.processor.tokenizer.eos_ids,
             max_length=self.processor.max_length,
             device=self.device,
             keep_prefixes=keep_prefixes,

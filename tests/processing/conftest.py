@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sat_models.processing.processor import Processor
-from sat_models.processing.tokens import Tokenizer
+from sat_models.processing.tokens import SentencePieceTokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 def _golden(name: str) -> SimpleNamespace:
     folder = GOLDEN / name
     config = json.loads((folder / "model_config.json").read_text())
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer.from_file(folder / "tokenizer.model")
     processor = Processor(
         tokenizer,
         image_size=config["eva_args"]["image_size"][0],

@@ -21,7 +21,7 @@ from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor, padded
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import STYLES, dialogue_parts
-from sat_models.processing.tokens import find_tokenizer
+from sat_models.processing.tokenizer_files import find_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
 CURIOUS = (

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from sat_models.errors import InputError
-from sat_models.processing.tokens import Tokenizer, find_tokenizer
+from sat_models.processing.tokenizer_files import find_tokenizer
+from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 
 TEXTS = [
     "a red circle",
@@ -83,11 +84,11 @@ def test_pickles_for_data_loader_workers(mini: SimpleNamespace) -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not exist.*--local_tokenizer"):
-        Tokenizer.from_file(tmp_path / "none.model")
+        SentencePieceTokenizer.from_file(tmp_path / "none.model")
     for content in (b"", b"not a model", b"{}"):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(InputError, match=r"bad.model"):
-            Tokenizer.from_file(tmp_path / "bad.model")
+            SentencePieceTokenizer.from_file(tmp_path / "bad.model")
 
 
 def test_find_tokenizer(mini: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import sat_models
 from sat_models.processing.prompts import build_prompt
-from sat_models.processing.tokens import Tokenizer
+from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 from sat_models.shapes import questions
 from sat_models.shapes.dataset import write_dataset
 from sat_models.shapes.packing import LaneShape, fit_into_lanes, make_lane_batch
@@ -36,7 +36,9 @@ RED_SQUARE = ShapeObject("red", "square", "small", (60, 10, 80, 30), (220, 20, 4
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(Path(sat_models.__file__).parent / "assets" / "cogvlm-tiny" / "tokenizer.model")
+    return SentencePieceTokenizer.from_file(
+        Path(sat_models.__file__).parent / "assets" / "cogvlm-tiny" / "tokenizer.model"
+    )
 
 
 def test_scenes_keep_their_promises() -> None:

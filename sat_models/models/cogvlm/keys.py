@@ -97,7 +97,7 @@ def sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     eva_args = {sat: tower[hf] for sat, hf in _TOWER_SIZES.items()}
     return {
         **{sat: data[hf] for sat, hf in _SIZES.items()},
-        **{name: data[name] for name in _IDS if isinstance(data.get(name), int)},
+        **{name: data[name] for name in _IDS if isinstance(data.get(name), (int, list))},
         "image_length": tower["num_positions"] - 1,
         "eva_args": {
             **eva_args,

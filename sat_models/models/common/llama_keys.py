@@ -61,6 +61,8 @@ def llama_sizes(data: Mapping[str, Any]) -> dict[str, Any]:
         if value != allowed:
             raise ConfigError(f"{name} = {value!r} is not supported in the language model's config; {allowed!r} is")
     ids = {name: data.get(name) if isinstance(data.get(name), int) else default for name, default in _IDS.items()}
+    if isinstance(data.get("eos_token_id"), list):
+        ids["eos_token_id"] = data["eos_token_id"]
     pad = data.get("pad_token_id")
     return {**sizes, **ids, "pad_token_id": pad if isinstance(pad, int) and pad >= 0 else 0}
 

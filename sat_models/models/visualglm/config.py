@@ -40,11 +40,11 @@ class ChatGLMConfig(LanguageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)} is outside of the vocabulary of {self.vocab_size} tokens"
-                )
+        names = ("bos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id")
+        tokens = [(name, getattr(self, name)) for name in names] + [("eos_token_id", end) for end in self.eos_token_ids]
+        for name, token in tokens:
+            if not 0 <= token < self.vocab_size:
+                raise ConfigError(f"{name} = {token} is outside of the vocabulary of {self.vocab_size} tokens")
 
     @property
     def residual_scale(self) -> float:

@@ -9,14 +9,14 @@ from typing import Any
 
 from sat_models.config import LanguageConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
-from sat_models.processing.tokens import Tokenizer
+from sat_models.processing.tokens import SentencePieceTokenizer
 
 _LONGEST_BLANK = 80
 _BLANKS = re.compile(r"<\|blank_(\d+)\|>")
 _MANY_SPACES = re.compile(f" {{2,{_LONGEST_BLANK}}}")
 
 
-class GLMTokenizer(Tokenizer):
+class GLMTokenizer(SentencePieceTokenizer):
     """Line breaks, tabs and runs of spaces have pieces of their own; begin, end and pad are ids of the model's config.
 
     Args:
@@ -25,9 +25,13 @@ class GLMTokenizer(Tokenizer):
     """
 
     def __init__(self, pieces: Any, config: ChatGLMConfig) -> None:
-        super().__init__(pieces)
-        self.bos_id, self.eos_id, self.pad_id = config.bos_token_id, config.eos_token_id, config.pad_token_id
-        self._silent = {self.bos_id, self.eos_id, self.pad_id, config.mask_token_id, config.gmask_token_id}
+        specials = {
+            "<pad>": config.pad_token_id, "[MASK]": config.mask_token_id, "[gMASK]": config.gmask_token_id,
+            "<sop>": config.bos_token_id, "<eop>": config.eos_token_ids[0],
+        }  # fmt: skip
+        super().__init__(pieces, added=specials)
+        self.bos_id, self.eos_ids, self.pad_id = config.bos_token_id, config.eos_token_ids, config.pad_token_id
+        self._silent |= {*self.eos_ids}
 
     def encode(self, text: str) -> list[int]:
         """As `Tokenizer.encode`."""
@@ -36,11 +40,11 @@ class GLMTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """As `Tokenizer.decode`."""
-        return _plain(super().decode(i for i in ids if i not in self._silent))
+        return _plain(super().decode(ids))
 
     def token_bytes(self, token_id: int) -> tuple[bytes, bool]:
         """As `Tokenizer.token_bytes`."""
-        data, is_byte = super().token_bytes(token_id) if token_id not in self._silent else (b"", False)
+        data, is_byte = super().token_bytes(token_id)
         return (data, True) if is_byte else (_plain(data.decode()).encode(), False)
 
 
@@ -49,7 +53,11 @@ def _plain(text: str) -> str:
     return _BLANKS.sub(lambda blank: " " * int(blank[1]), text)
 
 
-def tokenizer_for(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a model, from its sentencepiece file. Raises as `Tokenizer.from_file`."""
-    plain = Tokenizer.from_file(path)
-    return GLMTokenizer(plain.pieces, config) if isinstance(config, ChatGLMConfig) else plain
+def tokenizer_for(config: LanguageConfig, path: str | os.PathLike[str]) -> SentencePieceTokenizer:
+    """The tokenizer of a model, from its sentencepiece file. Raises as `SentencePieceTokenizer.from_file`."""
+    plain = SentencePieceTokenizer.from_file(path)
+    if isinstance(config, ChatGLMConfig):
+        return GLMTokenizer(plain.pieces, config)
+    if not isinstance(config.eos_token_id, int):  # one id is left to the file
+        plain.eos_ids = config.eos_token_ids
+    return plain
