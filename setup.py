@@ -45,20 +45,26 @@ def packaged_configs() -> list[str]:
 PACKAGES = find_packages(include=["sat_models", "sat_models.*", "mixins", "mixins.*"])
 CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["configs", *packaged_configs()]}
 
-# A plain library, called through ctypes: no Python header is needed. Where it cannot be compiled, the package is
-# installed without it and decodes on the CPU through torch's operators.
-KERNEL_SOURCE = "sat_models/generation/steps/native.c"
-KERNELS = Extension(
-    "sat_models.generation.steps._native",
-    [KERNEL_SOURCE],
-    define_macros=[("SOURCE", f"{zlib.crc32((ROOT / KERNEL_SOURCE).read_bytes())}u")],
-    extra_compile_args=[
-        "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
-        "-Wno-psabi",
-    ],
-    extra_link_args=["-fopenmp", "-lm"],
-    optional=True,
-)  # fmt: skip
+# Plain libraries, called through ctypes (`sat_models/c_library.py`): no Python header is needed. Where they cannot be
+# compiled, the package is installed without them, and torch's operators do their work on a CPU.
+KERNEL_SOURCES = ("sat_models/generation/steps/native.c", "sat_models/models/common/quantised_kernels.c")
+
+
+def kernel(source: str) -> Extension:
+    """The library of a C file, which carries the checksum of its source."""
+    package, _, name = source.removesuffix(".c").rpartition("/")
+    return Extension(
+        f"{package.replace('/', '.')}._{name}",
+        [source],
+        define_macros=[("SOURCE", f"{zlib.crc32((ROOT / source).read_bytes())}u")],
+        extra_compile_args=[
+            "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
+            "-Wno-psabi",
+        ],
+        extra_link_args=["-fopenmp", "-lm"],
+        optional=True,
+    )  # fmt: skip
+
 
 setup(
     name="cogvlm-sat-zoo",
@@ -70,9 +76,9 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
-    ext_modules=[KERNELS],
+    ext_modules=[kernel(source) for source in KERNEL_SOURCES],
     package_data={
-        "sat_models": ["assets/**/*", "generation/steps/*.c"],
+        "sat_models": ["assets/**/*", "generation/steps/*.c", "models/common/*.c"],
         **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES},
     },
     include_package_data=False,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mixins.kv_cache import KVStore, kv_cache
 from mixins.rotary import RotaryRows, rotate_half_split, widen
+from sat_models import c_library
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import kernels as kernel_step
@@ -297,9 +298,27 @@ def test_answers_are_those_of_torch(kernels: TokenKernels, vlm: VLM, monkeypatch
     assert list(engine.tokens(prompt, SamplingOptions(max_new_tokens=40))) == ids
 
 
-def test_quantised_weights_are_multiplied_by_torch() -> None:
-    pytest.importorskip("bitsandbytes")
-    assert type(step_of(load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32", quant=8))) is TokenStep
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_weights_take_the_kernels_too(bits: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype=dtype, quant=bits)
+    assert type(step_of(vlm)) is KernelStep
+    engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
+    prompt = vlm.processor(GOLDEN / "cogvlm-mini" / "image.png", "What is that?", version="chat")
+    options = SamplingOptions(max_new_tokens=40)
+    ids = list(engine.tokens(prompt, options))
+    assert [row.token_ids for row in engine.batch([prompt] * 3, options)] == [ids] * 3
+    if dtype == "float32":  # the same products of bytes, with torch's operators in between
+        monkeypatch.setattr(kernel_step, "load", lambda: None)
+        assert type(step_of(vlm)) is TokenStep
+        assert list(engine.tokens(prompt, options)) == ids
+
+
+def test_quantised_linears_with_a_bias_or_a_listener_are_left_to_torch() -> None:
+    vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32", quant=8)
+    linear = vlm.model.transformer.layers[0].attention.dense
+    linear.bias = torch.nn.Parameter(torch.zeros(len(linear.weight)))
+    assert type(step_of(vlm)) is TokenStep
 
 
 def half(x: Tensor) -> Tensor:
@@ -396,12 +415,12 @@ def test_says_why_there_are_none(
     kernels: TokenKernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     load = token_kernels.load.__wrapped__
-    monkeypatch.setattr(token_kernels.pkgutil, "get_data", lambda package, name: b"int other;")
+    monkeypatch.setattr(c_library.pkgutil, "get_data", lambda package, name: b"int other;")
     assert load() is None and "another version" in caplog.text
     (tmp_path / "library.so").write_bytes(b"no library")
     spec = SimpleNamespace(origin=str(tmp_path / "library.so"))
-    monkeypatch.setattr(token_kernels, "find_spec", lambda name: spec)
+    monkeypatch.setattr(c_library, "find_spec", lambda name: spec)
     assert load() is None and "cannot be loaded" in caplog.text
     with caplog.at_level(logging.INFO):
-        monkeypatch.setattr(token_kernels, "find_spec", lambda name: None)
+        monkeypatch.setattr(c_library, "find_spec", lambda name: None)
         assert load() is None and "no C kernels" in caplog.text

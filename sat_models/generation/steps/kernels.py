@@ -5,6 +5,9 @@ Legend: B rows, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,55 +15,79 @@ from torch import Tensor, nn
 from mixins.kv_cache import KVStore
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.native import MAX_HEAD_DIM, TokenKernels, load
+from sat_models.generation.steps.products import Gate, Product, Products
 
 MAX_ROWS = 32
 """With more, torch's products in fp32 are as fast or faster (`scripts/measure_kernels.py`)."""
 
 
+class LayerProducts(NamedTuple):
+    """Those of one layer, in the order of a token."""
+
+    mix: Product
+    dense: Product
+    gate: Gate
+    down: Product
+
+
 class KernelStep:
     """Called like the `TokenStep` that it stands for, which takes over what is not made for the kernels.
 
-    In fp32 and in bf16. In bf16 it rounds where torch's operators do, but for the weights of attention, which stay in
-    fp32.
+    In fp32 and in bf16, with linears in that dtype or in 8 or 4 bits. In bf16 it rounds where torch's operators do, but
+    for the weights of attention, which stay in fp32.
 
     Args:
         step: one for which `of` did not say None.
         kernels: the loaded library.
+        products: of each layer.
+        head: the output projection.
     """
 
-    def __init__(self, step: TokenStep, kernels: TokenKernels) -> None:
+    def __init__(
+        self, step: TokenStep, kernels: TokenKernels, products: Sequence[LayerProducts], head: Product
+    ) -> None:
         self._step, self._kernels = step, kernels
         # Detached, so that this memory lives as long as its address is used.
         self._layers = [
-            (layer.norm.weight.detach(), layer.norm.variance_epsilon, layer.mix.weight.detach(),
-             layer.dense.weight.detach(), layer.norm_again.weight.detach(), layer.norm_again.variance_epsilon,
-             layer.gate.weight.detach(), layer.up.weight.detach(), layer.down.weight.detach())
-            for layer in step.layers
+            (layer.norm.weight.detach(), layer.norm.variance_epsilon, layer.norm_again.weight.detach(),
+             layer.norm_again.variance_epsilon, *own)
+            for layer, own in zip(step.layers, products, strict=True)
         ]  # fmt: skip
-        self._words, self._head = step.words.detach(), step.head.weight.detach()
+        self._words, self._head = step.words.detach(), head
         self._last_norm, self._last_epsilon = step.last_norm.weight.detach(), step.last_norm.variance_epsilon
-        self._sizes = len(self._last_norm), len(step.layers[0].mix.weight), len(step.layers[0].up.weight)
+        self._sizes = len(self._last_norm), products[0].mix.outputs, products[0].gate.outputs
         self._normed = self._mixed = self._context = self._inner = self._scores = torch.empty(0, 0)
 
     @classmethod
     def of(cls, step: TokenStep) -> KernelStep | None:
         """None where the kernels are not there, or were not made for such a model."""
-        if not step.bare or any(layer.activation is not F.silu for layer in step.layers):
+        if any(layer.activation is not F.silu for layer in step.layers):
             return None
-        weights = [step.words, step.last_norm.weight, step.head.weight]
-        for layer in step.layers:
-            weights += [layer.norm.weight, layer.norm_again.weight, *(linear.weight for linear in layer.linears)]
-        for weight in weights:
-            if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != step.words.dtype:
+        dtype = step.words.dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            return None
+        norms = [norm.weight for layer in step.layers for norm in (layer.norm, layer.norm_again)]
+        for weight in (step.words, step.last_norm.weight, *norms):
+            if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != dtype:
                 return None
             if weight.device.type != "cpu" or not weight.is_contiguous():
                 return None
-        if step.words.dtype not in (torch.float32, torch.bfloat16):
-            return None
-        if len(step.layers[0].mix.weight) // (3 * step.heads) > MAX_HEAD_DIM:
-            return None
         kernels = load()
-        return None if kernels is None else cls(step, kernels)
+        if kernels is None:
+            return None
+        make = Products(kernels, dtype)
+        products = [
+            LayerProducts(
+                make.of(layer.mix), make.of(layer.dense), make.gate(layer.gate, layer.up), make.of(layer.down)
+            )
+            for layer in step.layers
+        ]
+        head = make.of(step.head)
+        if head is None or any(part is None for layer in products for part in layer):
+            return None
+        if products[0].mix.outputs // (3 * step.heads) > MAX_HEAD_DIM:
+            return None
+        return cls(step, kernels, products, head)
 
     def __call__(
         self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
@@ -75,17 +102,17 @@ class KernelStep:
         if may_look is not None and may_look.stride(-1) != 1:
             may_look = may_look.contiguous()
         for layer, keys, values in zip(self._layers, store.keys, store.values, strict=True):
-            norm, epsilon, mix, dense, norm_again, epsilon_again, gate, up, down = layer
+            norm, epsilon, norm_again, epsilon_again, mix, dense, gate, down = layer
             kernels.rms_norm(normed, hidden, norm, epsilon)
-            kernels.product(mixed, normed, mix)
+            mix.into(mixed, normed)
             kernels.attend(context, mixed, turns, keys, values, store.length, may_look, self._scores)
-            kernels.product(hidden, context, dense, residual=hidden)
+            dense.into(hidden, context, residual=hidden)
             kernels.rms_norm(normed, hidden, norm_again, epsilon_again)
-            kernels.gated(inner, normed, gate, up)
-            kernels.product(hidden, inner, down, residual=hidden)
+            gate.into(inner, normed)
+            down.into(hidden, inner, residual=hidden)
         kernels.rms_norm(normed, hidden, self._last_norm, self._last_epsilon)
-        logits = hidden.new_empty(len(ids), len(self._head))
-        kernels.product(logits, normed, self._head)
+        logits = hidden.new_empty(len(ids), self._head.outputs)
+        self._head.into(logits, normed)
         return logits.to(self._words.dtype)
 
     def _can_use(self, store: KVStore, rows: int) -> bool:

@@ -14,17 +14,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import pkgutil
-import zlib
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from mixins.rotary import RotaryRows
-
-logger = logging.getLogger(__name__)
+from sat_models.c_library import open_library
 
 MAX_HEAD_DIM = 256
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -38,34 +33,15 @@ _ARGUMENTS = {
 
 @functools.cache
 def load() -> TokenKernels | None:
-    """The kernels; None, with the reason in the log, where they were not compiled or are those of another version."""
-    found = find_spec(f"{__package__}._native")
-    remedy = (
-        "decoding on a CPU is slower than it could be; install again with a C compiler at hand (pip install "
-        "--force-reinstall --no-cache-dir --no-deps)"
-    )
-    if found is None:
-        logger.info("no C kernels: %s", remedy)
-        return None
-    try:
-        library = ctypes.CDLL(found.origin)
-        built_from = ctypes.c_uint32(library.native_source()).value
-    except (OSError, AttributeError) as error:
-        logger.warning("the C kernels cannot be loaded (%s): %s", error, remedy)
-        return None
-    if built_from != zlib.crc32(pkgutil.get_data(__package__, "native.c")):
-        logger.warning("the C kernels are those of another version: %s", remedy)
-        return None
-    return TokenKernels(library)
+    """The kernels; None where they were not compiled."""
+    library = open_library(__package__, "native", _ARGUMENTS)
+    return None if library is None else TokenKernels(library)
 
 
 class TokenKernels:
     """Calls the library with torch's number of threads."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, arguments in _ARGUMENTS.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
         self._norm, self._product = library.token_rms_norm, library.token_product
         self._gated, self._attend = library.token_gated, library.token_attend
 

@@ -28,11 +28,12 @@ from mixins.sat_compat import (
     reduce_from_model_parallel_region,
 )
 from sat_models.errors import ConfigError, MissingPackageError
+from sat_models.models.common import quantised_kernels
+from sat_models.models.common.quantised_kernels import SCALE_OFFSET, SCALE_STEPS, QuantisedWeight
 
 SCALE = "quant_scale"
 _BLOCKS = (64, 32)
-_STEPS, _OFFSET = 8, 191  # a scale of 4 bits: steps per doubling, and the code that means 1
-_LARGEST = 2 ** ((255.5 - _OFFSET) / _STEPS)
+_LARGEST = 2 ** ((255.5 - SCALE_OFFSET) / SCALE_STEPS)
 _CHUNK = 2**20  # values of a weight in work at once: bitsandbytes takes up to 20 bytes for each on the CPU
 _OUTLIER = 6.0  # LLM.int8 (arXiv 2208.07339): inputs beyond it are multiplied in fp16
 
@@ -91,8 +92,17 @@ class _QuantisedLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x W^T + bias` on this rank, without any collective: [..., inputs] -> [..., outputs]."""
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and (kernels := quantised_kernels.load()):
+            found = kernels.multiply(x, self.stored)
+            return found if bias is None else found + bias
         multiply = _product_8 if self.bits == 8 else _product_4
         return multiply(self, x.contiguous(), bias)
+
+    @property
+    def stored(self) -> QuantisedWeight:
+        """Codes and scales as the kernels for a CPU read them."""
+        scale = self.quant_scale.float() if self.bits == 8 else self.quant_scale
+        return QuantisedWeight(self.weight.detach(), scale, self.bits, self.block or 0)
 
 
 class QuantisedColumnLinear(_QuantisedLinear, ColumnParallelLinear):
@@ -194,7 +204,7 @@ def _codes_8(values: Tensor, scales: Tensor) -> Tensor:
 def _codes_4(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     packed, state = bitsandbytes().functional.quantize_4bit(values.contiguous(), blocksize=block, quant_type="nf4")
     _check_range(state.absmax, _LARGEST)
-    steps = state.absmax.log2().mul_(_STEPS).add_(_OFFSET).round_().clamp_(0, 255)
+    steps = state.absmax.log2().mul_(SCALE_STEPS).add_(SCALE_OFFSET).round_().clamp_(0, 255)
     return packed.view(len(values), -1), steps.to(torch.uint8).view(len(values), -1)
 
 
@@ -240,5 +250,5 @@ def _product_4(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tenso
 def _scale_table(device: torch.device, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """What a byte of `quant_scale` means, as the kernels look it up: table[code] · 1 + 0."""
     with torch.inference_mode(False):  # they outlive the forward that first needs them
-        table = torch.exp2((torch.arange(256, dtype=torch.float32, device=device) - _OFFSET) / _STEPS)
+        table = torch.exp2((torch.arange(256, dtype=torch.float32, device=device) - SCALE_OFFSET) / SCALE_STEPS)
         return table, torch.ones(groups, device=device), torch.zeros((), device=device)

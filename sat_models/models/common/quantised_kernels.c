@@ -1,0 +1,357 @@
+/* Products with weights of 8 or 4 bits on a CPU: what `quantised_kernels.py` calls.
+
+   The inputs of a product are made integers, too: 64 at a time share a scale, so that a few large ones do not cost all
+   others their precision. A product is then a sum of products of bytes, which processors with VNNI add up 64 at a time.
+   Those multiply bytes without a sign with bytes that have one; so a weight is read as w + 128, and what that adds,
+   128 times the sum of the inputs, is taken off from the start (`less`). All sums of bytes are exact in either form.
+
+   Forms of weights, as `quantised.py` says:
+     8 bits  int8 w for w * scale / 127, a scale for each row.
+     4 bits  two nf4 codes a byte, the first in the upper half; a byte for the scale of 64 or 32 of them. The sixteen
+             values are taken in steps of 1 / 127, which moves none by more than 1 / 254 of its block's largest.
+
+   A thread reads its share of a matrix in STREAMS places at once, a row's sum depends neither on the
+   number of threads nor on the other rows, `half` rounds results to bf16, and nothing is checked. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define X86 1
+#define EACH_VECTOR __attribute__((target_clones("avx2", "default")))
+#define WITH_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#else
+#define X86 0
+#define EACH_VECTOR
+#endif
+#if defined(__clang__)
+#undef EACH_VECTOR
+#define EACH_VECTOR
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define STREAMS 4  /* rows of a weight that a thread reads at once */
+#define BLOCK 4    /* inputs that go through the same weights at once */
+#define SHARED 64  /* numbers of an input that share a scale */
+#define WIDE 128   /* what inputs are filled up to: a vector of bytes holds that many codes of 4 bits */
+#define NEAR 16    /* inputs that stay in the nearest cache while a thread's share of the weight goes by */
+#define AHEAD 512  /* bytes that are asked for before they are needed */
+
+/* nf4 (QLoRA, arXiv 2305.14314), times 127. */
+static const int8_t NF4[16] = {-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127};
+
+/* An input row as bytes. */
+typedef struct {
+    const int8_t *bytes;  /* filled up with 0; for 4 bits the even ones of each WIDE in front of the odd ones */
+    const int32_t *less;  /* for each vector of int32, -128 times the sums of the bytes that end there */
+    const float *scales;  /* one for each SHARED numbers */
+} Input;
+
+/* A weight. */
+typedef struct {
+    const uint8_t *codes;
+    const void *scales;       /* of 8 bits: a float for each row; of 4 bits: a byte for each block */
+    const float *scale_table; /* what such a byte means */
+    long inputs, block;
+    int bits;
+} Weight;
+
+/* To the nearest bf16, to the even one of two, as torch. */
+INLINE uint16_t half_of(float x) {
+    union { float number; uint32_t bits; } given = {x};
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((given.bits + 0x7fff + (given.bits >> 16 & 1)) >> 16);
+}
+
+INLINE float rounded(float x, int half) {
+    if (!half) return x;
+    union { uint32_t bits; float number; } found = {(uint32_t)half_of(x) << 16};
+    return found.number;
+}
+
+INLINE long filled_up(long n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+INLINE long row_bytes(const Weight *w) { return w->bits == 8 ? w->inputs : w->inputs / 2; }
+
+INLINE Input input_at(const int8_t *bytes, const int32_t *less, const float *scales, long row, long inputs, int bits) {
+    long width = filled_up(inputs), sums = bits == 8 ? width / 4 : width / 8;
+    Input found = {bytes + row * width, less + row * sums, scales + row * (width / SHARED)};
+    return found;
+}
+
+/* The plain form. */
+INLINE float plain_dot(const Weight *w, long row, Input x) {
+    const uint8_t *codes = w->codes + row * row_bytes(w);
+    float found = 0;
+    if (w->bits == 8) {
+        const int8_t *weight = (const int8_t *)codes;
+        for (long start = 0; start < w->inputs; start += SHARED) {
+            long stop = start + SHARED < w->inputs ? start + SHARED : w->inputs;
+            int32_t sum = 0;
+            for (long i = start; i < stop; i++) sum += (int32_t)weight[i] * x.bytes[i];
+            found += (float)sum * x.scales[start / SHARED];
+        }
+        return found * (((const float *)w->scales)[row] / 127);
+    }
+    const uint8_t *scales = (const uint8_t *)w->scales + row * (w->inputs / w->block);
+    for (long start = 0; start < w->inputs; start += w->block) {
+        long first = start / WIDE * WIDE + start % WIDE / 2, half = w->block / 2;
+        const int8_t *even = x.bytes + first, *odd = even + WIDE / 2;
+        int32_t sum = 0;
+        for (long i = 0; i < half; i++) {
+            uint8_t code = codes[start / 2 + i];
+            sum += (int32_t)NF4[code >> 4] * even[i] + (int32_t)NF4[code & 15] * odd[i];
+        }
+        found += (float)sum * (w->scale_table[scales[start / w->block]] * x.scales[start / SHARED]);
+    }
+    return found / 127;
+}
+
+INLINE void plain_dots(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS], const long rows[STREAMS],
+                       const Input *x, int count) {
+    for (int b = 0; b < count; b++)
+        for (int s = 0; s < STREAMS; s++) found[b][s] = plain_dot(weights[s], rows[s], x[b]);
+}
+
+#if X86
+/* 64 bytes, or what is left of a row and zeros. */
+WITH_VNNI INLINE __m512i bytes_at(const uint8_t *from, long left) {
+    if (left >= 64) return _mm512_loadu_si512(from);
+    return _mm512_maskz_loadu_epi8(left > 0 ? ~0ull >> (64 - left) : 0, from);
+}
+
+WITH_VNNI INLINE void dots_8(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS],
+                             const long rows[STREAMS], const Input *x, int count) {
+    const __m512i sign = _mm512_set1_epi8((char)0x80);
+    const long inputs = weights[0]->inputs;
+    __m512 sums[BLOCK][STREAMS];
+    const uint8_t *from[STREAMS];
+    for (int s = 0; s < STREAMS; s++) from[s] = weights[s]->codes + rows[s] * inputs;
+    for (int b = 0; b < count; b++)
+        for (int s = 0; s < STREAMS; s++) sums[b][s] = _mm512_setzero_ps();
+    for (long i = 0; i < inputs; i += 64) {
+        __m512i w[STREAMS];
+        for (int s = 0; s < STREAMS; s++) {
+            _mm_prefetch((const char *)from[s] + i + AHEAD, _MM_HINT_T0);
+            w[s] = _mm512_xor_si512(bytes_at(from[s] + i, inputs - i), sign);
+        }
+        for (int b = 0; b < count; b++) {
+            __m512i bytes = _mm512_loadu_si512(x[b].bytes + i), less = _mm512_loadu_si512(x[b].less + i / 4);
+            __m512 scale = _mm512_set1_ps(x[b].scales[i / SHARED]);
+            for (int s = 0; s < STREAMS; s++)
+                sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, w[s], bytes)), scale,
+                                             sums[b][s]);
+        }
+    }
+    for (int b = 0; b < count; b++)
+        for (int s = 0; s < STREAMS; s++)
+            found[b][s] = _mm512_reduce_add_ps(sums[b][s]) * (((const float *)weights[s]->scales)[rows[s]] / 127);
+}
+
+/* The scales of the WIDE weights from `start`, each where its sums are. */
+WITH_VNNI INLINE __m512 scales_4(const Weight *w, const uint8_t *scales, long start) {
+    const float *table = w->scale_table;
+    long last = w->inputs / w->block - 1, at = start / w->block;
+#define SCALE(n) _mm512_set1_ps(table[scales[at + (n) < last ? at + (n) : last]])
+    if (w->block == 64) return _mm512_mask_mov_ps(SCALE(0), 0xff00, SCALE(1));
+    __m512 lower = _mm512_mask_mov_ps(SCALE(0), 0x00f0, SCALE(1));
+    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(lower, 0x0f00, SCALE(2)), 0xf000, SCALE(3));
+#undef SCALE
+}
+
+WITH_VNNI INLINE void dots_4(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS],
+                             const long rows[STREAMS], const Input *x, int count) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i table = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)NF4)),
+                                           _mm512_set1_epi8((char)0x80));
+    const long inputs = weights[0]->inputs, bytes = inputs / 2;
+    __m512 sums[BLOCK][STREAMS];
+    const uint8_t *from[STREAMS], *scales[STREAMS];
+    for (int s = 0; s < STREAMS; s++) {
+        from[s] = weights[s]->codes + rows[s] * bytes;
+        scales[s] = (const uint8_t *)weights[s]->scales + rows[s] * (inputs / weights[s]->block);
+    }
+    for (int b = 0; b < count; b++)
+        for (int s = 0; s < STREAMS; s++) sums[b][s] = _mm512_setzero_ps();
+    for (long i = 0; i < inputs; i += WIDE) {
+        __m512i first[STREAMS], second[STREAMS];
+        __m512 scale[STREAMS];
+        for (int s = 0; s < STREAMS; s++) {
+            _mm_prefetch((const char *)from[s] + i / 2 + AHEAD, _MM_HINT_T0);
+            __m512i codes = bytes_at(from[s] + i / 2, bytes - i / 2);
+            first[s] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
+            second[s] = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low));
+            scale[s] = scales_4(weights[s], scales[s], i);
+        }
+        for (int b = 0; b < count; b++) {
+            __m512i even = _mm512_loadu_si512(x[b].bytes + i), odd = _mm512_loadu_si512(x[b].bytes + i + WIDE / 2);
+            __m512i less = _mm512_loadu_si512(x[b].less + i / 8);
+            const float *own = x[b].scales + i / SHARED;
+            __m512 shared = _mm512_mask_mov_ps(_mm512_set1_ps(own[0]), 0xff00, _mm512_set1_ps(own[1]));
+            for (int s = 0; s < STREAMS; s++) {
+                __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(less, first[s], even), second[s], odd);
+                sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[s], shared), sums[b][s]);
+            }
+        }
+    }
+    for (int b = 0; b < count; b++)
+        for (int s = 0; s < STREAMS; s++) found[b][s] = _mm512_reduce_add_ps(sums[b][s]) / 127;
+}
+
+/* A count that is known is unrolled, so that the sums stay in registers. */
+WITH_VNNI static void vnni_dots(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS],
+                                const long rows[STREAMS], const Input *x, int count) {
+    if (weights[0]->bits == 8) {
+        if (count == 1) return dots_8(found, weights, rows, x, 1);
+        if (count == 2) return dots_8(found, weights, rows, x, 2);
+        return dots_8(found, weights, rows, x, 4);
+    }
+    if (count == 1) return dots_4(found, weights, rows, x, 1);
+    if (count == 2) return dots_4(found, weights, rows, x, 2);
+    return dots_4(found, weights, rows, x, 4);
+}
+#endif
+
+EACH_VECTOR
+static void other_dots(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS], const long rows[STREAMS],
+                       const Input *x, int count) {
+    plain_dots(found, weights, rows, x, count);
+}
+
+static int plain_only = 0;
+
+/* For tests: 1 lets every product take the plain form. */
+void quantised_plain(int only) { plain_only = only; }
+
+static void some_dots(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS], const long rows[STREAMS],
+                      const Input *x, int count) {
+#if X86
+    if (!plain_only && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512dq"))
+        return vnni_dots(found, weights, rows, x, count);
+#endif
+    other_dots(found, weights, rows, x, count);
+}
+
+INLINE int next_count(long left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+INLINE float gated(float gate, float up, int half) {
+    gate = rounded(gate, half);
+    return rounded(rounded(gate / (1 + expf(-gate)), half) * rounded(up, half), half);
+}
+
+/* Outputs `first` to `last` for the inputs `from` to `to`. */
+static void product_part(float *out, const int8_t *bytes, const int32_t *less, const float *scales, const Weight *w,
+                         const float *residual, long from, long to, long outputs, long first, long last, int half) {
+    const Weight *weights[STREAMS] = {w, w, w, w};
+    long step = (last - first + STREAMS - 1) / STREAMS;
+    for (long m = first; m < first + step; m++) {
+        long at[STREAMS];
+        for (int s = 0; s < STREAMS; s++) at[s] = m + s * step < last ? m + s * step : m;
+        for (long row = from, count; row < to; row += count) {
+            Input x[BLOCK];
+            float found[BLOCK][STREAMS];
+            count = next_count(to - row);
+            for (long b = 0; b < count; b++) x[b] = input_at(bytes, less, scales, row + b, w->inputs, w->bits);
+            some_dots(found, weights, at, x, (int)count);
+            for (long b = 0; b < count; b++)
+                for (int s = 0; s < STREAMS && m + s * step < last; s++) {
+                    long place = (row + b) * outputs + m + s * step;
+                    float sum = rounded(found[b][s], half);
+                    out[place] = residual ? rounded(residual[place] + sum, half) : sum;
+                }
+        }
+    }
+}
+
+static void gated_part(float *out, const int8_t *bytes, const int32_t *less, const float *scales, const Weight *gate,
+                       const Weight *up, long from, long to, long outputs, long first, long last, int half) {
+    const Weight *weights[STREAMS] = {gate, gate, up, up};
+    long step = (last - first + 1) / 2;
+    for (long m = first; m < first + step; m++) {
+        long other = m + step < last ? m + step : m, at[STREAMS] = {m, other, m, other};
+        for (long row = from, count; row < to; row += count) {
+            Input x[BLOCK];
+            float found[BLOCK][STREAMS];
+            count = next_count(to - row);
+            for (long b = 0; b < count; b++) x[b] = input_at(bytes, less, scales, row + b, gate->inputs, gate->bits);
+            some_dots(found, weights, at, x, (int)count);
+            for (long b = 0; b < count; b++) {
+                out[(row + b) * outputs + m] = gated(found[b][0], found[b][2], half);
+                out[(row + b) * outputs + other] = gated(found[b][1], found[b][3], half);
+            }
+        }
+    }
+}
+
+/* One input row as bytes, for weights of so many bits. */
+EACH_VECTOR
+static void quantise_row(int8_t *bytes, int32_t *less, float *scales, const float *x, long n, int bits) {
+    long width = filled_up(n), each = bits == 8 ? 4 : 8;
+    int8_t plain[WIDE];
+    for (long start = 0; start < width; start += WIDE) {
+        memset(plain, 0, sizeof plain);
+        for (long part = 0; part < WIDE; part += SHARED) {
+            long first = start + part, count = n - first < SHARED ? n - first : SHARED;
+            float largest = 0;
+            for (long i = 0; i < count; i++) largest = fabsf(x[first + i]) > largest ? fabsf(x[first + i]) : largest;
+            float factor = largest > 0 ? 127 / largest : 0;
+            for (long i = 0; i < count; i++) plain[part + i] = (int8_t)(int)rintf(x[first + i] * factor);
+            scales[first / SHARED] = largest / 127;
+            for (long i = 0; i < count; i++) /* an input that is no number makes results that are none */
+                if (!(fabsf(x[first + i]) <= 3.4e38f)) scales[first / SHARED] = NAN;
+        }
+        if (bits == 8) {
+            memcpy(bytes + start, plain, WIDE);
+            continue;
+        }
+        for (long i = 0; i < WIDE / 2; i++) bytes[start + i] = plain[2 * i];
+        for (long i = 0; i < WIDE / 2; i++) bytes[start + WIDE / 2 + i] = plain[2 * i + 1];
+    }
+    for (long lane = 0; lane < width / each; lane++) {
+        long at = bits == 8 ? 4 * lane : lane / 16 * WIDE + lane % 16 * 4;
+        int32_t sum = bytes[at] + bytes[at + 1] + bytes[at + 2] + bytes[at + 3];
+        if (bits == 4) {
+            const int8_t *odd = bytes + at + WIDE / 2;
+            sum += odd[0] + odd[1] + odd[2] + odd[3];
+        }
+        less[lane] = -128 * sum;
+    }
+}
+
+/* x [rows, n] as bytes [rows, filled up], what VNNI takes off, and scales. */
+void quantised_inputs(int8_t *bytes, int32_t *less, float *scales, const float *x, long rows, long n, int bits,
+                      int threads) {
+    long width = filled_up(n), sums = bits == 8 ? width / 4 : width / 8;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > NEAR)
+    for (long row = 0; row < rows; row++)
+        quantise_row(bytes + row * width, less + row * sums, scales + row * (width / SHARED), x + row * n, n, bits);
+}
+
+void quantised_product(float *out, const int8_t *bytes, const int32_t *less, const float *scales,
+                       const uint8_t *codes, const void *weight_scales, const float *scale_table,
+                       const float *residual, long rows, long outputs, long inputs, long block, int bits, int half,
+                       int threads) {
+    Weight w = {codes, weight_scales, scale_table, inputs, block, bits};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; part++)
+        for (long row = 0; row < rows; row += NEAR)
+            product_part(out, bytes, less, scales, &w, residual, row, row + NEAR < rows ? row + NEAR : rows, outputs,
+                         outputs * part / threads, outputs * (part + 1) / threads, half);
+}
+
+void quantised_gated(float *out, const int8_t *bytes, const int32_t *less, const float *scales, const uint8_t *gate,
+                     const void *gate_scales, const uint8_t *up, const void *up_scales, const float *scale_table,
+                     long rows, long outputs, long inputs, long block, int bits, int half, int threads) {
+    Weight first = {gate, gate_scales, scale_table, inputs, block, bits};
+    Weight second = {up, up_scales, scale_table, inputs, block, bits};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; part++)
+        for (long row = 0; row < rows; row += NEAR)
+            gated_part(out, bytes, less, scales, &first, &second, row, row + NEAR < rows ? row + NEAR : rows, outputs,
+                       outputs * part / threads, outputs * (part + 1) / threads, half);
+}
+
+/* The checksum of this file, by which an old build is told apart. */
+unsigned quantised_kernels_source(void) { return SOURCE; }

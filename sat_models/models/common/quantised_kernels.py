@@ -1,0 +1,132 @@
+"""Products with weights of 8 or 4 bits on a CPU, through C (`quantised_kernels.c`).
+
+Inputs are made integers, 64 numbers with a scale of their own, and multiplied as bytes: with few inputs a product takes
+what reading its weight takes, with many half of what it takes in fp32. An input's result does not depend on the others,
+so an answer in a batch is that of one alone.
+
+Legend: B inputs (rows), K numbers of each, M outputs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sat_models.c_library import open_library
+
+SCALE_STEPS, SCALE_OFFSET = 8, 191
+"""A scale of 4 bits: steps per doubling, and the code that means 1."""
+
+_WIDE, _SHARED = 128, 64  # as in the C file: what inputs are filled up to; how many share a scale
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+_ARGUMENTS = {
+    "quantised_plain": [_INT],
+    "quantised_inputs": [_POINTER] * 4 + [_LONG] * 2 + [_INT] * 2,
+    "quantised_product": [_POINTER] * 7 + [_POINTER] + [_LONG] * 4 + [_INT] * 3,
+    "quantised_gated": [_POINTER] * 9 + [_LONG] * 4 + [_INT] * 3,
+}
+
+
+@functools.cache
+def load() -> QuantisedKernels | None:
+    """The kernels; None where they were not compiled."""
+    library = open_library(__package__, "quantised_kernels", _ARGUMENTS)
+    return None if library is None else QuantisedKernels(library)
+
+
+@functools.cache
+def scale_table() -> Tensor:
+    """What a byte of the scales of 4 bits means, fp32 [256]."""
+    with torch.inference_mode(False):
+        return torch.exp2((torch.arange(256, dtype=torch.float32) - SCALE_OFFSET) / SCALE_STEPS)
+
+
+class QuantisedWeight(NamedTuple):
+    """A weight on the CPU, contiguous, as `quantised.py` describes it.
+
+    Attributes:
+        codes: int8 [M, K], or uint8 [M, K / 2].
+        scales: fp32 [M], or uint8 [M, K / block].
+        bits: 8 or 4.
+        block: of 4 bits; 0 for 8 bits.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    block: int
+
+    @property
+    def outputs(self) -> int:
+        """M."""
+        return self.codes.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return self.codes.shape[1] * (1 if self.bits == 8 else 2)
+
+
+class ByteInputs(NamedTuple):
+    """Inputs [B, K] as bytes, what is taken off the sums of their products, and scales: room that can be used again."""
+
+    codes: Tensor
+    less: Tensor
+    scales: Tensor
+
+    @classmethod
+    def room(cls, rows: int, inputs: int, bits: int) -> ByteInputs:
+        """For so many rows of so many numbers."""
+        width = -(-inputs // _WIDE) * _WIDE
+        return cls(
+            torch.empty(rows, width, dtype=torch.int8, device="cpu"),
+            torch.empty(rows, width // (4 if bits == 8 else 8), dtype=torch.int32, device="cpu"),
+            torch.empty(rows, width // _SHARED, dtype=torch.float32, device="cpu"),
+        )
+
+
+class QuantisedKernels:
+    """Calls the library with torch's number of threads. Nothing is checked; results go into `out`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._inputs, self._product = library.quantised_inputs, library.quantised_product
+        self._gated = library.quantised_gated
+        self.plain = library.quantised_plain
+        self._table = scale_table()
+
+    def inputs(self, room: ByteInputs, x: Tensor, bits: int) -> ByteInputs:
+        """x fp32 [B, K], as bytes for products with weights of so many bits."""
+        self._inputs(*(part.data_ptr() for part in room), x.data_ptr(), *x.shape, bits, torch.get_num_threads())
+        return room
+
+    def product(
+        self, out: Tensor, x: ByteInputs, weight: QuantisedWeight, residual: Tensor | None = None, *, half: bool = False
+    ) -> None:
+        """Weight times each input, plus residual [B, M], which may be `out` -> fp32 [B, M]; `half` rounds to bf16."""
+        self._product(
+            out.data_ptr(), *(part.data_ptr() for part in x), weight.codes.data_ptr(), weight.scales.data_ptr(),
+            self._table.data_ptr(), None if residual is None else residual.data_ptr(), len(out), weight.outputs,
+            weight.inputs, weight.block, weight.bits, half, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def gated(
+        self, out: Tensor, x: ByteInputs, gate: QuantisedWeight, up: QuantisedWeight, *, half: bool = False
+    ) -> None:
+        """silu(gate x) times up x, for each input -> fp32 [B, M]."""
+        self._gated(
+            out.data_ptr(), *(part.data_ptr() for part in x), gate.codes.data_ptr(), gate.scales.data_ptr(),
+            up.codes.data_ptr(), up.scales.data_ptr(), self._table.data_ptr(), len(out), gate.outputs, gate.inputs,
+            gate.block, gate.bits, half, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def multiply(self, x: Tensor, weight: QuantisedWeight) -> Tensor:
+        """`x W^T`: […, K] -> […, M] in the dtype of x. No gradients."""
+        rows = x.reshape(-1, x.shape[-1]).float().contiguous()
+        room = ByteInputs.room(len(rows), weight.inputs, weight.bits)
+        found = rows.new_empty(len(rows), weight.outputs)
+        self.product(found, self.inputs(room, rows, weight.bits), weight)
+        return found.to(x.dtype).view(*x.shape[:-1], -1)
