@@ -36,7 +36,13 @@ def check_hook_names(owner: BaseMixin | BaseModel) -> None:
 
 
 class ZooModel(BaseModel):
-    """SAT's `BaseModel` whose mixins are checked when added, and which is unchanged when a change fails."""
+    """SAT's `BaseModel` whose mixins are checked when added, and which is unchanged when a change fails.
+
+    Attributes:
+        quantised_head: the C decode step makes itself an output projection of 8 bits; who loads the weights says so.
+    """
+
+    quantised_head: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_hook_names(self)

@@ -47,6 +47,7 @@ def load_pretrained(
     local_tokenizer: str | os.PathLike[str] | None = None,
     quant: int | None = None,
     quant_skip: Sequence[str] = (),
+    quant_head: bool | None = None,
     rotary_table: str = "model",
     version: str | None = None,
 ) -> VLM:
@@ -63,6 +64,8 @@ def load_pretrained(
         quant: 8 or 4 bits per weight of the linears (language, experts, vision), quantised one by one while loading;
             None takes the weights as they are stored, quantised or not.
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
+        quant_head: decode on a CPU with an output projection of 8 bits (a copy in memory; prompts and files keep the
+            full one). None: where the linears are quantised; True refuses a model whose linears are not.
         rotary_table: "model" computes rotary angles in `dtype`, as the released weights were trained; "fp32" is the
             departure of docs/numerics.md.
         version: prompt style; None takes the checkpoint's, else the model's usual one, else "base".
@@ -97,6 +100,9 @@ def load_pretrained(
         model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
     model.eval().requires_grad_(False)
     bits = Quantisation.of(config)
+    if quant_head and bits is None:
+        raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
+    model.quantised_head = bits is not None and quant_head is not False
     kind = f"{dtype}, linears of {bits.bits} bits" if bits else f"{dtype}"
     logger.info("loaded %s: %s on %s, split over %d process(es)", checkpoint.step_folder, kind, device, size)
     return VLM(

@@ -20,6 +20,7 @@ from torch import Tensor
 from mixins.kv_cache import KVStore, kv_cache
 from mixins.rotary import RotaryRows, rotate_half_split, widen
 from sat_models import c_library
+from sat_models.errors import ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import kernels as kernel_step
@@ -27,6 +28,7 @@ from sat_models.generation.steps import native as token_kernels
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import TokenKernels
+from sat_models.generation.steps.products import PlainProduct, QuantisedProduct
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
@@ -309,9 +311,32 @@ def test_quantised_weights_take_the_kernels_too(bits: int, dtype: str, monkeypat
     ids = list(engine.tokens(prompt, options))
     assert [row.token_ids for row in engine.batch([prompt] * 3, options)] == [ids] * 3
     if dtype == "float32":  # the same products of bytes, with torch's operators in between
+        vlm.model.quantised_head = False
+        ids = list(engine.tokens(prompt, options))
         monkeypatch.setattr(kernel_step, "load", lambda: None)
         assert type(step_of(vlm)) is TokenStep
         assert list(engine.tokens(prompt, options)) == ids
+
+
+def test_the_output_projection_is_quantised_with_the_linears_unless_told_otherwise() -> None:
+    def head(**options: object) -> object:
+        vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32", **options)
+        return step_of(vlm)._head
+
+    assert isinstance(head(), PlainProduct) and isinstance(head(quant=8, quant_head=False), PlainProduct)
+    made = head(quant=4)
+    assert isinstance(made, QuantisedProduct) and made.weight.bits == 8
+    with pytest.raises(ConfigError, match="quant_head is for models whose linears are quantised"):
+        head(quant_head=True)
+
+
+def test_the_output_projection_is_made_once_and_again_when_the_weight_changes() -> None:
+    vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32", quant=8)
+    first = step_of(vlm)._head.weight
+    assert step_of(vlm)._head.weight is first
+    with torch.no_grad():
+        vlm.model.get_mixin("lm").lm_head.weight.mul_(2)
+    assert not step_of(vlm)._head.weight.scales.equal(first.scales)
 
 
 def test_quantised_linears_with_a_bias_or_a_listener_are_left_to_torch() -> None:

@@ -82,7 +82,7 @@ class KernelStep:
             )
             for layer in step.layers
         ]
-        head = make.of(step.head)
+        head = make.head(step.head) if step.model.quantised_head else make.of(step.head)
         if head is None or any(part is None for layer in products for part in layer):
             return None
         if products[0].mix.outputs // (3 * step.heads) > MAX_HEAD_DIM:

@@ -6,6 +6,7 @@ Legend: B rows, K inputs, M outputs; inputs and results are fp32, rounded to bf1
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,11 @@ from mixins.linear import is_whole
 from mixins.sat_compat import RowParallelLinear
 from sat_models.generation.steps.native import TokenKernels
 from sat_models.models.common import quantised_kernels
-from sat_models.models.common.quantised import QuantisedColumnLinear, QuantisedRowLinear
+from sat_models.models.common.quantised import QuantisedColumnLinear, QuantisedRowLinear, quantise
 from sat_models.models.common.quantised_kernels import ByteInputs, QuantisedKernels, QuantisedWeight
+
+_HEADS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], QuantisedWeight]] = WeakKeyDictionary()
+"""Output projections in 8 bits, with what tells whether the weight that they were made of is still the same."""
 
 
 class Product(Protocol):
@@ -134,6 +138,16 @@ class Products:
         if self._bytes is None:
             return None
         return QuantisedProduct(weight, self._bytes, self._rooms, self._dtype == torch.bfloat16)
+
+    def head(self, linear: nn.Module) -> Product | None:
+        """That of the output projection: of 8 bits, made here and kept; as it is where it is no bare weight."""
+        found = self.of(linear)
+        if not isinstance(found, PlainProduct) or self._bytes is None:
+            return found
+        made_of = (found.weight.data_ptr(), linear.weight._version)
+        if _HEADS.get(linear, (None,))[0] != made_of:
+            _HEADS[linear] = made_of, QuantisedWeight(*quantise(found.weight, 8), 8, 0)
+        return self.quantised(_HEADS[linear][1])
 
     def gate(self, gate: nn.Module, up: nn.Module) -> Gate | None:
         """Both of a gated MLP; None where the kernels were not made for them."""
