@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("mixins.sat_compat",),
     ("mixins",),
-    ("sat_models.text", "sat_models.errors", "sat_models.flags", "sat_models.runtime", "sat_models.config"),
+    (
+        "sat_models.text",
+        "sat_models.errors",
+        "sat_models.flags",
+        "sat_models.runtime",
+        "sat_models.c_library",
+        "sat_models.config",
+    ),
     ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation"),

@@ -54,9 +54,9 @@ def meaning(weight: QuantisedWeight, *, in_steps: bool) -> Tensor:
 
 
 def in_bytes(x: Tensor) -> Tensor:
-    """Inputs as bytes mean them: 64 at a time share a scale."""
-    width = -(-x.shape[1] // 64) * 64
-    parts = torch.nn.functional.pad(x, (0, width - x.shape[1])).unflatten(1, (-1, 64))
+    """Inputs as bytes mean them: 32 at a time share a scale."""
+    width = -(-x.shape[1] // 32) * 32
+    parts = torch.nn.functional.pad(x, (0, width - x.shape[1])).unflatten(1, (-1, 32))
     largest = parts.abs().amax(dim=-1, keepdim=True)
     steps = (parts * (127 / largest.clamp(min=1e-30))).round()
     return (steps.double() * (largest.double() / 127)).flatten(1)[:, : x.shape[1]]
@@ -64,7 +64,7 @@ def in_bytes(x: Tensor) -> Tensor:
 
 def drawn(rows: int, inputs: int) -> Tensor:
     x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
-    x[:, inputs // 2] = 30.0  # an outlier costs its own 64 their precision, not the others
+    x[:, inputs // 2] = 30.0  # an outlier costs its own 32 their precision, not the others
     return x
 
 
@@ -86,7 +86,7 @@ def test_is_what_the_numbers_mean(
     wanted = in_bytes(x) @ meaning(weight, in_steps=True).T
     assert ((product(form, x, weight) - wanted).norm() / wanted.norm()).item() < 1e-6
     exact = x.double() @ meaning(weight, in_steps=False).T
-    assert ((wanted - exact).norm() / exact.norm()).item() < 0.05  # 64 bytes with an outlier among them
+    assert ((wanted - exact).norm() / exact.norm()).item() < 0.05  # 32 bytes with an outlier among them
 
 
 @pytest.mark.parametrize(("bits", "block"), FORMS)

@@ -6,18 +6,23 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from sat_models import runtime
 from sat_models.checkpoint.io import save_checkpoint
 from sat_models.errors import run_script
+from sat_models.models.common import quantised_kernels
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
 
-def logits(vlm: VLM, picture: str) -> torch.Tensor:
+def logits(vlm: VLM, picture: str, *, in_bytes: bool = False) -> torch.Tensor:
+    """With inputs as they are, which shows what the weights mean, or made bytes as the C kernels do."""
     inputs = vlm.processor(picture, "Describe this image.")
-    with torch.inference_mode():
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        if not in_bytes:
+            patch.setattr(quantised_kernels, "load", lambda: None)
         return vlm.model(**inputs.model_kwargs())[0]
 
 
@@ -34,6 +39,8 @@ def main() -> None:
     for bits in (8, 4):
         vlm = load_pretrained(name, device="cpu", quant=bits)
         report[f"quant {bits}"] = (logits(vlm, picture) - wanted[f"quant {bits}"]).abs().max().item()
+        bytes_off = logits(vlm, picture, in_bytes=True) - wanted[f"bytes {bits}"]
+        report[f"bytes {bits}"] = (bytes_off.norm() / (wanted[f"quant {bits}"] - wanted["full"]).norm()).item()
         report[f"stored {bits}"] = same(vlm, load_pretrained(out / f"q{bits}", device="cpu"))
         save_checkpoint(vlm.model, out / f"saved{bits}", vlm.config, step=1)
     for name in ("lora", "dora"):

@@ -1,6 +1,6 @@
 /* Products with weights of 8 or 4 bits on a CPU: what `quantised_kernels.py` calls.
 
-   The inputs of a product are made integers, too: 64 at a time share a scale, so that a few large ones do not cost all
+   The inputs of a product are made integers, too: 32 at a time share a scale, so that a few large ones do not cost all
    others their precision. A product is then a sum of products of bytes, which processors with VNNI add up 64 at a time.
    Those multiply bytes without a sign with bytes that have one; so a weight is read as w + 128, and what that adds,
    128 times the sum of the inputs, is taken off from the start (`less`). All sums of bytes are exact in either form.
@@ -34,7 +34,7 @@
 
 #define STREAMS 4  /* rows of a weight that a thread reads at once */
 #define BLOCK 4    /* inputs that go through the same weights at once */
-#define SHARED 64  /* numbers of an input that share a scale */
+#define SHARED 32  /* numbers of an input that share a scale: whole ones in each process's part of most models */
 #define WIDE 128   /* what inputs are filled up to: a vector of bytes holds that many codes of 4 bits */
 #define NEAR 16    /* inputs that stay in the nearest cache while a thread's share of the weight goes by */
 #define AHEAD 512  /* bytes that are asked for before they are needed */
@@ -96,11 +96,11 @@ INLINE float plain_dot(const Weight *w, long row, Input x) {
         return found * (((const float *)w->scales)[row] / 127);
     }
     const uint8_t *scales = (const uint8_t *)w->scales + row * (w->inputs / w->block);
-    for (long start = 0; start < w->inputs; start += w->block) {
-        long first = start / WIDE * WIDE + start % WIDE / 2, half = w->block / 2;
+    for (long start = 0; start < w->inputs; start += SHARED) {
+        long first = start / WIDE * WIDE + start % WIDE / 2;
         const int8_t *even = x.bytes + first, *odd = even + WIDE / 2;
         int32_t sum = 0;
-        for (long i = 0; i < half; i++) {
+        for (long i = 0; i < SHARED / 2; i++) {
             uint8_t code = codes[start / 2 + i];
             sum += (int32_t)NF4[code >> 4] * even[i] + (int32_t)NF4[code & 15] * odd[i];
         }
@@ -139,7 +139,8 @@ WITH_VNNI INLINE void dots_8(float found[BLOCK][STREAMS], const Weight *const we
         }
         for (int b = 0; b < count; b++) {
             __m512i bytes = _mm512_loadu_si512(x[b].bytes + i), less = _mm512_loadu_si512(x[b].less + i / 4);
-            __m512 scale = _mm512_set1_ps(x[b].scales[i / SHARED]);
+            const float *own = x[b].scales + i / SHARED;
+            __m512 scale = _mm512_mask_mov_ps(_mm512_set1_ps(own[0]), 0xff00, _mm512_set1_ps(own[1]));
             for (int s = 0; s < STREAMS; s++)
                 sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, w[s], bytes)), scale,
                                              sums[b][s]);
@@ -150,14 +151,19 @@ WITH_VNNI INLINE void dots_8(float found[BLOCK][STREAMS], const Weight *const we
             found[b][s] = _mm512_reduce_add_ps(sums[b][s]) * (((const float *)weights[s]->scales)[rows[s]] / 127);
 }
 
+/* Four numbers, each four times. */
+WITH_VNNI INLINE __m512 by_quarters(float a, float b, float c, float d) {
+    __m512 found = _mm512_mask_mov_ps(_mm512_set1_ps(a), 0x00f0, _mm512_set1_ps(b));
+    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(found, 0x0f00, _mm512_set1_ps(c)), 0xf000, _mm512_set1_ps(d));
+}
+
 /* The scales of the WIDE weights from `start`, each where its sums are. */
 WITH_VNNI INLINE __m512 scales_4(const Weight *w, const uint8_t *scales, long start) {
     const float *table = w->scale_table;
     long last = w->inputs / w->block - 1, at = start / w->block;
-#define SCALE(n) _mm512_set1_ps(table[scales[at + (n) < last ? at + (n) : last]])
-    if (w->block == 64) return _mm512_mask_mov_ps(SCALE(0), 0xff00, SCALE(1));
-    __m512 lower = _mm512_mask_mov_ps(SCALE(0), 0x00f0, SCALE(1));
-    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(lower, 0x0f00, SCALE(2)), 0xf000, SCALE(3));
+#define SCALE(n) table[scales[at + (n) < last ? at + (n) : last]]
+    if (w->block == 64) return _mm512_mask_mov_ps(_mm512_set1_ps(SCALE(0)), 0xff00, _mm512_set1_ps(SCALE(1)));
+    return by_quarters(SCALE(0), SCALE(1), SCALE(2), SCALE(3));
 #undef SCALE
 }
 
@@ -189,7 +195,7 @@ WITH_VNNI INLINE void dots_4(float found[BLOCK][STREAMS], const Weight *const we
             __m512i even = _mm512_loadu_si512(x[b].bytes + i), odd = _mm512_loadu_si512(x[b].bytes + i + WIDE / 2);
             __m512i less = _mm512_loadu_si512(x[b].less + i / 8);
             const float *own = x[b].scales + i / SHARED;
-            __m512 shared = _mm512_mask_mov_ps(_mm512_set1_ps(own[0]), 0xff00, _mm512_set1_ps(own[1]));
+            __m512 shared = by_quarters(own[0], own[1], own[2], own[3]);
             for (int s = 0; s < STREAMS; s++) {
                 __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(less, first[s], even), second[s], odd);
                 sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[s], shared), sums[b][s]);
@@ -293,7 +299,7 @@ static void quantise_row(int8_t *bytes, int32_t *less, float *scales, const floa
     for (long start = 0; start < width; start += WIDE) {
         memset(plain, 0, sizeof plain);
         for (long part = 0; part < WIDE; part += SHARED) {
-            long first = start + part, count = n - first < SHARED ? n - first : SHARED;
+            long first = start + part, count = n - first < SHARED ? n - first : SHARED; /* 0 or less: nothing is left */
             float largest = 0;
             for (long i = 0; i < count; i++) largest = fabsf(x[first + i]) > largest ? fabsf(x[first + i]) : largest;
             float factor = largest > 0 ? 127 / largest : 0;

@@ -1,6 +1,6 @@
 """Products with weights of 8 or 4 bits on a CPU, through C (`quantised_kernels.c`).
 
-Inputs are made integers, 64 numbers with a scale of their own, and multiplied as bytes: with few inputs a product takes
+Inputs are made integers, 32 numbers with a scale of their own, and multiplied as bytes: with few inputs a product takes
 what reading its weight takes, with many half of what it takes in fp32. An input's result does not depend on the others,
 so an answer in a batch is that of one alone.
 
@@ -21,7 +21,7 @@ from sat_models.c_library import open_library
 SCALE_STEPS, SCALE_OFFSET = 8, 191
 """A scale of 4 bits: steps per doubling, and the code that means 1."""
 
-_WIDE, _SHARED = 128, 64  # as in the C file: what inputs are filled up to; how many share a scale
+_WIDE, _SHARED = 128, 32  # as in the C file: what inputs are filled up to; how many share a scale
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _ARGUMENTS = {
     "quantised_plain": [_INT],
