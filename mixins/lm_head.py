@@ -22,15 +22,25 @@ class LMMixin(BaseMixin):
         )
 
     def final_forward(
-        self, logits: Tensor, *, last_position_only: bool = False, last_positions: Tensor | None = None, **kw: Any
+        self,
+        logits: Tensor,
+        *,
+        last_position_only: bool = False,
+        last_positions: Tensor | None = None,
+        wanted_positions: Tensor | None = None,
+        **kw: Any,
     ) -> Tensor:
-        """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when one position is asked for.
+        """[B, S, D] -> [B, S, vocab], or [B, 1, vocab] when one position of each row is asked for.
 
         Args:
             last_position_only: S - 1.
             last_positions: [B], the position of each row, for rows with padding on the right.
+            wanted_positions: [W], places in the B rows one after the other (row * S + position); the result is
+                [W, vocab]. Training has labels at one position in ten, and needs no logits elsewhere.
         """
         hidden = leave_model_parallel_region(logits)
+        if wanted_positions is not None:
+            return project(self.lm_head, hidden.flatten(0, 1)[wanted_positions])
         if last_positions is not None:
             hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last_positions].unsqueeze(1)
         return project(self.lm_head, hidden[:, -1:] if last_position_only else hidden)

@@ -66,9 +66,8 @@ def measure_activations(
     if checkpoint_language or checkpoint_vision:
         whole = _kept(model, inputs, dtype, language=False, vision=False)
         layer = (whole - count) // max(1, config.num_layers)
-    logits = inputs.input_ids.numel() * config.vocab_size
-    targets = _targets(inputs).numel() * config.vocab_size
-    loss = max(logits * dtype.itemsize + targets * (dtype.itemsize + 4), targets * 4 + 2 * logits * dtype.itemsize)
+    logits = _targets(inputs).numel() * config.vocab_size
+    loss = logits * (dtype.itemsize + 4)  # in fp32 besides, and a gradient of either kind
     return Activations(count, layer, loss)
 
 
@@ -121,9 +120,8 @@ def _kept(model: ZooModel, inputs: VLMInputs, dtype: torch.dtype, *, language: b
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor))
         stack.enter_context(_ShapesOnly())
         stack.enter_context(_FlashAttention())
-        logits = model(**given)[0]
-        chosen = logits.flatten(0, 1)[targets].float()
-        loss = F.cross_entropy(chosen, torch.zeros_like(targets), reduction="sum")
+        logits = model(**given, wanted_positions=targets)[0]
+        loss = F.cross_entropy(logits.float(), torch.zeros_like(targets), reduction="sum")
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in held.values())
 

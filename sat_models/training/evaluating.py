@@ -22,7 +22,7 @@ from sat_models.evaluation.metrics import box_iou, exact_match, grounded_phrases
 from sat_models.generation.engine import Engine, complete, evaluation_mode
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.stops import end_at
-from sat_models.processing.layout import VLMInputs
+from sat_models.processing.layout import IGNORE, VLMInputs
 from sat_models.training.data import VLMDataset, evaluation_batches
 from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
@@ -33,17 +33,16 @@ BOX_IOU = 0.5
 
 
 def token_loss(model: Any, inputs: VLMInputs) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies of a batch's targets, in fp32, and their number.
+    """Sum of the cross-entropies of a batch's targets, in fp32, and their number. No other logits are computed.
 
     Args:
         model: of the zoo, or an engine around one.
         inputs: with `labels`, unshifted.
     """
-    logits = model(**inputs.model_kwargs())[0]
-    target = inputs.labels[:, 1:]
-    trained = target >= 0
-    chosen = logits[:, :-1][trained].float()
-    return F.cross_entropy(chosen, target[trained], reduction="sum"), int(target[trained].numel())
+    following = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORE).flatten()  # of each position, the label of the next
+    wanted = (following >= 0).nonzero().flatten()
+    logits = model(**inputs.model_kwargs(), wanted_positions=wanted)[0]
+    return F.cross_entropy(logits.float(), following[wanted], reduction="sum"), wanted.numel()
 
 
 @dataclass(frozen=True)
