@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.evaluation.samples import PixelBox, Sample, corner_box
+from sat_models.models.families import prompt_style
 from sat_models.processing.boxes import strip_boxes
-from sat_models.processing.prompts import prompt_style
 from sat_models.shapes import questions
 from sat_models.shapes.questions import QA, VQA_KINDS, article, box_text
 from sat_models.shapes.scenes import COLORS, FORMS, SIZES, Scene, ShapeObject, sample_scene
