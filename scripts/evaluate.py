@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ConfigError, run_script
 from sat_models.flags import check_numbers, refuse_unused
-from sat_models.models.families import version_help
 
 if TYPE_CHECKING:
     from sat_models.checkpoint.lock import FolderLock
@@ -36,7 +35,7 @@ TASKS = {
     "visual7w": _FILES | {"split"},
 }
 USED = {
-    "shapes": _ALWAYS | _SAMPLING | {"versions", "count"},
+    "shapes": _ALWAYS | _SAMPLING | {"versions", "count", "digit_share", "other_eyes"},
     "data": _ALWAYS | _ASKING | {"data", "data_format", "image_root"},
     **TASKS,
 }
@@ -59,9 +58,11 @@ def parse_args() -> argparse.Namespace:
     flag("--limit", type=int, help="take the first samples only; data: answer so many, spread over all")
     flag("--prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
     flag("--prompts", type=Path, help="a JSON file with a prompt for each sample, by its id, instead of one for all")
-    flag("--version", metavar="STYLE", help=version_help())
+    flag("--version", help="prompt style (default: the model's own)")
     flag("--versions", nargs="+", default=["chat"], metavar="VERSION", help="shapes: prompt styles (default: chat)")
     flag("--count", type=int, default=500, help="shapes: pictures (default: %(default)s)")
+    flag("--other_eyes", "--other-eyes", action="store_true", help="shapes: drawn and worded by code not taught with")
+    flag("--digit_share", "--digit-share", type=float, default=0.0, help="shapes: of large shapes, 0 to 1 (default: 0)")
     flag("--seed", type=int, default=0, help="shapes: of the test pictures; else of the sampling")
     flag("--max_new_tokens", "--max-new-tokens", type=int, default=96)
     flag("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
@@ -83,6 +84,10 @@ def parse_args() -> argparse.Namespace:
         args,
         dict.fromkeys(("batch_size", "count", "limit", "max_new_tokens", "model_parallel_size", "threads"), 1),
     )
+    if not 0 <= args.digit_share <= 1:
+        raise ConfigError(f"--digit_share is {args.digit_share}; it must be from 0 (no digits) to 1 (all large shapes)")
+    if args.other_eyes and args.digit_share:
+        raise ConfigError("--other_eyes draws no digits; leave out --digit_share")
     return args
 
 
@@ -112,7 +117,7 @@ def evaluate_shapes(args: argparse.Namespace) -> dict | None:
     answer = batched_by_version(vlm, options=options, batch_size=args.batch_size)
     result = shapes.evaluate_shapes(
         answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size,
-        progress=runtime.rank() == 0,
+        digit_share=args.digit_share, other_eyes=args.other_eyes, progress=runtime.rank() == 0,
     )  # fmt: skip
     if runtime.rank():
         return None

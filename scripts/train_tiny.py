@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="pictures per step")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--bf16", action="store_true", help="products in bf16: faster where the processor has units")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="auto")
@@ -42,7 +43,8 @@ def main() -> None:
     from sat_models.config import read_json
     from sat_models.models.cogvlm.config import CogVLMConfig
     from sat_models.processing.tokens import SentencePieceTokenizer
-    from sat_models.shapes.recipe import TinyRecipe, export_tiny, train_tiny
+    from sat_models.shapes.recipe import TinyRecipe
+    from sat_models.shapes.training import export_tiny, train_tiny
 
     device = torch.device(runtime.choose_device(args.device))
     if args.threads:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sat_models.evaluation.runner import batched_by_version
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.shapes.drawing import draw
 from sat_models.shapes.held_out import held_out_items
-from sat_models.shapes.scenes import draw
 from sat_models.shapes.scoring import evaluate_shapes
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM

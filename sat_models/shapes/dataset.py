@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 
 from sat_models.shapes import questions
+from sat_models.shapes.drawing import draw
 from sat_models.shapes.questions import QA
-from sat_models.shapes.scenes import Scene, draw, sample_scene
+from sat_models.shapes.scenes import Scene, sample_scene
 
 DATASET_TASKS = ("caption", "vqa", "rec", "reg", "grounded_caption")
 DATASET_FILE = "example_inputs.jsonl"

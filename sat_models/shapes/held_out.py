@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sat_models.evaluation.samples import PixelBox, Sample, corner_box
-from sat_models.models.families import prompt_style
 from sat_models.processing.boxes import strip_boxes
+from sat_models.processing.prompts import prompt_style
 from sat_models.shapes import questions
+from sat_models.shapes.drawing import draw
+from sat_models.shapes.other_eyes import WORDINGS, draw_other, other_scene
 from sat_models.shapes.questions import QA, VQA_KINDS, article, box_text
 from sat_models.shapes.scenes import COLORS, FORMS, SIZES, Scene, ShapeObject, sample_scene
 
@@ -30,6 +34,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "size": SIZES,
     "left_right": ("left", "right"),
     "above_below": ("above", "below"),
+    "digit": tuple("0123456789"),
 }
 """By kind of a VQA question: the answers that a multiple choice is made of."""
 CHOICES = 4
@@ -44,6 +49,7 @@ class EvalItem:
 
     Attributes:
         choices: of `rec` boxes, of `vqa` words, the right one first; empty for other tasks.
+        other_eyes: drawn and worded by `other_eyes`.
     """
 
     picture: int
@@ -51,6 +57,7 @@ class EvalItem:
     qa: QA
     version: str
     choices: tuple[PixelBox, ...] | tuple[str, ...] = ()
+    other_eyes: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,6 +84,10 @@ class EvalItem:
         named = [(article(thing.name), thing) for thing in self.scene.objects]
         first, thing = named[0]
         return [(first[0].upper() + first[1:], thing), *named[1:]]
+
+    def draw(self) -> Image.Image:
+        """The picture."""
+        return (draw_other if self.other_eyes else draw)(self.scene)
 
     def thing(self) -> ShapeObject:
         """The object that `rec` or `reg` is about."""
@@ -113,22 +124,35 @@ class EvalItem:
         return _sample(words, references=(self.qa.answer,), choices=self.choices)
 
 
-def held_out_scene(seed: int, picture: int, *, max_objects: int = 3) -> Scene:
+def held_out_scene(
+    seed: int, picture: int, *, max_objects: int = 3, digit_share: float = 0.0, other_eyes: bool = False
+) -> Scene:
     """The test picture of this number."""
-    return sample_scene(random.Random(f"test/{seed}/{picture}"), max_objects=max_objects)
+    if other_eyes:
+        return other_scene(random.Random(f"test/other/{seed}/{picture}"), max_objects=max_objects)
+    return sample_scene(random.Random(f"test/{seed}/{picture}"), max_objects=max_objects, digit_share=digit_share)
 
 
 def held_out_items(
-    *, count: int, seed: int, versions: Sequence[str], max_objects: int = 3, vqa_kinds: int = 3, canonical: bool = False
+    *,
+    count: int,
+    seed: int,
+    versions: Sequence[str],
+    max_objects: int = 3,
+    vqa_kinds: int = 3,
+    canonical: bool = False,
+    digit_share: float = 0.0,
+    other_eyes: bool = False,
 ) -> Iterator[EvalItem]:
     """Questions about `count` pictures: one of each task (`vqa_kinds` for vqa), the same in every version.
 
-    Versions for short answers only (`vqa`) get the questions of the task vqa.
+    With `digit_share` that many large shapes carry a digit, and each is asked for. `other_eyes` takes pictures and
+    words from there, which have no digits. Versions for short answers only (`vqa`) get the questions of the task vqa.
     """
     for version in versions:
         prompt_style(version)
     for picture in range(count):
-        scene = held_out_scene(seed, picture, max_objects=max_objects)
+        scene = held_out_scene(seed, picture, max_objects=max_objects, digit_share=digit_share, other_eyes=other_eyes)
         rng = random.Random(f"test/{seed}/{picture}/questions")
         asked = [
             questions.caption(scene, rng, canonical=canonical),
@@ -139,11 +163,16 @@ def held_out_items(
         kinds = rng.sample(VQA_KINDS, len(VQA_KINDS))
         possible = (questions.vqa(scene, rng, kind=kind, canonical=canonical) for kind in kinds)
         asked += [qa for qa in possible if qa][:vqa_kinds]
+        asked += [
+            questions.digit(scene, rng, obj, canonical=canonical) for obj in scene.objects if obj.digit is not None
+        ]
+        if other_eyes:
+            asked = [questions.reworded(qa, WORDINGS, rng) for qa in asked]
         chooser = random.Random(f"test/{seed}/{picture}/choices")
         chosen = [(qa, _choices(scene, qa, chooser)) for qa in asked]
         for version in versions:
             yield from (
-                EvalItem(picture, scene, qa, version, choices)
+                EvalItem(picture, scene, qa, version, choices, other_eyes)
                 for qa, choices in chosen
                 if version != "vqa" or qa.task == "vqa"
             )

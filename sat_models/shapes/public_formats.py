@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 
 from sat_models.errors import UnknownNameError
 from sat_models.evaluation.samples import PixelBox
+from sat_models.shapes.drawing import draw
 from sat_models.shapes.held_out import PEOPLE, EvalItem, held_out_items
-from sat_models.shapes.scenes import draw
 
 PROMPTS_FILE = "prompts.json"
 

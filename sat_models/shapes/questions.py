@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sat_models.shapes.scenes import COLORS, FORMS, Scene, ShapeObject
@@ -64,12 +64,14 @@ VQA_WORDINGS: dict[str, tuple[str, ...]] = {
         "Is the {name} above or below the {other}?",
         "Is the {name} below or above the {other}?",
     ),
+    "digit": ("What digit is on the {name}?", "What is the digit on the {name}?", "Tell me the digit on the {name}."),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class QA:
-    """One question. For the task `chat`, `meta["turns"]` lists the QA of all turns, the last being this one."""
+    """One question. `meta["words"]` is what its wording was filled with. For the task `chat`, `meta["turns"]` lists the
+    QA of all turns, the last being this one."""
 
     task: str
     kind: str
@@ -111,7 +113,7 @@ def caption(scene: Scene, rng: random.Random, *, canonical: bool = False) -> QA:
         "caption",
         _wording(rng, CAPTION_WORDINGS, canonical),
         listing([article(obj.name) for obj in scene.objects]),
-        {"objects": _object_list(scene)},
+        {"objects": _object_list(scene), "words": {}},
     )
 
 
@@ -119,7 +121,8 @@ def grounded_caption(scene: Scene, rng: random.Random, *, canonical: bool = Fals
     """Names every object with its box."""
     phrases = [f"{article(obj.name)} {box_text(rounded_box(scene.box_999(obj)))}" for obj in scene.objects]
     question = _wording(rng, GROUNDED_WORDINGS, canonical)
-    return QA("grounded_caption", "grounded_caption", question, listing(phrases), {"objects": _object_list(scene)})
+    meta = {"objects": _object_list(scene), "words": {}}
+    return QA("grounded_caption", "grounded_caption", question, listing(phrases), meta)
 
 
 def rec(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool = False) -> QA:
@@ -134,15 +137,17 @@ def rec(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool =
     box = scene.box_999(obj)
     question = _wording(rng, REC_WORDINGS, canonical).format(expr=expression)
     kind = "rec_partial" if expressions else "rec"
-    meta = {"object": obj.name, "box": list(box), "expression": expression}
+    meta = {"object": obj.name, "box": list(box), "expression": expression, "words": {"expr": expression}}
     return QA("rec", kind, question, box_text(rounded_box(box)), meta)
 
 
 def reg(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool = False) -> QA:
     """Description of a boxed object; the box in the question has arbitrary last digits."""
     box = jittered_box(rng, scene.box_999(obj))
-    question = _wording(rng, REG_WORDINGS, canonical).format(box=box_text(box))
-    return QA("reg", "reg", question, listing([article(obj.name)]), {"object": obj.name, "box": list(box)})
+    words = {"box": box_text(box)}
+    question = _wording(rng, REG_WORDINGS, canonical).format(**words)
+    meta = {"object": obj.name, "box": list(box), "words": words}
+    return QA("reg", "reg", question, listing([article(obj.name)]), meta)
 
 
 def vqa(
@@ -171,8 +176,15 @@ def vqa(
         if found:
             words, answer = found
             question = _wording(rng, VQA_WORDINGS[name], canonical).format(**words)
-            return QA("vqa", name, question, answer)
+            return QA("vqa", name, question, answer, {"words": words})
     return None
+
+
+def digit(scene: Scene, rng: random.Random, obj: ShapeObject, *, canonical: bool = False) -> QA:
+    """Which digit an object carries; `obj.digit` is not None."""
+    words = {"name": obj.name}
+    question = _wording(rng, VQA_WORDINGS["digit"], canonical).format(**words)
+    return QA("vqa", "digit", question, str(obj.digit), {"words": words})
 
 
 def chat(scene: Scene, rng: random.Random, *, turns: int = 3) -> QA:
@@ -196,6 +208,13 @@ def any_question(scene: Scene, rng: random.Random) -> QA:
     if task in ("rec", "reg"):
         return (rec if task == "rec" else reg)(scene, rng, rng.choice(scene.objects))
     return (caption if task == "caption" else grounded_caption)(scene, rng)
+
+
+def reworded(qa: QA, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> QA:
+    """The same question in one of these wordings, by kind; `qa` is one question, not a conversation."""
+    return dataclasses.replace(
+        qa, question=rng.choice(wordings[qa.kind.removesuffix("_partial")]).format(**qa.meta["words"])
+    )
 
 
 def _wording(rng: random.Random, wordings: Sequence[str], canonical: bool) -> str:

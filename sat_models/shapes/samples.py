@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sat_models.models.families import prompt_style
 from sat_models.processing.layout import IGNORE
 from sat_models.processing.prompts import build_prompt
 from sat_models.shapes import questions
+from sat_models.shapes.paraphrases import PARAPHRASES
 from sat_models.shapes.questions import QA, TASKS
 from sat_models.shapes.scenes import COLORS, FORMS, SIZES, Scene, ShapeObject
 
@@ -41,7 +41,8 @@ class TextTokenizer(Protocol):
 class TaskMix:
     """How many questions of each task a picture gets on average, and in which prompt versions.
 
-    `rec` and `reg` count per object, the others per picture. The fractional part is a probability. `chat` is one
+    `rec` and `reg` count per object, `digit` per object that carries one, the others per picture. The fractional part
+    is a probability. `paraphrased` is the share of single questions in wordings of `paraphrases`. `chat` is one
     conversation of 2 to `most_turns` turns in the versions `chat` and `chat_old`. `base_version` and the like are
     relative weights; `vqa` prompts are made for the task vqa only. `vqa_kinds` weighs `VQA_KINDS`: questions that look
     two things up and compare them are learnt last and are asked most.
@@ -53,7 +54,9 @@ class TaskMix:
     reg: float = 1.4
     vqa: float = 9.0
     vqa_kinds: tuple[float, ...] = (1.0, 0.5, 1.5, 4.0, 1.5, 3.0, 3.0)
+    digit: float = 1.0
     chat: float = 0.2
+    paraphrased: float = 0.4
     most_turns: int = 4
     chat_version: float = 0.55
     chat_old_version: float = 0.15
@@ -61,17 +64,26 @@ class TaskMix:
     vqa_version: float = 0.15
 
 
+class Mention(NamedTuple):
+    """What the token at `index` means: classes and box as in `dense_targets`; all 0 for a thing that is not there."""
+
+    index: int
+    classes: tuple[int, int, int, int]
+    box: tuple[int, int, int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Tokens of one question or conversation; `labels[i]` is the target after reading `ids[: i + 1]`.
 
-    `weights[i]` says how much that target counts.
+    `weights[i]` says how much that target counts, `mentions` what its names and boxes mean.
     """
 
     ids: list[int]
     labels: list[int]
     task_id: int
     weights: list[float]
+    mentions: tuple[Mention, ...] = ()
 
 
 def sample_questions(scene: Scene, rng: random.Random, mix: TaskMix) -> list[tuple[QA, str]]:
@@ -81,9 +93,15 @@ def sample_questions(scene: Scene, rng: random.Random, mix: TaskMix) -> list[tup
     for obj in scene.objects:
         picked += [questions.rec(scene, rng, obj) for _ in range(_times(rng, mix.rec))]
         picked += [questions.reg(scene, rng, obj) for _ in range(_times(rng, mix.reg))]
+        if obj.digit is not None:
+            picked += [questions.digit(scene, rng, obj) for _ in range(_times(rng, mix.digit))]
     picked += [qa for _ in range(_times(rng, mix.vqa)) if (qa := questions.vqa(scene, rng, weights=mix.vqa_kinds))]
     for _ in range(_times(rng, mix.chat)):
         picked.append(questions.chat(scene, rng, turns=rng.randint(2, mix.most_turns)))
+    picked = [
+        questions.reworded(qa, PARAPHRASES, rng) if qa.task != "chat" and rng.random() < mix.paraphrased else qa
+        for qa in picked
+    ]
     rng.shuffle(picked)
     return [(qa, _version(rng, qa.task, mix)) for qa in picked]
 
@@ -96,13 +114,12 @@ def encode_qa(tokenizer: TextTokenizer, qa: QA, version: str) -> Segment:
     """
     turns: list[QA] = qa.meta["turns"] if qa.task == "chat" else [qa]
     history = tuple((turn.question, turn.answer) for turn in turns[:-1])
-    style = prompt_style(version)
-    prompt = _encode(tokenizer, build_prompt(style, qa.question, history))
+    prompt = _encode(tokenizer, build_prompt(version, qa.question, history))
     answer = _encode(tokenizer, qa.answer)
     ids = [*prompt, *answer]
     labels = [IGNORE] * (len(prompt) - 1) + [*answer, tokenizer.eos_id]
     for index, (question, said) in enumerate(history):
-        before = build_prompt(style, question, history[:index]).rstrip(" ")
+        before = build_prompt(version, question, history[:index]).rstrip(" ")
         start, after = len(_encode(tokenizer, before)), _encode(tokenizer, f"{before} {said}")
         if tuple(ids[: len(after)]) != after or not start < len(after):
             raise ValueError(f"the tokenizer splits the answer '{said}' in a history otherwise than at its borders")
@@ -130,18 +147,24 @@ def target_weights(labels: list[int], digits: frozenset[int]) -> list[float]:
     return weights
 
 
-def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def object_classes(obj: ShapeObject) -> tuple[int, int, int, int]:
+    """Colour, form, size and digit as classes from 1; digit 0 = it carries none."""
+    digit = 0 if obj.digit is None else obj.digit + 1
+    return COLORS.index(obj.color) + 1, FORMS.index(obj.form) + 1, SIZES.index(obj.size) + 1, digit
+
+
+def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """What lies on each patch of a `grid` x `grid` picture.
 
     A patch belongs to the object that covers its centre or at least half of it; an object that has no patch by this
     rule gets the one that it covers most.
 
     Returns:
-        Colour, form and size classes [P] (0 none) and the object's box [P, 4] in 0-999.
+        Colour, form, size and digit as classes [P, 4] (0 none) and the object's box [P, 4] in 0-999.
     """
     fine = 6  # samples per patch and direction
     ticks = (np.arange(grid * fine) + 0.5) / (grid * fine)
-    classes = np.zeros((3, grid, grid), np.int64)
+    classes = np.zeros((grid, grid, 4), np.int64)
     box = np.zeros((grid, grid, 4), np.int64)
     for obj in scene.objects:
         inside = _inside(scene, obj, ticks)
@@ -151,9 +174,9 @@ def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.n
         own = (share >= 0.5) | center.all((1, 3))
         if not own.any():
             own = share == share.max()
-        classes[:, own] = [[COLORS.index(obj.color) + 1], [FORMS.index(obj.form) + 1], [SIZES.index(obj.size) + 1]]
+        classes[own] = object_classes(obj)
         box[own] = scene.box_999(obj)
-    return classes[0].reshape(-1), classes[1].reshape(-1), classes[2].reshape(-1), box.reshape(-1, 4)
+    return classes.reshape(-1, 4), box.reshape(-1, 4)
 
 
 def _inside(scene: Scene, obj: ShapeObject, ticks: np.ndarray) -> np.ndarray:

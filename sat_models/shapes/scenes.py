@@ -1,8 +1,8 @@
 """The synthetic world that `cogvlm-tiny` is trained on: coloured shapes on plain backgrounds.
 
 A picture holds one to three objects. No two share both colour and form, but colours alone and forms alone may repeat,
-so that "the red circle" can only be found by binding a colour to a form. Everything is drawn from an explicit
-`random.Random`, hence the same seed gives the same picture.
+so that "the red circle" can only be found by binding a colour to a form. A large shape may carry a digit. Everything is
+drawn from an explicit `random.Random`, hence the same seed gives the same picture.
 
 Boxes are `[x0, y0, x1, y1]`; in pixels half-open (`x1 - x0` is the width), as text relative to width and height on a
 scale of 0-999.
@@ -11,11 +11,7 @@ scale of 0-999.
 from __future__ import annotations
 
 import dataclasses
-import io
 import random
-
-import numpy as np
-from PIL import Image, ImageDraw
 
 from sat_models.errors import ConfigError
 
@@ -53,6 +49,7 @@ class ShapeObject:
     apex: float = 0.5  # where a triangle's tip stands along its base, 0..1
     outline: RGB | None = None
     outline_width: int = 0  # pixels
+    digit: int | None = None  # written on it
 
     @property
     def name(self) -> str:
@@ -97,25 +94,28 @@ class Scene:
         return tuple(min(999, max(0, round(value * 1000))) for value in relative)  # type: ignore[return-value]
 
 
-def sample_scene(rng: random.Random, *, max_objects: int = 3, min_objects: int = 1) -> Scene:
+def sample_scene(rng: random.Random, *, max_objects: int = 3, min_objects: int = 1, digit_share: float = 0.0) -> Scene:
     """Draws a random scene.
 
     Args:
         rng: source of all randomness.
         max_objects: most objects in the picture, up to `MAX_OBJECTS`.
         min_objects: fewest objects in the picture, from 1 to `max_objects`.
+        digit_share: how many of the large shapes carry a digit, 0 to 1; the rest of the scene does not depend on it.
 
     Returns:
         A scene whose objects lie fully inside the canvas and do not touch.
 
     Raises:
-        ConfigError: numbers of objects out of these ranges.
+        ConfigError: numbers out of these ranges.
     """
     if not 1 <= min_objects <= max_objects <= MAX_OBJECTS:
         raise ConfigError(
             f"{min_objects} to {max_objects} objects in a picture: the fewest must be at least 1 and no more than the "
             f"most, the most no more than {MAX_OBJECTS}"
         )
+    if not 0 <= digit_share <= 1:
+        raise ConfigError(f"digit_share is {digit_share}; it must be from 0 (no digits) to 1 (on every large shape)")
     width, height = _sample_canvas(rng)
     count = rng.randint(min_objects, max_objects)
     outlined = rng.random() < 0.3
@@ -126,7 +126,7 @@ def sample_scene(rng: random.Random, *, max_objects: int = 3, min_objects: int =
     background = _sample_background(rng, [obj.rgb for obj in objects])
     if max(max(color) for color in background.colors) < 90:  # a dark outline would hide the border there
         objects = [dataclasses.replace(obj, outline=None, outline_width=0) for obj in objects]
-    return Scene(
+    scene = Scene(
         width=width,
         height=height,
         background=background,
@@ -135,27 +135,17 @@ def sample_scene(rng: random.Random, *, max_objects: int = 3, min_objects: int =
         jpeg_quality=rng.randint(60, 95) if rng.random() < 0.08 else None,
         noise_seed=rng.getrandbits(32),
     )
+    return _with_digits(scene, rng, digit_share) if digit_share else scene
 
 
-def draw(scene: Scene) -> Image.Image:
-    """Draws a scene.
+def _with_digits(scene: Scene, rng: random.Random, share: float) -> Scene:
+    """The scene with a digit on this share of its large shapes."""
 
-    Returns:
-        RGB picture of `scene.width` x `scene.height` pixels.
-    """
-    image = _draw_background(scene)
-    for obj in scene.objects:
-        x0, y0, x1, y1 = obj.box
-        mask = _form_mask(obj.form, x1 - x0, y1 - y0, obj.apex, 0, scene.antialias)
-        if obj.outline is not None:
-            image.paste(obj.outline, (x0, y0), mask)
-            mask = _form_mask(obj.form, x1 - x0, y1 - y0, obj.apex, obj.outline_width, scene.antialias)
-        image.paste(obj.rgb, (x0, y0), mask)
-    if scene.jpeg_quality is not None:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=scene.jpeg_quality, subsampling=0)
-        image = Image.open(buffer).convert("RGB")
-    return image
+    def marked(obj: ShapeObject) -> ShapeObject:
+        chosen = obj.size == "large" and rng.random() < share
+        return dataclasses.replace(obj, digit=rng.randrange(10)) if chosen else obj
+
+    return dataclasses.replace(scene, objects=tuple(map(marked, scene.objects)))
 
 
 def sample_rgb(rng: random.Random, color: str) -> RGB:
@@ -221,7 +211,7 @@ def _sample_background(rng: random.Random, objects: list[RGB]) -> Background:
         background = _any_background(rng)
         ends = background.colors
         middle = [tuple((a + b) / 2 for a, b in zip(ends[0], ends[-1], strict=True))]
-        if all(_distance(c, rgb) >= MIN_CONTRAST for c in [*ends, *middle] for rgb in objects):
+        if all(distance(c, rgb) >= MIN_CONTRAST for c in [*ends, *middle] for rgb in objects):
             return background
     return Background("solid", ((255, 255, 255),))
 
@@ -252,52 +242,6 @@ def _tint(rng: random.Random, *, dark: bool | None = None) -> RGB:
     return tuple(min(255, max(0, grey + rng.randint(-spread, spread))) for _ in range(3))  # type: ignore[return-value]
 
 
-def _distance(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def distance(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Euclidean, of two points or colours."""
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
-
-
-def _draw_background(scene: Scene) -> Image.Image:
-    background, size = scene.background, (scene.width, scene.height)
-    if background.kind == "solid":
-        return Image.new("RGB", size, background.colors[0])
-    if background.kind == "gradient":
-        ramp = np.linspace(0, 1, 64, dtype=np.float32)
-        angle = np.deg2rad(background.angle)
-        field = np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]
-        field = ((field - field.min()) / max(np.ptp(field), 1e-6))[..., None]
-        first, last = (np.array(color, dtype=np.float32) for color in background.colors)
-        return Image.fromarray((first + (last - first) * field).round().astype(np.uint8)).resize(size, Image.BILINEAR)
-    grain = background.grain_size
-    shape = (-(-scene.height // grain), -(-scene.width // grain), 1)
-    noise = np.random.default_rng(scene.noise_seed).standard_normal(shape, dtype=np.float32) * background.grain
-    pixels = np.clip(np.array(background.colors[0], dtype=np.float32) + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels).resize(size, Image.BILINEAR if grain > 1 else Image.NEAREST)
-
-
-def _form_mask(form: str, width: int, height: int, apex: float, inset: int, antialias: bool) -> Image.Image:
-    """Mask of a form that fills `width` x `height` pixels, shrunk by `inset` pixels on every side."""
-    scale = 3 if antialias and form != "square" else 1
-    w, h, t = width * scale, height * scale, inset * scale
-    mask = Image.new("L", (w, h), 0)
-    pen = ImageDraw.Draw(mask)
-    frame = (t, t, w - 1 - t, h - 1 - t)
-    if form == "circle":
-        pen.ellipse(frame, fill=255)
-    elif form == "square":
-        pen.rectangle(frame, fill=255)
-    else:
-        pen.polygon(_inset_triangle([(0.0, h - 1.0), (w - 1.0, h - 1.0), (apex * (w - 1), 0.0)], t), fill=255)
-    return mask.reduce(scale) if scale > 1 else mask
-
-
-def _inset_triangle(corners: list[tuple[float, float]], inset: float) -> list[tuple[float, float]]:
-    """The triangle whose sides lie `inset` further in: scaled about the centre of the inscribed circle."""
-    if not inset:
-        return corners
-    a, b, c = corners
-    sides = (_distance(b, c), _distance(a, c), _distance(a, b))
-    total = sum(sides)
-    area = abs((b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])) / 2
-    factor = max(0.0, 1 - inset * total / (2 * area))
-    center = tuple(sum(side * p[i] for side, p in zip(sides, corners, strict=True)) / total for i in (0, 1))
-    return [(center[0] + (x - center[0]) * factor, center[1] + (y - center[1]) * factor) for x, y in corners]

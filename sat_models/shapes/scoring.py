@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sat_models.evaluation import metrics
 from sat_models.evaluation.tasks import TASKS
 from sat_models.shapes.held_out import EvalItem, held_out_items
-from sat_models.shapes.scenes import COLORS, FORMS, draw
+from sat_models.shapes.scenes import COLORS, FORMS
 
 AnswerFn = Callable[[list[tuple[Image.Image, str, str]]], list[str]]
 VISUAL7W = {"rec": "pointing", "vqa": "telling"}
@@ -30,6 +30,8 @@ def evaluate_shapes(
     max_objects: int = 3,
     vqa_kinds: int = 3,
     canonical: bool = False,
+    digit_share: float = 0.0,
+    other_eyes: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -43,24 +45,30 @@ def evaluate_shapes(
         max_objects: most objects in a picture.
         vqa_kinds: questions with one-word answers per picture.
         canonical: documented wordings only; else paraphrases too.
+        digit_share: how many of the large shapes carry a digit, which is asked for then.
+        other_eyes: pictures drawn and questions worded by code that training has no part in (`other_eyes`).
         batch_size: questions per call of `answer_fn`.
         progress: show a progress bar.
 
     Returns:
         `count`, `seed`, `versions`; `scores`: {task: {"count", score: mean}}; `vqa`: the same by kind; `visual7w`: the
         answers to `rec` (`pointing`) and `vqa` (`telling`) scored as multiple choice; `by_version` and `by_objects`
-        (number of objects in the picture): {key: {task: share right}}; `predictions`: one dict per question.
+        (number of objects in the picture): {key: {task: share right}}; `vqa_by_objects`: {number: {kind: share right}};
+        `predictions`: one dict per question.
 
     Raises:
         ValueError: `answer_fn` returns another number of answers than it was asked for.
     """
-    options = {"max_objects": max_objects, "vqa_kinds": vqa_kinds, "canonical": canonical}
+    options = {
+        "max_objects": max_objects, "vqa_kinds": vqa_kinds, "canonical": canonical, "digit_share": digit_share,
+        "other_eyes": other_eyes,
+    }  # fmt: skip
     items = list(held_out_items(count=count, seed=seed, versions=versions, **options))
     predictions: list[dict[str, Any]] = []
     with tqdm(total=len(items), desc="shapes", unit="question", disable=not progress) as bar:
         for start in range(0, len(items), batch_size):
             chunk = items[start : start + batch_size]
-            pictures = {item.picture: draw(item.scene) for item in chunk}
+            pictures = {item.picture: item.draw() for item in chunk}
             answers = answer_fn([(pictures[item.picture], item.qa.question, item.version) for item in chunk])
             if len(answers) != len(chunk):
                 raise ValueError(
@@ -92,6 +100,7 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "visual7w": {kind: _means(group, "visual7w") for kind, group in chosen.items()},
         "by_version": {v: _shares_right(group) for v, group in _groups(predictions, "version")},
         "by_objects": {n: _shares_right(group) for n, group in _groups(predictions, "objects")},
+        "vqa_by_objects": {n: _shares_right(group, "kind") for n, group in _groups(by_task.get("vqa", ()), "objects")},
         "predictions": list(predictions),
     }
 
@@ -125,5 +134,5 @@ def _means(group: Sequence[dict[str, Any]], key: str = "scores") -> dict[str, fl
     return {"count": len(group), **metrics.means([prediction[key] for prediction in group])}
 
 
-def _shares_right(group: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {task: _means(part)["right"] for task, part in _groups(group, "task")}
+def _shares_right(group: Sequence[dict[str, Any]], key: str = "task") -> dict[str, float]:
+    return {name: _means(part)["right"] for name, part in _groups(group, key)}

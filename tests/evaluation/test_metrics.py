@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from sat_models.evaluation import metrics
 from sat_models.evaluation.samples import Sample
@@ -244,6 +246,25 @@ def test_evaluation_of_perfect_answers() -> None:
     assert set(report["by_version"]["vqa"]) == {"vqa"} and report["scores"]["rec"]["iou"] > 0.9
     assert report["predictions"][0]["answer"] == report["predictions"][0]["expected"]
     assert {kind: scores["accuracy"] for kind, scores in report["visual7w"].items()} == {"pointing": 1, "telling": 1}
+    assert set(report["vqa_by_objects"]) == {1, 2, 3} and set(report["vqa_by_objects"][3].values()) == {1.0}
+    assert "left_right" in report["vqa_by_objects"][2] and "left_right" not in report["vqa_by_objects"][1]
+
+
+@pytest.mark.parametrize("world", [{"digit_share": 1.0}, {"other_eyes": True}])
+def test_evaluation_of_digits_and_through_other_eyes(world: dict[str, Any]) -> None:
+    options = {"count": 12, "seed": 0, "versions": ("chat",), **world}
+    pictures: list[Image.Image] = []
+
+    def answer(asked: list) -> list[str]:
+        pictures.extend(picture for picture, _, _ in asked)
+        return knowing(asked)
+
+    knowing = _knowing(**options)
+    report = evaluate_shapes(answer, **options, progress=False)
+    assert all(scores["right"] == 1.0 for scores in report["scores"].values())
+    assert ("digit" in report["vqa"]) == ("digit_share" in world) and report["other_eyes"] == ("other_eyes" in world)
+    drawn = {item.picture: item.draw() for item in held_out_items(**options)}
+    assert pictures[0].tobytes() == drawn[0].tobytes() and pictures[-1].tobytes() == drawn[11].tobytes()
 
 
 def test_evaluation_of_silence() -> None:

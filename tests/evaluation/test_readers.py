@@ -21,9 +21,9 @@ from sat_models.evaluation.tasks import TASKS, default_prompt, question_of
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import format_boxes
 from sat_models.processing.image import load_image
+from sat_models.shapes.drawing import draw
 from sat_models.shapes.held_out import held_out_items
 from sat_models.shapes.public_formats import FORMATS, write_public_dataset
-from sat_models.shapes.scenes import draw
 
 TASK_OF = {
     "coco-captions": "caption", "vqav2": "vqa", "pope": "vqa", "refcoco": "rec", "visual-genome": "reg",

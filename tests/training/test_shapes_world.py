@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from pathlib import Path
@@ -11,15 +12,23 @@ import pytest
 import torch
 
 import sat_models
-from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.processing.prompts import build_prompt
 from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 from sat_models.shapes import questions
 from sat_models.shapes.dataset import write_dataset
+from sat_models.shapes.drawing import draw
 from sat_models.shapes.packing import LaneShape, fit_into_lanes, make_lane_batch
 from sat_models.shapes.questions import QA, TASKS, VQA_KINDS
-from sat_models.shapes.samples import TASK_ID, Segment, TaskMix, dense_targets, encode_qa, target_weights
-from sat_models.shapes.scenes import Background, Scene, ShapeObject, draw, sample_scene
+from sat_models.shapes.samples import (
+    TASK_ID,
+    Segment,
+    TaskMix,
+    dense_targets,
+    encode_qa,
+    sample_questions,
+    target_weights,
+)
+from sat_models.shapes.scenes import Background, Scene, ShapeObject, sample_scene
 
 WHITE = Background("solid", ((255, 255, 255),))
 HEAD = 67  # BOS, BOI, 64 image tokens, EOI
@@ -143,11 +152,43 @@ def test_tokenizer_pieces(tokenizer: Tokenizer) -> None:
 
 
 def test_patches() -> None:
-    color, form, size, box = dense_targets(scene_of(RED_CIRCLE, BLUE_SQUARE), 8)
-    grid = color.reshape(8, 8)
-    assert grid[3, 1] == 1 and grid[0].sum() == 0  # the circle's centre is (0.15, 0.4)
-    assert grid[5, 5] == 3 and form.reshape(8, 8)[5, 5] == 2 and size.reshape(8, 8)[5, 5] == 1
+    marked = dataclasses.replace(RED_CIRCLE, digit=0)
+    classes, box = dense_targets(scene_of(marked, BLUE_SQUARE), 8)
+    grid = classes.reshape(8, 8, 4)
+    assert grid[3, 1].tolist() == [1, 1, 2, 1] and grid[0].sum() == 0  # the circle's centre is (0.15, 0.4)
+    assert grid[5, 5].tolist() == [3, 2, 1, 0]
     assert box.reshape(8, 8, 4)[5, 5].tolist() == [600, 600, 700, 800]
+
+
+def test_a_digit_changes_nothing_but_its_shape() -> None:
+    asked, seen = 0, set()
+    for number in range(60):
+        plain, marked = (sample_scene(random.Random(number), digit_share=share) for share in (0.0, 1.0))
+        assert (
+            dataclasses.replace(marked, objects=tuple(dataclasses.replace(obj, digit=None) for obj in marked.objects))
+            == plain
+        )
+        difference = np.asarray(draw(marked), int) - np.asarray(
+            draw(dataclasses.replace(plain, jpeg_quality=None)), int
+        )
+        inside = np.zeros(difference.shape[:2], bool)
+        for obj in marked.objects:
+            assert (obj.digit is not None) == (obj.size == "large")
+            if obj.digit is not None:
+                x0, y0, x1, y1 = obj.box
+                inside[y0:y1, x0:x1] = True
+                seen.add(obj.digit)
+                if marked.jpeg_quality is None:
+                    assert np.abs(difference[y0:y1, x0:x1]).max() > 80, "the digit can be read"
+        if marked.jpeg_quality is None:
+            assert not difference[~inside].any(), "it stays inside"
+        picked = sample_questions(marked, random.Random(0), TaskMix(chat=0))
+        digits = [qa for qa, _ in picked if qa.kind == "digit"]
+        assert len(digits) == sum(obj.digit is not None for obj in marked.objects)
+        for qa in digits:
+            asked += 1
+            assert any(obj.name in qa.question and str(obj.digit) == qa.answer for obj in marked.objects)
+    assert seen == set(range(10)) and asked > 30
 
 
 def test_batch_is_a_function_of_seed_and_step(tokenizer: Tokenizer) -> None:
@@ -197,7 +238,7 @@ def test_lanes_hold_what_fits_longest_first(tokenizer: Tokenizer) -> None:
 def test_prompt_and_answer_are_inferences_own(tokenizer: Tokenizer) -> None:
     qa = QA("vqa", "size", "Is the red circle small or large?", "large")
     for version in ("base", "chat", "chat_old", "vqa"):
-        prompt, answer = tokenizer.encode(build_prompt(STYLES[version], qa.question)), tokenizer.encode("large")
+        prompt, answer = tokenizer.encode(build_prompt(version, qa.question)), tokenizer.encode("large")
         segment = encode_qa(tokenizer, qa, version)
         assert segment.ids == prompt + answer
         assert segment.labels == [-100] * (len(prompt) - 1) + answer + [tokenizer.eos_id]
@@ -208,9 +249,7 @@ def test_every_turn_of_a_conversation_is_trained(tokenizer: Tokenizer, version: 
     turns = [QA("vqa", "color", f"What color is {n}?", a) for n, a in (("it", "red"), ("that", "blue"), ("this", "2"))]
     segment = encode_qa(tokenizer, QA("chat", "vqa", turns[-1].question, "2", {"turns": turns}), version)
     history = [(turn.question, turn.answer) for turn in turns[:-1]]
-    assert segment.ids == tokenizer.encode(
-        build_prompt(STYLES[version], turns[-1].question, history)
-    ) + tokenizer.encode("2")
+    assert segment.ids == tokenizer.encode(build_prompt(version, turns[-1].question, history)) + tokenizer.encode("2")
     answers = [[*tokenizer.encode(turn.answer), tokenizer.eos_id] for turn in turns]
     assert [label for label in segment.labels if label != -100] == list(itertools.chain(*answers))
     assert segment.task_id == TASK_ID["chat"]

@@ -1,0 +1,91 @@
+"""More ways to ask the same: what training takes beside the documented wordings of `questions`.
+
+With a handful of wordings a model learns the strings and not the words. None of these is in the test's own lists
+(`other_eyes`), and the test through the world's own eyes asks in documented wordings only.
+"""
+
+PARAPHRASES: dict[str, tuple[str, ...]] = {
+    "caption": (
+        "Describe what is in the picture.",
+        "What is in this picture?",
+        "Tell me what you see.",
+        "Describe the objects in this image.",
+        "What objects do you see?",
+        "What shapes are in the image?",
+    ),
+    "grounded_caption": (
+        "Describe the objects and give a box for each.",
+        "Tell me what is in the picture, with boxes.",
+        "What is in this image? Give the boxes.",
+        "Describe each shape with its box.",
+        "Describe what you see with a box for each object.",
+    ),
+    "rec": (
+        "Tell me where {expr} is.",
+        "Give a box for {expr}.",
+        "Tell me the box of {expr}.",
+        "Where is {expr} in this image?",
+        "Where in the picture do you see {expr}? Answer with a box.",
+        "What box does {expr} have?",
+    ),
+    "reg": (
+        "Tell me what is in the area {box}.",
+        "What do you see at {box}?",
+        "What object is at {box}?",
+        "Describe what you see within the area {box}.",
+        "What is within {box}?",
+    ),
+    "color": (
+        "What color does the {noun} have?",
+        "Give the color of the {noun}.",
+        "Tell me what color the {noun} is.",
+        "The {noun} has what color?",
+        "In this image, what color is the {noun}?",
+        "Which color is the {noun}?",
+    ),
+    "form": (
+        "What is the form of the {color} object?",
+        "Tell me what shape the {color} object is.",
+        "Give the shape of the {color} object.",
+        "What shape does the {color} object have?",
+        "The {color} object has what form?",
+    ),
+    "count": (
+        "How many {nouns} does the picture have?",
+        "Count the {nouns} in the image.",
+        "Give the number of {nouns}.",
+        "Tell me the number of {nouns} in this image.",
+        "How many {nouns} can you see?",
+    ),
+    "exist": (
+        "Is {name} in this image?",
+        "Can you see {name}?",
+        "Does the picture have {name}?",
+        "Tell me, is there {name} in the picture?",
+        "Do you see {name} here?",
+    ),
+    "size": (
+        "Tell me the size of the {name}.",
+        "How large is the {name}?",
+        "Is the {name} a large or a small one?",
+        "Tell me, is the {name} small or large?",
+    ),
+    "left_right": (
+        "Tell me, is the {name} left or right of the {other}?",
+        "Is the {name} on the left or on the right of the {other}?",
+        "The {name}, is it right or left of the {other}?",
+        "Where is the {name}, to the left or to the right of the {other}?",
+    ),
+    "above_below": (
+        "Tell me, is the {name} above or below the {other}?",
+        "The {name}, is it below or above the {other}?",
+        "Where is the {name}, above or below the {other}?",
+        "Is the {name} above the {other} or below it?",
+    ),
+    "digit": (
+        "What digit does the {name} have?",
+        "Tell me what digit is on the {name}.",
+        "Which digit is on the {name}?",
+    ),
+}
+"""By kind of question (`QA.kind`, `rec` for its partial form, too)."""

@@ -1,0 +1,154 @@
+"""Trains the embedded model `cogvlm-tiny` by its recipe, on DeepSpeed's engine, CPU or GPU; resumed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixins.packed_attention import PackedLanesMixin
+from sat_models.checkpoint.io import save_checkpoint
+from sat_models.errors import ConfigError
+from sat_models.models.cogvlm.config import CogVLMConfig
+from sat_models.models.cogvlm.model import CogVLMModel
+from sat_models.shapes.milestones import share_right
+from sat_models.shapes.objective import TinyObjective, parameter_groups, prepare_for_training
+from sat_models.shapes.packing import LaneBatch
+from sat_models.shapes.recipe import TinyRecipe, batch_of_step
+from sat_models.shapes.samples import TextTokenizer
+from sat_models.training.engine import import_deepspeed
+from sat_models.training.muon import MuonAdamW
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = ("steps", "decay_steps")
+"""Of a recipe on resume: the length of a run, until its learning rate falls."""
+
+
+def start_engine(config: CogVLMConfig, recipe: TinyRecipe, device: torch.device) -> Any:
+    """A DeepSpeed engine around freshly initialised weights."""
+    deepspeed = import_deepspeed(device)
+    torch.manual_seed(recipe.seed)  # of what `prepare_for_training` leaves as the modules make it
+    model = CogVLMModel(config)
+    prepare_for_training(model, recipe.seed)
+    model.add_mixin("packed", PackedLanesMixin())
+    objective = TinyObjective(model, recipe).to(device)
+    settings = {
+        "train_micro_batch_size_per_gpu": recipe.batch,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 0},
+        "steps_per_print": 10**9,
+    }
+    optimizer = MuonAdamW(parameter_groups(objective))
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
+    return engine
+
+
+def train_tiny(
+    config: CogVLMConfig,
+    tokenizer: TextTokenizer,
+    recipe: TinyRecipe,
+    folder: Path,
+    *,
+    device: torch.device,
+    save_every: int = 250,
+    log_every: int = 10,
+) -> Any:
+    """Train to `recipe.steps`, going on from the newest state in `folder` if there is one.
+
+    Writes DeepSpeed states to `folder/state`, one JSON line per `log_every` steps to `folder/metrics.jsonl` and, with
+    each state of the full stage, the share of right answers by kind of question to `folder/milestones.jsonl`.
+
+    Returns:
+        The DeepSpeed engine; `engine.module.model` is the trained model.
+
+    Raises:
+        ConfigError: the state in `folder` was made by another recipe (its steps may differ).
+    """
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = start_engine(config, recipe, device)
+    step = _resume(engine, folder / "state", recipe)
+    progress = tqdm(total=recipe.steps, initial=step, unit="step", dynamic_ncols=True)
+    parts_seen: dict[str, list[float]] = {}
+    started = time.monotonic()
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        while step < recipe.steps:
+            loss, parts = _one_step(engine, recipe, batch_of_step(recipe, tokenizer, step).to(device), step)
+            for name, value in {"loss": loss, **parts}.items():
+                parts_seen.setdefault(name, []).append(float(value))
+            step += 1
+            progress.update()
+            if step % log_every == 0:
+                means = {name: round(sum(v) / len(v), 4) for name, v in parts_seen.items()}
+                parts_seen.clear()
+                record = {"step": step, "lr": recipe.learning_rate_at(step - 1), **means}
+                record["seconds"] = round(time.monotonic() - started, 1)
+                metrics.write(json.dumps(record) + "\n")
+                metrics.flush()
+                progress.set_postfix(loss=means["loss"])
+            if step % save_every == 0 or step == recipe.steps:
+                client = {"step": step, "recipe": dataclasses.asdict(recipe)}
+                engine.save_checkpoint(str(folder / "state"), tag=f"step{step}", client_state=client)
+                _keep_newest(folder / "state", 2)
+                if recipe.stage(step - 1) == "full":
+                    _add_milestone(engine, tokenizer, folder / "milestones.jsonl", step)
+    progress.close()
+    return engine
+
+
+def export_tiny(model: CogVLMModel, config: CogVLMConfig, tokenizer_file: Path, folder: Path) -> Path:
+    """Write the trained weights in SAT layout, fp16, without what served training only. Returns `folder`."""
+    model.del_mixin("packed")
+    save_checkpoint(model, folder, config, step=1, dtype=torch.float16, tokenizer_file=tokenizer_file)
+    return folder
+
+
+def _one_step(engine: Any, recipe: TinyRecipe, batch: LaneBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    stage, rate = recipe.stage(step), recipe.learning_rate_at(step)
+    for group in engine.optimizer.param_groups:
+        slow = recipe.tower_rate_in_full if group["in_tower"] and stage == "full" else 1.0
+        group["lr"] = rate * slow * (recipe.muon_rate if group["muon"] else 1.0)
+    loss, parts = engine(batch, stage)
+    if not math.isfinite(float(loss.detach())):
+        raise FloatingPointError(f"the loss of step {step} is {float(loss.detach())}; lower the learning rate")
+    engine.backward(loss)
+    engine.step()
+    return loss.detach(), parts
+
+
+def _add_milestone(engine: Any, tokenizer: TextTokenizer, path: Path, step: int) -> None:
+    right = share_right(engine.module.model, tokenizer)
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"step": step, **right}) + "\n")
+
+
+def _resume(engine: Any, states: Path, recipe: TinyRecipe) -> int:
+    if not (states / "latest").is_file():
+        return 0
+    _, client = engine.load_checkpoint(str(states))
+    before, now = (dict(r) for r in (client.get("recipe", {}), dataclasses.asdict(recipe)))
+    other = sorted(name for name in now if name not in MAY_CHANGE and before.get(name) != now[name])
+    if other:
+        told = ", ".join(f"{name} {before.get(name)} instead of {now[name]}" for name in other)
+        raise ConfigError(
+            f"the state in {states} was made by another recipe: {told}. Take it up again, or another folder"
+        )
+    logger.info("resumed at step %d from %s", client["step"], states)
+    return int(client["step"])
+
+
+def _keep_newest(states: Path, count: int) -> None:
+    import shutil
+
+    steps = sorted(states.glob("step*"), key=lambda p: int(p.name.removeprefix("step")))
+    for old in steps[:-count]:
+        shutil.rmtree(old)
