@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixins.heads import HeadLayout
 from mixins.rotary import RotaryEmbedding, RotaryMixin, RotaryRows, rotate_half_split, widen
 from mixins.sat_compat import BaseMixin
 
@@ -34,8 +35,8 @@ class BlockRotaryMixin(RotaryMixin):
     """The mixin "chatglm-attn": the first half of a head turns with the first row of positions, the other with the
     second."""
 
-    def _make_rotary(self, head_dim: int, table_dtype: torch.dtype | None) -> RotaryEmbedding:
-        return BlockRotaryEmbedding(head_dim // 2, table_dtype=table_dtype)
+    def _make_rotary(self, heads: HeadLayout, table_dtype: torch.dtype | None) -> RotaryEmbedding:
+        return BlockRotaryEmbedding(heads.head_dim // 2, heads.rope_theta, table_dtype)
 
     def _rotate(self, heads: Tensor, rows: RotaryRows) -> Tensor:
         return rotate_half_split(heads.unflatten(-1, (2, -1)), rows).flatten(-2)

@@ -3,7 +3,7 @@
 A row is a prefix (the picture) followed by R lanes of L tokens. A token sees the prefix and, as `lane_mask` says, its
 own lane; lanes do not see each other. The result is that of one dense [S, S] mask, at the cost of R small ones.
 
-Legend: B rows, N heads, S = P + R·L tokens, P prefix, R lanes, L lane length, H head dim.
+Legend: B rows, N heads, G key/value heads, S = P + R·L tokens, P prefix, R lanes, L lane length, H head dim.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixins.heads import repeated
 from mixins.sat_compat import BaseMixin, non_conflict
 
 
@@ -33,10 +34,11 @@ class PackedLanesMixin(BaseMixin):
         lane_mask: Tensor | None = None,
         **kw: Any,
     ) -> Tensor:
-        """q, k, v [B, N, S, H]; lane_mask bool [B, R, L, P + L], True = may look. -> [B, N, S, H]."""
+        """q [B, N, S, H], k and v [B, G, S, H]; lane_mask bool [B, R, L, P + L], True = may look. -> as q."""
         if lane_mask is None or kw.get("cross_attention"):
             return old_impl(q, k, v, mask, dropout_fn, **kw)
         batch, heads, tokens, head_dim = q.shape
+        k, v = repeated(k, heads), repeated(v, heads)
         lanes, lane_length = lane_mask.shape[1:3]
         prefix = tokens - lanes * lane_length
         prefix_out = _attend(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True)

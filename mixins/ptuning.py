@@ -3,7 +3,7 @@
 Names and shapes are those of the originals' checkpoints: `mixins.ptuning.prefix.{layer}`, [2, N, P, H] with keys first.
 The originals put the prefix behind the sequence and write it into every mask; in front, a causal rule needs no mask.
 
-Legend: B batch, N heads (on this rank), P prefix length, S new tokens, T tokens before and with them, H head dim.
+Legend: B batch, N key/value heads (on this rank), P prefix length, S new tokens, T tokens up to the last, H head dim.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PTuningMixin(BaseMixin):
 
     Args:
         num_layers: of the language model.
-        num_heads: over all ranks.
+        num_heads: of keys and values, over all ranks.
         head_dim: H.
         prefix_length: P, `--pre_seq_len`.
         seed: of the initial values, which do not depend on the number of ranks.
@@ -64,7 +64,7 @@ class PTuningMixin(BaseMixin):
         may_look: Tensor | None = None,
         **kw: Any,
     ) -> Tensor:
-        """q [B, N, S, H], k and v [B, N, T, H], may_look bool [B or 1, 1, S, T] or None -> [B, N, S, H]."""
+        """q [B, …, S, H], k and v [B, N, T, H], may_look bool [B or 1, 1, S, T] or None -> as q."""
         if not kw.get("cross_attention"):
             keys, values = (
                 part.to(k.dtype).expand(k.shape[0], -1, -1, -1) for part in self.prefix[int(kw["layer_id"])]
@@ -86,7 +86,11 @@ def add_ptuning(model: ZooModel, prefix_length: int, *, seed: int = 0) -> PTunin
     layers = model.transformer.layers
     attention = layers[0].attention
     mixin = PTuningMixin(
-        len(layers), attention.num_attention_heads, attention.hidden_size_per_attention_head, prefix_length, seed=seed
+        len(layers),
+        attention.num_multi_query_heads or attention.num_attention_heads,
+        attention.hidden_size_per_attention_head,
+        prefix_length,
+        seed=seed,
     )
     weight = model.transformer.word_embeddings.weight
     mixin.to(device=weight.device, dtype=weight.dtype)

@@ -1,22 +1,24 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864), half-split form, and attention that uses it.
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), by halves or by neighbours, and attention that uses it.
 
-Legend: B batch, N heads on this rank, S tokens, H head dim.
+Legend: B batch, N query heads and G key/value heads on this rank, S tokens, H head dim, R of it that turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mixins.heads import HeadLayout
 from mixins.linear import project
-from mixins.sat_compat import BaseMixin
+from mixins.sat_compat import BaseMixin, mpu
 
 RotaryRows = tuple[Tensor, Tensor]
-"""cos twice and (-sin, sin), each [B, 1, S, H] in fp32: what a head and a head with its halves exchanged are multiplied
-by. Their values are those of the table, whatever its dtype."""
+"""cos twice and (-sin, sin), each [B, 1, S, R] in fp32: what a head and a head with its pairs exchanged are multiplied
+by; they lie as the pairs do. Their values are those of the table, whatever its dtype."""
 RotateFn = Callable[[Tensor, RotaryRows], Tensor]
 
 
@@ -29,9 +31,25 @@ def rotate_half_split(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
     return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BNSH.dtype)
 
 
-def widen(cos: Tensor, sin: Tensor) -> RotaryRows:
-    """Table rows […, H/2] as `RotaryRows` […, H]."""
+def rotate_neighbours(x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
+    """Rotate pairs (2i, 2i + 1) in fp32 and cast back."""
+    cos, sin = rows
+    x = x_BNSH.float()
+    exchanged = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * cos + exchanged * sin).to(x_BNSH.dtype)
+
+
+def rotate_first(rotate: RotateFn, x_BNSH: Tensor, rows: RotaryRows) -> Tensor:
+    """`rotate` the first R of H; the rest of the head passes."""
+    turned = rows[0].shape[-1]
+    return torch.cat((rotate(x_BNSH[..., :turned], rows), x_BNSH[..., turned:]), dim=-1)
+
+
+def widen(cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> RotaryRows:
+    """Table rows […, R/2] as `RotaryRows` […, R]."""
     cos, sin = cos.float(), sin.float()
+    if interleaved:
+        return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
@@ -43,19 +61,31 @@ class RotaryEmbedding(nn.Module):
     the table in fp32 instead; that departs from the originals and is never chosen silently.
     """
 
-    def __init__(self, head_dim: int, base: float = 10000.0, table_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        rotary_dim: int,
+        base: float = 10000.0,
+        table_dtype: torch.dtype | None = None,
+        *,
+        interleaved: bool = False,
+    ) -> None:
         super().__init__()
-        self.head_dim, self.base, self.table_dtype = head_dim, base, table_dtype
+        self.rotary_dim, self.base, self.table_dtype, self.interleaved = rotary_dim, base, table_dtype, interleaved
         self.register_buffer("inv_freq", self.compute_inv_freq())
         self._table: RotaryRows | None = None
 
+    @classmethod
+    def of(cls, heads: HeadLayout, table_dtype: torch.dtype | None = None) -> RotaryEmbedding:
+        """The table of such heads."""
+        return cls(heads.rotary_dim, heads.rope_theta, table_dtype, interleaved=heads.interleaved)
+
     def compute_inv_freq(self, device: torch.device | str | None = None) -> Tensor:
-        """[H/2] fp32: base^(-2i/H)."""
-        exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
+        """[R/2] fp32: base^(-2i/R)."""
+        exponent = torch.arange(0, self.rotary_dim, 2, device=device).float() / self.rotary_dim
         return 1.0 / (self.base**exponent)
 
     def table(self, length: int) -> RotaryRows:
-        """cos and sin, each [length, H/2], in the model's dtype; kept and grown by doubling."""
+        """cos and sin, each [length, R/2], in the model's dtype; kept and grown by doubling."""
         dtype = self.table_dtype or self.inv_freq.dtype
         kept = self._table
         if (
@@ -70,7 +100,7 @@ class RotaryEmbedding(nn.Module):
         return kept[0][:length], kept[1][:length]
 
     def _angles(self, length: int, dtype: torch.dtype) -> Tensor:
-        """[length, H/2], in the precision in which cos and sin are taken."""
+        """[length, R/2], in the precision in which cos and sin are taken."""
         inv_freq = self.inv_freq
         if inv_freq.dtype != dtype:
             inv_freq = self.compute_inv_freq(self.inv_freq.device).to(dtype)
@@ -84,11 +114,22 @@ class RotaryEmbedding(nn.Module):
             max_position: an upper bound of the ids, known on the host, so that nothing waits for the device.
         """
         cos, sin = self.table(max_position + 1)
-        return widen(cos[position_ids_BS].unsqueeze(1), sin[position_ids_BS].unsqueeze(1))
+        return widen(cos[position_ids_BS].unsqueeze(1), sin[position_ids_BS].unsqueeze(1), interleaved=self.interleaved)
 
 
-def choose_rotate(x: Tensor) -> RotateFn:
-    """The fast kernel where Triton and a GPU exist and no gradient is asked for, else torch."""
+def choose_rotate(x: Tensor, heads: HeadLayout | None = None) -> RotateFn:
+    """The fast kernel where Triton and a GPU exist and no gradient is asked for, else torch.
+
+    Args:
+        heads: how heads turn; None: whole ones, by halves.
+    """
+    rotate = rotate_neighbours if heads is not None and heads.interleaved else _choose_halves(x)
+    if heads is None or heads.rotary_dim == heads.head_dim:
+        return rotate
+    return partial(rotate_first, rotate)
+
+
+def _choose_halves(x: Tensor) -> RotateFn:
     if x.is_cuda and not torch.is_grad_enabled():
         from mixins.rotary_triton import rotate_triton
 
@@ -103,36 +144,39 @@ class RotaryMixin(BaseMixin):
     The projections are methods, so that a mixin with experts overrides these two and nothing else; so is the rotation.
 
     Args:
-        hidden_size: D.
-        num_heads: over all ranks.
+        heads: of all ranks.
         table_dtype: see `RotaryEmbedding`.
+
+    Attributes:
+        heads: of this rank.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, table_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, heads: HeadLayout, *, table_dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.rotary_emb = self._make_rotary(hidden_size // num_heads, table_dtype)
+        self.heads = heads.on_rank(mpu.get_model_parallel_world_size())
+        self.rotary_emb = self._make_rotary(heads, table_dtype)
 
     def attention_forward(self, hidden_states: Tensor, mask: Tensor, **kw: Any) -> Tensor:
         """hidden_states [B, S, D] -> [B, S, D]. Needs `rotary_rows`, computed once per forward by the model."""
         kw["layer_id"] = int(kw["layer_id"])
         attention = self.transformer.layers[kw["layer_id"]].attention
         mixed = self._project_qkv(hidden_states, **kw)
-        count = attention.num_attention_heads_per_partition
-        heads = mixed.unflatten(-1, (3 * count, -1)).transpose(1, 2)  # queries, keys, values
-        query, key = self._rotate(heads[:, : 2 * count], kw["rotary_rows"]).split(count, dim=1)
-        value = heads[:, 2 * count :]
+        queries, keys, _ = self.heads.parts
+        heads = mixed.unflatten(-1, (self.heads.row_heads, -1)).transpose(1, 2)
+        query, key = self._rotate(heads[:, : queries + keys], kw["rotary_rows"]).split((queries, keys), dim=1)
+        value = heads[:, queries + keys :]
         dropout = attention.attention_dropout if self.training else None
         context = attention.hooks["attention_fn"](query, key, value, mask, dropout, **kw)
         context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
         output = self._project_out(context, **kw)
         return attention.output_dropout(output) if self.training else output
 
-    def _make_rotary(self, head_dim: int, table_dtype: torch.dtype | None) -> RotaryEmbedding:
-        return RotaryEmbedding(head_dim, table_dtype=table_dtype)
+    def _make_rotary(self, heads: HeadLayout, table_dtype: torch.dtype | None) -> RotaryEmbedding:
+        return RotaryEmbedding.of(heads, table_dtype)
 
     def _rotate(self, heads: Tensor, rows: RotaryRows) -> Tensor:
-        """Queries and keys [B, 2N, S, H], turned."""
-        return choose_rotate(heads)(heads, rows)
+        """Queries and keys [B, N + G, S, H], turned."""
+        return choose_rotate(heads, self.heads)(heads, rows)
 
     def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
         return project(self.transformer.layers[layer_id].attention.query_key_value, hidden_states)

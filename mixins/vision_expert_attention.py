@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
+from mixins.heads import HeadLayout
 from mixins.linear import project
 from mixins.rotary import RotaryMixin
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
@@ -21,24 +22,33 @@ class LlamaVisionExpertAttnMixin(RotaryMixin):
 
     Args:
         hidden_size: D of the language model.
-        num_heads: over all ranks.
+        heads: of all ranks.
         num_layers: of the language model.
         num_vision_layers: how many of them, from the first, have a visual expert (all, in the released models).
+        vision_qkv_bias: whether the visual expert's queries, keys and values have biases.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, num_layers: int, num_vision_layers: int | None = None) -> None:
-        super().__init__(hidden_size, num_heads)
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: HeadLayout,
+        num_layers: int,
+        num_vision_layers: int | None = None,
+        *,
+        vision_qkv_bias: bool = False,
+    ) -> None:
+        super().__init__(heads)
         count = num_layers if num_vision_layers is None else num_vision_layers
         self.vision_query_key_value_list = nn.ModuleList(
             ColumnParallelLinear(
-                hidden_size, 3 * hidden_size, stride=3, gather_output=False, bias=False,
+                hidden_size, heads.row_size, stride=heads.stride, gather_output=False, bias=vision_qkv_bias,
                 module=self, name="vision_query_key_value",
             )
             for _ in range(count)
         )  # fmt: skip
         self.vision_dense_list = nn.ModuleList(
             RowParallelLinear(
-                hidden_size, hidden_size, input_is_parallel=True, bias=False, module=self, name="vision_dense"
+                heads.context_size, hidden_size, input_is_parallel=True, bias=False, module=self, name="vision_dense"
             )
             for _ in range(count)
         )

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
 from sat_models.flags import check_numbers
+from sat_models.models.families import version_help
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="JSONL: the input's fields, 'text' and 'finish_reason', or 'error'")
     parser.add_argument("--from_pretrained", "--from-pretrained", default="cogvlm-tiny", metavar="NAME_OR_PATH")
     parser.add_argument("--query", default="Describe this image.", help="default: %(default)s")
-    parser.add_argument("--version", metavar="STYLE", help="prompt style; default: the model's own")
+    parser.add_argument("--version", metavar="STYLE", help=version_help())
     parser.add_argument("--batch_size", "--batch-size", type=int, default=16, help="answers at a time (%(default)s)")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import ConfigError, run_script
 from sat_models.flags import check_numbers, refuse_unused
+from sat_models.models.families import version_help
 
 if TYPE_CHECKING:
     from sat_models.checkpoint.lock import FolderLock
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     flag("--limit", type=int, help="take the first samples only; data: answer so many, spread over all")
     flag("--prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
     flag("--prompts", type=Path, help="a JSON file with a prompt for each sample, by its id, instead of one for all")
-    flag("--version", help="prompt style (default: the model's own)")
+    flag("--version", metavar="STYLE", help=version_help())
     flag("--versions", nargs="+", default=["chat"], metavar="VERSION", help="shapes: prompt styles (default: chat)")
     flag("--count", type=int, default=500, help="shapes: pictures (default: %(default)s)")
     flag("--other_eyes", "--other-eyes", action="store_true", help="shapes: drawn and worded by code not taught with")

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sat_models.errors import run_script
 from sat_models.flags import check_numbers, refuse_unused
+from sat_models.models.families import version_help
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         help="model whose tokenizer and picture size are used; needs no weights",
     )
     flag("local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
-    flag("version", metavar="{base,chat,vqa,chat_old}", help="prompt style (default: the model's own)")
+    flag("version", metavar="STYLE", help=version_help())
     flag("max_length", type=int, help="longest sample in tokens, picture included (default: the model's context)")
     flag("format", metavar="{json,sft311k,captcha}", help="force a format instead of looking at the data")
     flag("prompt", help="question of captchas and captions (default: the format's own)")

@@ -159,7 +159,7 @@ class Floors:
             head_flops=2 * head,
             layers=config.num_layers,
             width=config.hidden_size,
-            kv_bytes=2 * config.num_layers * config.hidden_size * dtype.itemsize,
+            kv_bytes=2 * config.num_layers * config.heads.num_kv_heads * config.heads.head_dim * dtype.itemsize,
             vision_flops=_vision_flops(model),
         )
 

@@ -74,7 +74,7 @@ class StockAttention(_Borrowing):
         mixed = by_boolean_mask(
             hidden_states, vision_expert_mask, attention.query_key_value, ours.vision_query_key_value_list[layer]
         )
-        query, key, value = map(attention._transpose_for_scores, split_tensor_along_last_dim(mixed, 3))
+        query, key, value = map(attention._transpose_for_scores, split_tensor_along_last_dim(mixed, attention.stride))
         rows = ours.rotary_emb.rows(kw["position_ids"], int(kw["position_ids"].max()))
         rotate = choose_rotate(query)
         query, key = rotate(query, rows), rotate(key, rows)

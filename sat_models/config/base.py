@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ def require_positive(owner: Any, *names: str) -> None:
         value = getattr(owner, name)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise ConfigError(f"{type(owner).__name__}.{name} must be a positive integer, got {value!r}")
+
+
+def require_number_above(owner: Any, least: float, *names: str) -> None:
+    """Raise ConfigError unless these attributes are finite numbers above `least`."""
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < math.inf:
+            raise ConfigError(f"{type(owner).__name__}.{name} must be a number above {least}, got {value!r}")
+
+
+def require_bool(owner: Any, *names: str) -> None:
+    """Raise ConfigError unless these attributes are true or false."""
+    for name in names:
+        if not isinstance(value := getattr(owner, name), bool):
+            raise ConfigError(f"{type(owner).__name__}.{name} must be true or false, got {value!r}")
 
 
 def require_divides(what: str, whole: int, parts: int, why: str) -> None:

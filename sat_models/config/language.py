@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from sat_models.config.base import build, fields_to_dict, require_divides, require_positive, take_known
+from mixins.heads import HeadLayout
+from sat_models.config.base import (
+    build,
+    fields_to_dict,
+    require_bool,
+    require_divides,
+    require_number_above,
+    require_positive,
+    take_known,
+)
 from sat_models.config.sequence import COGVLM_FORM, SequenceForm
 from sat_models.config.towers import VisionTowerConfig
 from sat_models.errors import ConfigError
@@ -36,6 +45,7 @@ class LanguageConfig:
     text_processor_version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    qkv_bias: ClassVar[bool] = False
     _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {}
     ROTARY_DIVISOR: ClassVar[int] = 2
     """What the width of a head must be divisible by."""
@@ -50,8 +60,7 @@ class LanguageConfig:
             self, "num_layers", "hidden_size", "num_attention_heads", "inner_hidden_size", "vocab_size",
             "max_sequence_length",
         )  # fmt: skip
-        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
-        require_divides("head size", self.head_dim, self.ROTARY_DIVISOR, "rotary rotates pairs")
+        self._check_heads()
         if not isinstance(self.eos_token_id, int):
             object.__setattr__(self, "eos_token_id", _several_ids("eos_token_id", self.eos_token_id))
         for name, value in self._REQUIRED_VALUES.items():
@@ -60,15 +69,19 @@ class LanguageConfig:
                     f"{name} = {getattr(self, name)!r} is not supported for {self.model_class}: {value!r}"
                 )
 
+    def _check_heads(self) -> None:
+        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        require_divides("head size", self.heads.head_dim, self.ROTARY_DIVISOR, "rotary rotates pairs")
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All ids that end an answer."""
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def heads(self) -> HeadLayout:
+        """How a row of queries, keys and values is cut, and how heads turn with their position."""
+        return HeadLayout.even(self.num_attention_heads, self.hidden_size // self.num_attention_heads)
 
     @property
     def sequence_form(self) -> SequenceForm:
@@ -113,13 +126,62 @@ def _several_ids(name: str, given: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LLaMAConfig(LanguageConfig):
-    """A LLaMA-shaped language model."""
+    """A LLaMA-shaped language model. Read `heads` for what follows from the sizes where a file says nothing.
+
+    Attributes:
+        num_kv_heads: heads of keys and values; None: as many as of queries.
+        head_dim: width of a head; None: hidden_size / num_attention_heads.
+        rope_theta: base of the rotary frequencies.
+        rotary_dim: how much of a head turns, from its first number on; None: all of it.
+        rotary_interleaved: whether neighbours turn together, or the halves of what turns.
+        qkv_bias: whether queries, keys and values have biases.
+    """
 
     model_class: str = "LLaMAModel"
     use_bias: bool = False
     layernorm_order: str = "pre"
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope_theta: float = 10000.0
+    rotary_dim: int | None = None
+    rotary_interleaved: bool = False
+    qkv_bias: bool = False
 
     _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {"use_bias": False, "layernorm_order": "pre"}
+    _LATER: ClassVar[tuple[str, ...]] = ("rope_theta", "rotary_interleaved", "qkv_bias")
+    """Keys that are written only where they say something: files were made before there were these."""
+
+    def _check_heads(self) -> None:
+        given = [name for name in ("num_kv_heads", "head_dim", "rotary_dim") if getattr(self, name) is not None]
+        require_positive(self, *given)
+        require_number_above(self, 0, "rope_theta")
+        require_bool(self, *(name for name in self._LATER if name != "rope_theta"))
+        if self.head_dim is None:
+            require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        heads = self.heads
+        require_divides("num_attention_heads", heads.num_heads, heads.num_kv_heads, "num_kv_heads: groups of a size")
+        require_divides("what turns of a head", heads.rotary_dim, self.ROTARY_DIVISOR, "rotary rotates pairs")
+        if heads.rotary_dim > heads.head_dim:
+            raise ConfigError(f"rotary_dim = {heads.rotary_dim} is more than a head has, {heads.head_dim}")
+
+    @property
+    def heads(self) -> HeadLayout:
+        """See `LanguageConfig`."""
+        head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        return HeadLayout(
+            num_heads=self.num_attention_heads, num_kv_heads=self.num_kv_heads or self.num_attention_heads,
+            head_dim=head_dim, rope_theta=float(self.rope_theta), rotary_dim=self.rotary_dim or head_dim,
+            interleaved=self.rotary_interleaved,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the content of a `model_config.json`."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in super().to_dict().items() if k not in self._LATER or v != defaults[k]}
+
+    def _split_sizes(self) -> dict[str, int]:
+        shared = {} if self.heads.group == 1 else {"num_kv_heads": self.heads.num_kv_heads}
+        return {**super()._split_sizes(), **shared}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from sat_models.processing.image import ImageSource, load_image
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
 from sat_models.processing.pixels import image_to_tensor
-from sat_models.processing.prompts import Turn, build_prompt, dialogue_parts, prompt_style
+from sat_models.processing.prompts import PromptStyle, Turn, build_prompt, dialogue_parts, find_style
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
 
@@ -51,7 +51,8 @@ class Processor:
     """Prepares prompts and training samples for one model.
 
     Attributes:
-        version: prompt style used when a call names none.
+        styles: prompt styles by name.
+        version: the one that is used when a call names none.
         max_length: context in tokens, prompt and answer together.
         form: what the model's sequence looks like.
     """
@@ -62,7 +63,8 @@ class Processor:
         *,
         image_size: int,
         image_length: int,
-        version: str = "chat",
+        styles: Mapping[str, PromptStyle],
+        version: str,
         cross_image_size: int | None = None,
         max_length: int = 2048,
         form: SequenceForm = COGVLM_FORM,
@@ -71,6 +73,7 @@ class Processor:
             tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
             image_size: side in pixels that the vision tower takes.
             image_length: image tokens per picture, `(image_size / patch) ** 2`.
+            styles: prompt styles that a call may name.
             version: default prompt style.
             cross_image_size: side in pixels of the high-resolution branch; None for models without one.
             max_length: context in tokens.
@@ -80,14 +83,14 @@ class Processor:
             ConfigError: a size that is not positive.
             UnknownNameError: unknown `version`.
         """
-        prompt_style(version)
+        find_style(styles, version)
         for name, value in (("image_size", image_size), ("image_length", image_length), ("max_length", max_length)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1. Check the model's config.")
         self._tokenizer = tokenizer
         self.image_size = image_size
         self.image_length = image_length
-        self.version = version
+        self.styles, self.version = styles, version
         self.cross_image_size = cross_image_size
         self.max_length = max_length
         self.form = form
@@ -135,11 +138,11 @@ class Processor:
             UnknownNameError: unknown `version`.
         """
         check_text(query, "question", allow_empty=allow_empty_query)
-        sources, version, turns = as_list(image), version or self.version, check_turns(history, "history")
-        beginning = build_prompt(version, query, turns)[: LONGEST_TOKEN * self.max_length + 1]
+        sources, style, turns = as_list(image), self.style(version), check_turns(history, "history")
+        beginning = build_prompt(style, query, turns)[: LONGEST_TOKEN * self.max_length + 1]
         if len(beginning) > LONGEST_TOKEN * self.max_length:
             self._check_room(len(self.tokenizer.encode(beginning)), len(sources), "more than ")
-        prompt = self._encode(version, query, turns, len(sources))
+        prompt = self._encode(style, query, turns, len(sources))
         self._check_room(prompt.num_text, len(sources))
         layout = layout_prompt(
             prompt.ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id, lead=prompt.lead,
@@ -159,9 +162,13 @@ class Processor:
                 hint="Or raise max_length.",
             )
 
+    def style(self, version: str | None = None) -> PromptStyle:
+        """A prompt style by name; None: the default one. Raises UnknownNameError."""
+        return find_style(self.styles, version or self.version)
+
     def stops(self, version: str | None = None) -> tuple[str, ...]:
         """Texts that end an answer besides the end token."""
-        return prompt_style(version or self.version).stops
+        return self.style(version).stops
 
     def prompt_length(self, num_text: int, num_images: int) -> int:
         """Tokens of a prompt with so many tokens of text and so many pictures."""
@@ -225,10 +232,10 @@ class Processor:
             check_text(answer, f"answer of turn {number}")
         if not turns:
             raise InputError("A training sample needs at least one (question, answer) pair; got none.")
-        limit, version = max_length or self.max_length, version or self.version
+        limit, style = max_length or self.max_length, self.style(version)
         return [
             self._dialogue(
-                [turns[place] for place in part], version, limit, num_images,
+                [turns[place] for place in part], style, limit, num_images,
                 untrained={number for number, place in enumerate(part) if place in untrained},
             )
             for part in self.split_turns(range(len(turns)), version)
@@ -243,7 +250,7 @@ class Processor:
         its own, with the turns before it as history. Last turns that do not fit into `max_length` are left out of a
         sample, and the last answer kept is cut to fit.
         """
-        if not prompt_style(version or self.version).keeps_history:
+        if not self.style(version).keeps_history:
             return [[turn] for turn in turns]
         if self.form.prefix_attention:
             return [turns[:count] for count in range(1, len(turns) + 1)]
@@ -251,16 +258,16 @@ class Processor:
 
     def question_length(self, query: str, num_images: int, version: str | None = None) -> int:
         """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
-        return self.prompt_length(self._encode(version or self.version, query, (), num_images).num_text, num_images)
+        return self.prompt_length(self._encode(self.style(version), query, (), num_images).num_text, num_images)
 
     def _dialogue(
-        self, turns: Sequence[Turn], version: str, limit: int, num_images: int, *, untrained: Collection[int] = ()
+        self, turns: Sequence[Turn], style: PromptStyle, limit: int, num_images: int, *, untrained: Collection[int] = ()
     ) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit; its last answer is trained."""
 
         def too_long(count: int) -> bool:
             *past, (query, _) = turns[:count]
-            num_text = self._encode(version, query, past, num_images).num_text
+            num_text = self._encode(style, query, past, num_images).num_text
             return self.prompt_length(num_text, num_images) > limit - MIN_ANSWER_ROOM
 
         ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
@@ -269,7 +276,7 @@ class Processor:
             kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         *past, (query, answer) = turns[:kept]
-        prompt = self._encode(version, query, past, num_images, find_answers=not self.form.prefix_attention)
+        prompt = self._encode(style, query, past, num_images, find_answers=not self.form.prefix_attention)
         return layout_training(
             prompt.ids,
             self.tokenizer.encode(answer),
@@ -284,15 +291,15 @@ class Processor:
         )
 
     def _encode(
-        self, version: str, query: str, history: Sequence[Turn], num_images: int, *, find_answers: bool = False
+        self, style: PromptStyle, query: str, history: Sequence[Turn], num_images: int, *, find_answers: bool = False
     ) -> _Encoded:
         """A prompt as ids. Where the style ends earlier answers, the end token cuts the text.
 
         `find_answers`, which training asks for, encodes up to each end of each earlier answer once more.
         """
-        lead, text, spans = dialogue_parts(version, query, history, pictures=num_images)
+        lead, text, spans = dialogue_parts(style, query, history, pictures=num_images)
         encode = self.tokenizer.encode
-        if not prompt_style(version).ends_answers:
+        if not style.ends_answers:
             ids = encode(text)
             answers = [self._token_span(text, ids, start, end) for start, end in spans if find_answers]
         else:

@@ -1,13 +1,12 @@
 """Prompt templates: what the text around the pictures looks like.
 
-Pictures come first, before all history: in front of everything in CogVLM, in the first question in others. The strings
-are the ones that the released weights were trained with, CogVLM's pinned letter by letter by the golden data, so do not
-tidy their spaces.
+Pictures come first, before all history: in front of everything in CogVLM, in the first question in others. The
+templates themselves stand in `models/<family>/prompts.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sat_models.errors import UnknownNameError
@@ -50,84 +49,34 @@ class PromptStyle:
         return self.after_past is not None
 
 
-_CURIOUS = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the human's questions."
-)
-_GIVEN = (
-    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
-    "Please answer my questions."
-)
-_IMG = ("<Img>", "</Img> ")
-
-STYLES: dict[str, PromptStyle] = {
-    "base": PromptStyle("", "", None, "", "the question as it is; no history"),
-    "chat": PromptStyle(" [INST] ", " [/INST] ", " [/INST] ", "", "dialogue with detailed answers"),
-    "vqa": PromptStyle("Question: ", " Short answer:", None, "", "answers of a word or two; no history"),
-    "chat_old": PromptStyle("Question: ", " Answer:", " Answer: ", "\n", "dialogue, the form of the first releases"),
-    "glm_zh": PromptStyle("问：", "\n答：", "\n答：", "\n", "VisualGLM in Chinese", picture=("<img>", "</img>")),
-    "glm_en": PromptStyle("Q:", "\nA:", "\nA:", "\n", "VisualGLM in English", picture=("<img>", "</img>")),
-    "llava_v0": PromptStyle(
-        "Human: ", "###Assistant:", "###Assistant: ", "###", "LLaVA 1.0",
-        opening=f"{_CURIOUS}###", picture=("", "\n"), picture_first=False, stops=("###",),
-    ),
-    "llava_v1": PromptStyle(
-        "USER: ", " ASSISTANT:", " ASSISTANT: ", "", "LLaVA 1.5",
-        opening=f"{_CURIOUS} ", picture=("", "\n"), picture_first=False, ends_answers=True,
-    ),
-    "minigpt4": PromptStyle(
-        "Human: ", "###Assistant:", "###Assistant: ", "###", "MiniGPT-4 with Vicuna",
-        opening=f"{_GIVEN}###", picture=_IMG, picture_first=False, stops=("###",),
-    ),
-    "minigpt4_llama2": PromptStyle(
-        "[INST] ", " [/INST]", " [/INST] ", "", "MiniGPT-4 with Llama-2, and v2",
-        picture=_IMG, picture_first=False, ends_answers=True,
-    ),
-}  # fmt: skip
-"""Sources: the CogVLM repository at f7283b2; VisualGLM-6B `model/chat.py` at e314fb9; LLaVA `conversation.py` at
-c121f04 ("llava_v0", "llava_v1"); MiniGPT-4 `conversation.py` and `eval_configs`."""
-PROMPT_VERSIONS: tuple[str, ...] = ("base", "chat", "vqa", "chat_old")
-"""Styles of CogVLM and CogAgent."""
+BASE = PromptStyle("", "", None, "", "the question as it is; no history")
+"""What every model understands that has been taught no dialogue."""
 
 
-def prompt_style(version: str) -> PromptStyle:
-    """The style of a name.
+def find_style(styles: Mapping[str, PromptStyle], version: str) -> PromptStyle:
+    """The style of a name, of those that there are.
 
     Raises:
-        UnknownNameError: `version` is not one of `STYLES`.
+        UnknownNameError: `version` is not one of `styles`.
     """
-    style = STYLES.get(version) if isinstance(version, str) else None
+    style = styles.get(version) if isinstance(version, str) else None
     if style is None:
-        raise UnknownNameError("prompt version", str(version), STYLES, hint="Choose one with --version.")
+        raise UnknownNameError("prompt version", str(version), styles, hint="Choose one with --version.")
     return style
 
 
-def build_prompt(version: str, query: str, history: Sequence[Turn] = ()) -> str:
+def build_prompt(style: PromptStyle, query: str, history: Sequence[Turn] = ()) -> str:
     """The text of a prompt without pictures (for CogVLM, the text after them).
 
     Args:
-        version: one of `STYLES`.
         query: the question to be answered now.
         history: earlier (question, answer) pairs, oldest first; styles without history leave them out.
-
-    Raises:
-        UnknownNameError: unknown `version`.
     """
-    return dialogue_text(version, query, history)[0]
-
-
-def dialogue_text(version: str, query: str, history: Sequence[Turn] = ()) -> tuple[str, list[tuple[int, int]]]:
-    """`build_prompt` plus where the earlier answers lie in it.
-
-    Returns:
-        The text and, for each turn of `history` that is in it, the (start, end) character positions of its answer.
-    """
-    text, spans = dialogue_parts(version, query, history)[1:]
-    return text, spans
+    return dialogue_parts(style, query, history)[1]
 
 
 def dialogue_parts(
-    version: str, query: str, history: Sequence[Turn] = (), *, pictures: int = 0
+    style: PromptStyle, query: str, history: Sequence[Turn] = (), *, pictures: int = 0
 ) -> tuple[list[str], str, list[tuple[int, int]]]:
     """A prompt cut at its pictures; each part is tokenised on its own.
 
@@ -138,7 +87,6 @@ def dialogue_parts(
         The text in front of each picture, the text behind the last one, and in the latter the (start, end) character
         positions of the answers of `history`.
     """
-    style = prompt_style(version)
     lead, text, spans = [], style.opening, []
     for _ in range(pictures):
         in_front = "" if style.picture_first or lead else style.before

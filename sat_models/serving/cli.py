@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from sat_models.errors import ConfigError, ZooError, complain
+from sat_models.models.families import prompt_style, version_help
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(*dict.fromkeys(("--" + name, dashed)), dest=name, **kwargs)
 
     flag("from_pretrained", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="model (default: %(default)s)")
-    flag("version", metavar="{base,chat,vqa,chat_old}", help="prompt style (default: the model's own)")
+    flag("version", metavar="STYLE", help=version_help())
     flag("local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
     flag("max_length", type=int, help=f"tokens in all, prompt and image included (default: {DEFAULT_MAX_LENGTH})")
     flag("max_new_tokens", type=int, help="tokens of the answer (default: what max_length leaves)")
@@ -95,8 +96,6 @@ def _run(args: argparse.Namespace) -> int:
     if args.json and not one_shot:
         raise ConfigError("--json prints one answer, so it needs a question: add --query TEXT (or --no_prompt).")
     if args.version is not None:
-        from sat_models.processing.prompts import prompt_style
-
         prompt_style(args.version)
     with only_answers_on_stdout():
         picture = _picture(args.image) if one_shot else None

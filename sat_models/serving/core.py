@@ -85,6 +85,7 @@ class ServerCore:
         self.names = tuple(names)
         self.limits, self.pictures = limits or Limits(), pictures or PicturePolicy()
         self.processor = vlm.processor
+        self.versions = vlm.versions
         self.scheduler = Scheduler(
             engine,
             vlm.processor.tokenizer,

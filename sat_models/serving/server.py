@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError, MissingPackageError, ZooError, complain
+from sat_models.models.families import version_help
 
 if TYPE_CHECKING:
     from sat_models.generation.ranks import SharedEngine
@@ -25,7 +26,7 @@ DEFAULT_MODEL = "cogvlm-tiny"
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, on what; page and API share these. Each flag is understood with `-` for `_`, too."""
     flag(parser, "from_pretrained", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="model (default: %(default)s)")
-    flag(parser, "version", metavar="{base,chat,vqa,chat_old}", help="prompt style (default: the model's own)")
+    flag(parser, "version", metavar="STYLE", help=version_help())
     flag(parser, "local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
     flag(parser, "quant", type=int, choices=(4, 8), help="quantise the weights to 4 or 8 bits while loading")
     flag(parser, "device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")

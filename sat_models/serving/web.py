@@ -18,7 +18,7 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import load_image
-from sat_models.processing.prompts import PROMPT_VERSIONS, Turn
+from sat_models.processing.prompts import Turn
 from sat_models.serving import server
 from sat_models.serving.core import Limits, Question, ServerCore, answer_events
 from sat_models.serving.requests import Failed, Finished, Piece
@@ -112,7 +112,6 @@ class Page:
         import gradio as gr
 
         core, words = self._core, WORDS[self.language]
-        styles = list(PROMPT_VERSIONS)
         with gr.Blocks(title=core.names[0], analytics_enabled=False) as page:
             talk = gr.State((None, []))
             with gr.Row():
@@ -134,7 +133,7 @@ class Page:
                         elem_id="template",
                     )  # fmt: skip
                     with gr.Accordion(words["settings"], open=False) as settings:
-                        version = gr.Dropdown(styles, value=core.processor.version, label=words["version"])
+                        version = gr.Dropdown(list(core.versions), value=core.processor.version, label=words["version"])
                         temperature = gr.Slider(0, 2, 0.0, step=0.05, label=words["temperature"])
                         top_p = gr.Slider(0, 1, 0.4, step=0.05, label=words["top_p"])
                         top_k = gr.Slider(0, 100, 0, step=1, label=words["top_k"])

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from sat_models.models.families import prompt_style
 from sat_models.processing.layout import IGNORE
 from sat_models.processing.prompts import build_prompt
 from sat_models.shapes import questions
@@ -114,12 +115,13 @@ def encode_qa(tokenizer: TextTokenizer, qa: QA, version: str) -> Segment:
     """
     turns: list[QA] = qa.meta["turns"] if qa.task == "chat" else [qa]
     history = tuple((turn.question, turn.answer) for turn in turns[:-1])
-    prompt = _encode(tokenizer, build_prompt(version, qa.question, history))
+    style = prompt_style(version)
+    prompt = _encode(tokenizer, build_prompt(style, qa.question, history))
     answer = _encode(tokenizer, qa.answer)
     ids = [*prompt, *answer]
     labels = [IGNORE] * (len(prompt) - 1) + [*answer, tokenizer.eos_id]
     for index, (question, said) in enumerate(history):
-        before = build_prompt(version, question, history[:index]).rstrip(" ")
+        before = build_prompt(style, question, history[:index]).rstrip(" ")
         start, after = len(_encode(tokenizer, before)), _encode(tokenizer, f"{before} {said}")
         if tuple(ids[: len(after)]) != after or not start < len(after):
             raise ValueError(f"the tokenizer splits the answer '{said}' in a history otherwise than at its borders")

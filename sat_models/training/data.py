@@ -167,7 +167,7 @@ class VLMDataset:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
         pictures = len(record.images)
         room = self.max_length - MIN_ANSWER_ROOM
-        lead, text, _ = dialogue_parts(self.version, question, pictures=pictures)
+        lead, text, _ = dialogue_parts(self.processor.style(self.version), question, pictures=pictures)
         bytes_of_text = sum(
             len(part.encode()) + 1 for part in (*lead, text)
         )  # a token is a byte, a leading space aside

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.models.families import version_help
 from sat_models.registry import config_file
 
 PRESETS = "finetune"
@@ -36,7 +37,7 @@ class FinetuneSettings:
     from_pretrained: str = _setting("", "model to start from: a name of the zoo, a folder, a file")
     sat_home: str | None = _setting(None, "folder in which names are looked up; default: SAT_HOME")
     local_tokenizer: str | None = _setting(None, "tokenizer file or folder, where none lies beside the weights")
-    version: str | None = _setting(None, "prompt style: base, chat, vqa, chat_old; default: the checkpoint's")
+    version: str | None = _setting(None, version_help())
     device: str = _setting("auto", "auto, cpu or cuda")
     mp: int = _setting(1, "processes that share one model", int)
     quant: int | None = _setting(None, "QLoRA: keep the weights that do not train in 4 or 8 bits", int, choices=(4, 8))

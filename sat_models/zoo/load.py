@@ -25,9 +25,9 @@ from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.common.quantised import bitsandbytes
+from sat_models.models.families import prompt_style, prompt_styles
 from sat_models.models.visualglm.tokens import tokenizer_for
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import prompt_style
 from sat_models.processing.tokenizer_files import find_tokenizer
 from sat_models.registry import ModelSpec
 from sat_models.zoo.locate import locate_with_spec, spec_of_name, spec_of_path
@@ -236,6 +236,7 @@ def _make_processor(
         image_length=config.image_length,
         cross_image_size=getattr(config, "cross_image_pix", None),
         max_length=config.max_sequence_length,
+        styles=prompt_styles(),
         version=version,
         form=config.sequence_form,
     )

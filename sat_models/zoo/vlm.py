@@ -10,7 +10,8 @@ import torch
 
 from mixins.base import ZooModel
 from sat_models.checkpoint.layout import SATCheckpoint
-from sat_models.config import LLaMAConfig
+from sat_models.config import LanguageConfig
+from sat_models.models.families import family_of
 from sat_models.processing.processor import Images, Processor
 from sat_models.processing.prompts import Turn
 
@@ -54,7 +55,7 @@ class VLM:
         self,
         model: ZooModel,
         processor: Processor,
-        config: LLaMAConfig,
+        config: LanguageConfig,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -64,6 +65,14 @@ class VLM:
         self.model, self.processor, self.config = model, processor, config
         self.device, self.dtype = device, dtype
         self.checkpoint, self.tokenizer_file = checkpoint, tokenizer_file
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Prompt styles of this model: its own first, then the others of its family.
+
+        `version` may name any style of the zoo (weights can be fine-tuned with any); these are the ones to offer.
+        """
+        return tuple(dict.fromkeys((self.processor.version, *family_of(self.config.model_class).styles)))
 
     def generate(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixins.rotary import RotaryEmbedding, choose_rotate, rotate_half_split
+from mixins.heads import HeadLayout
+from mixins.rotary import RotaryEmbedding, choose_rotate, rotate_half_split, rotate_neighbours
 from mixins.rotary_triton import rotate_triton
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,3 +174,39 @@ for dtype in (torch.float32, torch.float16):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(here)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def turned_one_by_one(x: Tensor, positions: Tensor, pairs: list[tuple[int, int]], width: int, base: float) -> Tensor:
+    """The plain formula, number by number: pair i turns by position · base^(-2i/width)."""
+    out = x.clone()
+    for token, position in enumerate(positions.tolist()):
+        for i, (a, b) in enumerate(pairs):
+            angle = position * base ** (-2 * i / width)
+            first, second = x[..., token, a], x[..., token, b]
+            out[..., token, a] = first * math.cos(angle) - second * math.sin(angle)
+            out[..., token, b] = second * math.cos(angle) + first * math.sin(angle)
+    return out
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+@pytest.mark.parametrize("width", [8, 16], ids=["half of the head", "the whole head"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "neighbours"])
+def test_every_form_of_rotation_is_the_plain_formula(interleaved: bool, width: int, base: float) -> None:
+    heads = HeadLayout(
+        num_heads=3, num_kv_heads=1, head_dim=16, rope_theta=base, rotary_dim=width, interleaved=interleaved
+    )
+    x, positions = torch.randn(2, 4, 5, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 37])
+    embedding = RotaryEmbedding.of(heads)
+    found = choose_rotate(x, heads)(x.float(), embedding.rows(positions[None], 37))
+    half = width // 2
+    pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + half) for i in range(half)]
+    expected = turned_one_by_one(x, positions, pairs, width, base)
+    torch.testing.assert_close(found.double(), expected, atol=5e-6, rtol=0)
+    assert torch.equal(found[..., width:], x[..., width:].float()), "the rest of a head passes"
+
+
+def test_neighbours_are_rotated_in_fp32_and_cast_back(name: str) -> None:
+    rows = RotaryEmbedding(64, interleaved=True).to(DTYPES[name]).rows(torch.arange(11)[None], 10)
+    x = torch.randn(2, 3, 11, 64).to(DTYPES[name])
+    found = rotate_neighbours(x, rows)
+    assert torch.equal(found, rotate_neighbours(x.float(), rows).to(x.dtype)) and found.dtype == x.dtype

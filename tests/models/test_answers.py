@@ -13,6 +13,7 @@ import torch
 from sat_models import runtime
 from sat_models.checkpoint.io import save_checkpoint
 from sat_models.models.build import build_model
+from sat_models.models.families import family_of
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
@@ -42,6 +43,22 @@ def test_the_saved_config_says_what_the_model_is(vlm: VLM) -> None:
     assert data["model_class"] == type(vlm.model).__name__
     assert vlm.processor.version == vlm.config.DEFAULT_VERSION
     assert vlm.processor.form == vlm.config.sequence_form
+
+
+def test_the_page_offers_the_styles_of_the_family(vlm: VLM) -> None:
+    gradio = pytest.importorskip("gradio")
+    from sat_models.serving.core import ServerCore
+    from sat_models.serving.web import Page
+    from sat_models.serving.web_texts import WORDS
+
+    core = ServerCore(vlm, vlm.engine(), names=["tiny"])
+    core.scheduler.close()
+    blocks = Page(core).build().blocks.values()
+    (choice,) = [b for b in blocks if isinstance(b, gradio.Dropdown) and b.label == WORDS["english"]["version"]]
+    family = family_of(vlm.config.model_class)
+    assert {value for _, value in choice.choices} == set(family.styles) and choice.value == vlm.processor.version
+    for version in vlm.versions:
+        assert vlm.generate(IMAGE, "What?", version=version, max_new_tokens=1).token_ids
 
 
 def test_an_answer_streamed_is_the_answer(vlm: VLM) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
+from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokens import SentencePieceTokenizer
 
@@ -25,6 +26,7 @@ def _golden(name: str) -> SimpleNamespace:
         image_length=config["image_length"],
         cross_image_size=config.get("cross_image_pix"),
         max_length=256,
+        styles=STYLES,
         version="base",
     )
     return SimpleNamespace(

@@ -14,13 +14,14 @@ from sat_models.config import PLAIN_FORM, SequenceForm, read_json
 from sat_models.errors import InputError
 from sat_models.generation.results import GenerationResult, TokenStream
 from sat_models.generation.stops import cut_at, end_at
+from sat_models.models.families import prompt_style, prompt_styles
 from sat_models.models.llava.config import LLaVAConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
 from sat_models.models.visualglm.tokens import GLMTokenizer, tokenizer_for
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor, padded
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import STYLES, dialogue_parts
+from sat_models.processing.prompts import dialogue_parts
 from sat_models.processing.tokenizer_files import find_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -37,7 +38,7 @@ GIVEN = (
 
 def joined(version: str, *, pictures: int = 1) -> str:
     """A two-turn prompt with `@` where a picture is."""
-    lead, text, spans = dialogue_parts(version, "Where?", HISTORY, pictures=pictures)
+    lead, text, spans = dialogue_parts(prompt_style(version), "Where?", HISTORY, pictures=pictures)
     assert len(lead) == pictures
     assert [text[start:end] for start, end in spans] == ["A dog."]
     return "@".join([*lead, text])
@@ -65,8 +66,8 @@ def test_prompts_letter_by_letter(version: str, expected: str) -> None:
 
 
 def test_every_style_can_be_built() -> None:
-    for version, style in STYLES.items():
-        lead, text, spans = dialogue_parts(version, "q", HISTORY, pictures=1)
+    for style in prompt_styles().values():
+        lead, text, spans = dialogue_parts(style, "q", HISTORY, pictures=1)
         assert text.endswith(style.after) and bool(spans) == style.keeps_history and len(lead) == 1
 
 
@@ -93,7 +94,8 @@ def plain(mini: SimpleNamespace) -> Processor:
 
 
 def processor_of(mini: SimpleNamespace, form: SequenceForm, version: str) -> Processor:
-    return Processor(mini.tokenizer, image_size=56, image_length=4, version=version, max_length=1024, form=form)
+    sizes = {"image_size": 56, "image_length": 4, "max_length": 1024}
+    return Processor(mini.tokenizer, styles=prompt_styles(), version=version, form=form, **sizes)
 
 
 def test_the_end_token_stands_behind_earlier_answers(plain: Processor, mini: SimpleNamespace) -> None:

@@ -6,19 +6,20 @@ from types import SimpleNamespace
 
 import torch
 
+from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.processing.image import load_image
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import image_to_tensor
-from sat_models.processing.prompts import PROMPT_VERSIONS, build_prompt
+from sat_models.processing.prompts import build_prompt
 
 FIELDS = ("input_ids", "position_ids", "image_embed_mask", "vision_expert_mask")
 
 
 def test_prompt_strings(golden: SimpleNamespace) -> None:
     cases = golden.reference["cases"]
-    assert {case["version"] for case in cases} == set(PROMPT_VERSIONS)
+    assert {case["version"] for case in cases} == set(STYLES)
     for case in cases:
-        assert "<EOI>" + build_prompt(case["version"], case["query"], case["history"]) == case["prompt"]
+        assert "<EOI>" + build_prompt(STYLES[case["version"]], case["query"], case["history"]) == case["prompt"]
 
 
 def test_inference_inputs(golden: SimpleNamespace) -> None:

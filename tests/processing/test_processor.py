@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 
 from sat_models.errors import ConfigError, InputError, UnknownNameError, ZooError
+from sat_models.models.cogvlm.prompts import STYLES
+from sat_models.models.families import prompt_styles
 from sat_models.processing.layout import MIN_ANSWER_ROOM
 from sat_models.processing.processor import LONGEST_TOKEN, Processor
-from sat_models.processing.prompts import PROMPT_VERSIONS, build_prompt
+from sat_models.processing.prompts import build_prompt, find_style
 
 
 def test_versions() -> None:
-    assert PROMPT_VERSIONS == ("base", "chat", "vqa", "chat_old")
+    assert tuple(STYLES) == ("base", "chat", "vqa", "chat_old")
     with pytest.raises(UnknownNameError, match=r"chat-old.*Did you mean chat_old.*--version"):
-        build_prompt("chat-old", "x")
+        find_style(STYLES, "chat-old")
 
 
 def test_explicit_version_beats_the_default(mini: SimpleNamespace) -> None:
@@ -75,7 +77,7 @@ def test_bad_history(mini: SimpleNamespace, history: list) -> None:
 
 
 def test_no_tokenizer() -> None:
-    processor = Processor(None, image_size=56, image_length=16)
+    processor = Processor(None, image_size=56, image_length=16, styles=STYLES, version="chat")
     assert not processor.has_tokenizer
     with pytest.raises(InputError, match=r"without a tokenizer.*--local_tokenizer.*lmsys/vicuna-7b-v1\.5"):
         processor(None, "x")
@@ -83,9 +85,9 @@ def test_no_tokenizer() -> None:
 
 def test_bad_sizes(mini: SimpleNamespace) -> None:
     with pytest.raises(ConfigError, match="image_size is 0"):
-        Processor(mini.tokenizer, image_size=0, image_length=16)
+        Processor(mini.tokenizer, image_size=0, image_length=16, styles=STYLES, version="chat")
     with pytest.raises(UnknownNameError):
-        Processor(mini.tokenizer, image_size=56, image_length=16, version="caht")
+        Processor(mini.tokenizer, image_size=56, image_length=16, styles=STYLES, version="caht")
 
 
 def test_training_input_is_checked(mini: SimpleNamespace) -> None:
@@ -150,9 +152,11 @@ class Counted:
 def test_work_grows_with_the_history_no_faster(mini: SimpleNamespace, version: str) -> None:
     """Every turn's beginning was encoded anew, twice: 2000 turns took 96 s before they were refused."""
     counted = Counted(mini.tokenizer)
-    processor = Processor(counted, image_size=56, image_length=16, max_length=4000)
+    processor = Processor(
+        counted, image_size=56, image_length=16, max_length=4000, styles=prompt_styles(), version="chat"
+    )
     turns = [("How many shapes are there?", "3")] * 100
-    text = build_prompt(version, "Where?", turns)
+    text = build_prompt(prompt_styles()[version], "Where?", turns)
     ids = processor(None, "Where?", history=turns, version=version).input_ids
     assert counted.characters == len(text) and ids.shape[1] > 1000
     for many in (700, 20_000):
@@ -165,13 +169,13 @@ def test_work_grows_with_the_history_no_faster(mini: SimpleNamespace, version: s
 def test_a_long_training_dialogue_is_cut_where_it_fits(mini: SimpleNamespace) -> None:
     """By halves, not turn by turn, and the turns kept are the most that fit."""
     counted = Counted(mini.tokenizer)
-    processor = Processor(counted, image_size=56, image_length=16, max_length=300, version="chat")
+    processor = Processor(counted, image_size=56, image_length=16, max_length=300, styles=STYLES, version="chat")
     turns = [(f"q{number}?", f"answer {number}") for number in range(1000)]
     sample = processor.training_sample(None, turns)
     assert counted.calls < 100
 
     def length(count: int) -> int:
-        return 1 + len(mini.tokenizer.encode(build_prompt("chat", turns[count - 1][0], turns[: count - 1])))
+        return 1 + len(mini.tokenizer.encode(build_prompt(STYLES["chat"], turns[count - 1][0], turns[: count - 1])))
 
     kept = next(count for count in range(1000, 0, -1) if length(count) <= 300 - MIN_ANSWER_ROOM)
     assert torch.equal(processor.training_sample(None, turns[:kept]).input_ids, sample.input_ids)

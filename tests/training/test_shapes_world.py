@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sat_models
+from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.processing.prompts import build_prompt
 from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 from sat_models.shapes import questions
@@ -238,7 +239,7 @@ def test_lanes_hold_what_fits_longest_first(tokenizer: Tokenizer) -> None:
 def test_prompt_and_answer_are_inferences_own(tokenizer: Tokenizer) -> None:
     qa = QA("vqa", "size", "Is the red circle small or large?", "large")
     for version in ("base", "chat", "chat_old", "vqa"):
-        prompt, answer = tokenizer.encode(build_prompt(version, qa.question)), tokenizer.encode("large")
+        prompt, answer = tokenizer.encode(build_prompt(STYLES[version], qa.question)), tokenizer.encode("large")
         segment = encode_qa(tokenizer, qa, version)
         assert segment.ids == prompt + answer
         assert segment.labels == [-100] * (len(prompt) - 1) + answer + [tokenizer.eos_id]
@@ -249,7 +250,9 @@ def test_every_turn_of_a_conversation_is_trained(tokenizer: Tokenizer, version: 
     turns = [QA("vqa", "color", f"What color is {n}?", a) for n, a in (("it", "red"), ("that", "blue"), ("this", "2"))]
     segment = encode_qa(tokenizer, QA("chat", "vqa", turns[-1].question, "2", {"turns": turns}), version)
     history = [(turn.question, turn.answer) for turn in turns[:-1]]
-    assert segment.ids == tokenizer.encode(build_prompt(version, turns[-1].question, history)) + tokenizer.encode("2")
+    assert segment.ids == tokenizer.encode(
+        build_prompt(STYLES[version], turns[-1].question, history)
+    ) + tokenizer.encode("2")
     answers = [[*tokenizer.encode(turn.answer), tokenizer.eos_id] for turn in turns]
     assert [label for label in segment.labels if label != -100] == list(itertools.chain(*answers))
     assert segment.task_id == TASK_ID["chat"]

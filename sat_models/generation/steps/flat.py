@@ -4,7 +4,7 @@ The hooks say what a layer does; this says the same for the parts named in `_is_
 operators. On a CPU, and on a GPU without graphs, calling hooks would cost as much as the products. A model with any
 other part is decoded through its hooks.
 
-Legend: B rows, T cached tokens and the new one, C columns of the cache, D hidden, N heads, H head dim, V vocabulary.
+Legend: B rows, T cached tokens and the new one, D hidden, G key/value heads, H head dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from mixins.rotary import RotaryMixin, RotaryRows, choose_rotate
 from mixins.sat_compat import BaseTransformerLayer, VocabParallelEmbedding, mpu
 from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
 from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
+from sat_models.models.common.attention import attend_once
 from sat_models.models.common.decoder import DecoderModel
 from sat_models.models.common.quantised import waits_for_host
 
 Product = Callable[[Tensor], Tensor]
 Write = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Puts new keys and values [B, N, 1, H] of a layer into a cache; all of them, [B, N, T, H] each."""
+"""Puts new keys and values [B, G, 1, H] of a layer into a cache; all of them, [B, G, T, H] each."""
 
 _HOOKS = {
     "word_embedding_forward": {ImageEmbedding.word_embedding_forward, None},
@@ -83,7 +84,7 @@ class TokenStep:
         model: that one.
         words: the embedding, [V, D].
         rotary: gives the rotary rows.
-        heads: N.
+        heads: how a row of queries, keys and values is cut.
         layers, last_norm, head: the modules that a token goes through.
         waits: whether a GPU waits for the host inside of the step.
         bare: whether all linears are weights and nothing else.
@@ -93,8 +94,8 @@ class TokenStep:
         self.model = model
         transformer, mlp = model.transformer, model.get_mixin("mlp")
         self.words: Tensor = transformer.word_embeddings.weight
-        self.rotary = model.get_mixin("rotary").rotary_emb
-        self.heads: int = transformer.layers[0].attention.num_attention_heads_per_partition
+        rotary: RotaryMixin = model.get_mixin("rotary")
+        self.rotary, self.heads = rotary.rotary_emb, rotary.heads
         self.layers = [
             Layer(
                 layer.input_layernorm,
@@ -149,16 +150,17 @@ class TokenStep:
     ) -> Tensor:
         """As calling it, with any way to keep keys and values."""
         rows, heads = len(ids), self.heads
+        queries, keys_too, all_heads = heads.num_heads, heads.num_heads + heads.num_kv_heads, heads.row_heads
         turns = self.rotary.rows(position_ids, max_position)
         hidden = F.embedding(ids, self.words)  # [B, D]
         if rows == 1 and self.bare:  # a vector is multiplied faster than a matrix of one row
             hidden = hidden[0]
-        rotate = choose_rotate(hidden)
+        rotate = choose_rotate(hidden, heads)
         for number, (norm, mix, dense, norm_again, activation, gate, up, down) in enumerate(self._operators):
-            mixed = mix(norm(hidden)).view(rows, 3 * heads, 1, -1)  # queries, keys, values
-            turned = rotate(mixed[:, : 2 * heads], turns)
-            keys, values = write(number, turned[:, heads:], mixed[:, 2 * heads :])
-            context = F.scaled_dot_product_attention(turned[:, :heads], keys, values, attn_mask=may_look)
+            mixed = mix(norm(hidden)).view(rows, all_heads, 1, -1)  # queries, keys, values
+            turned = rotate(mixed[:, :keys_too], turns)
+            keys, values = write(number, turned[:, queries:], mixed[:, keys_too:])
+            context = attend_once(turned[:, :queries], keys, values, may_look)
             hidden = hidden + dense(context.view(*hidden.shape[:-1], -1))
             normed = norm_again(hidden)
             hidden = hidden + down(activation(gate(normed)) * up(normed))

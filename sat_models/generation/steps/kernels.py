@@ -72,6 +72,9 @@ class KernelStep:
                 return None
             if weight.device.type != "cpu" or not weight.is_contiguous():
                 return None
+        heads = step.heads
+        if heads.group != 1 or heads.rotary_dim != heads.head_dim or heads.interleaved or heads.head_dim > MAX_HEAD_DIM:
+            return None
         kernels = load()
         if kernels is None:
             return None
@@ -84,8 +87,6 @@ class KernelStep:
         ]
         head = make.head(step.head) if step.model.quantised_head else make.of(step.head)
         if head is None or any(part is None for layer in products for part in layer):
-            return None
-        if products[0].mix.outputs // (3 * step.heads) > MAX_HEAD_DIM:
             return None
         return cls(step, kernels, products, head)
 
@@ -129,7 +130,8 @@ class KernelStep:
         if len(self._normed) != rows:
             width, mixed, inner = self._sizes
             self._normed, self._mixed, self._context, self._inner = (
-                torch.empty(rows, size, dtype=torch.float32, device="cpu") for size in (width, mixed, mixed // 3, inner)
+                torch.empty(rows, size, dtype=torch.float32, device="cpu")
+                for size in (width, mixed, self._step.heads.context_size, inner)
             )
-        if self._scores.numel() < rows * self._step.heads * columns:
-            self._scores = torch.empty(rows, self._step.heads, columns, dtype=torch.float32, device="cpu")
+        if self._scores.numel() < rows * self._step.heads.num_heads * columns:
+            self._scores = torch.empty(rows, self._step.heads.num_heads, columns, dtype=torch.float32, device="cpu")

@@ -40,9 +40,10 @@ class CogVLMModel(LLaMAModel):
         self.del_mixin("mlp")
         self.add_mixin("mlp", LlamaVisionExpertFCMixin(config.hidden_size, config.inner_hidden_size, config.num_layers))
         self.del_mixin("rotary")
-        self.add_mixin(
-            "rotary", LlamaVisionExpertAttnMixin(config.hidden_size, config.num_attention_heads, config.num_layers)
+        rotary = LlamaVisionExpertAttnMixin(
+            config.hidden_size, config.heads, config.num_layers, vision_qkv_bias=config.vision_qkv_bias
         )
+        self.add_mixin("rotary", rotary)
 
     def forward(
         self,

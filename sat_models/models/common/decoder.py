@@ -1,6 +1,6 @@
 """What the language models of the zoo share: positions and masks on their way to the layers.
 
-Legend: B batch, S tokens, T cached and new tokens, N heads on this rank, H head dim.
+Legend: B batch, S tokens, T cached and new tokens, N heads and G key/value heads on this rank, H head dim.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ class DecoderModel(ZooModel):
 
     @staticmethod
     def _base_transformer(config: LanguageConfig, **kwargs: Any) -> BaseTransformer:
+        heads = config.heads
         transformer = BaseTransformer(
             num_layers=config.num_layers,
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
+            num_attention_heads=heads.num_heads,
+            hidden_size_per_attention_head=heads.head_dim,
+            num_multi_query_heads=0 if heads.group == 1 else heads.num_kv_heads,
+            use_qkv_bias=config.qkv_bias,
             max_sequence_length=1,  # SAT makes a table of positions; rotary takes its place below
             inner_hidden_size=config.inner_hidden_size,
             layernorm_order=config.layernorm_order,
@@ -96,7 +100,7 @@ class DecoderModel(ZooModel):
         """Nothing is added to the embeddings: positions enter through rotary."""
 
     def attention_fn(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, **kw: Any) -> Tensor:
-        """q [B, N, S, H], k and v [B, N, T, H] -> [B, N, S, H]; causal unless `may_look` says otherwise."""
+        """q [B, N, S, H], k and v [B, G, T, H] -> [B, N, S, H]; causal unless `may_look` says otherwise."""
         dropout = dropout_fn.p if dropout_fn is not None and dropout_fn.training else 0.0
         if kw.get("cross_attention"):
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

@@ -17,7 +17,9 @@ from sat_models.models.common.decoder import DecoderModel
 
 
 class LLaMAModel(DecoderModel):
-    """Vicuna/LLaMA shape: pre-norm RMSNorm, rotary attention, SwiGLU, no biases, an output projection of its own.
+    """Vicuna/LLaMA shape: pre-norm RMSNorm, rotary attention, SwiGLU, an output projection of its own.
+
+    No biases, but for those of queries, keys and values where the config has them (`qkv_bias`).
 
     Args:
         config: sizes.
@@ -43,7 +45,7 @@ class LLaMAModel(DecoderModel):
             transformer = self._make_transformer(config, parallel_output, **kwargs)
         super().__init__(config, transformer=transformer)
         self.config = config
-        rotary = RotaryMixin(config.hidden_size, config.num_attention_heads, table_dtype=self.rotary_table_dtype)
+        rotary = RotaryMixin(config.heads, table_dtype=self.rotary_table_dtype)
         self.add_mixin("rotary", rotary)
         self.add_mixin("lm", LMMixin(config.vocab_size, config.hidden_size))
         self.add_mixin("mlp", LLaMAMlpMixin(config.num_layers, config.hidden_size, config.inner_hidden_size))

@@ -50,7 +50,7 @@ class ChatGLMModel(DecoderModel):
         super().__init__(config, transformer=transformer)
         self.config = config
         self.add_mixin("chatglm-final", LMMixin(config.vocab_size, config.hidden_size))
-        self.add_mixin("chatglm-attn", BlockRotaryMixin(config.hidden_size, config.num_attention_heads))
+        self.add_mixin("chatglm-attn", BlockRotaryMixin(config.heads))
         self.add_mixin("chatglm-layer", ScaledResidualMixin(config.residual_scale))
 
     def default_positions(self, input_ids: Tensor) -> Tensor:

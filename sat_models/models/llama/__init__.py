@@ -1,0 +1,1 @@
+"""A plain LLaMA without pictures: the base of most families, and a model of its own."""

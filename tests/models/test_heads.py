@@ -1,0 +1,154 @@
+"""Fewer key/value heads, another rotary base, width of heads, partial and interleaved rotary, biases of q, k and v:
+each against transformers, through every way to decode."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from peers import PEERS, SIZES, our_model, their_model
+from torch import Tensor
+
+from mixins.kv_cache import kv_cache
+from mixins.packed_attention import PackedLanesMixin
+from mixins.ptuning import add_ptuning
+from sat_models import runtime
+from sat_models.errors import ConfigError
+from sat_models.generation.steps.choose import Stepper
+from sat_models.models.build import build_model, make_config
+from sat_models.models.common.llama import LLaMAModel
+
+CLOSE = {"atol": 2e-5, "rtol": 0}
+PROMPT = torch.tensor([[1, 5, 9, 33, 7, 150, 2, 84], [1, 90, 91, 3, 60, 4, 8, 12]])
+
+
+@pytest.fixture(scope="module", params=PEERS)
+def pair(request: pytest.FixtureRequest) -> tuple[Any, LLaMAModel]:
+    """A peer, and ours with its weights."""
+    runtime.init_model_parallel(1)
+    theirs = their_model(request.param)
+    return theirs, our_model(request.param, theirs)
+
+
+def config_of(**keys: Any) -> Any:
+    return make_config({"model_class": "LLaMAModel", **SIZES, **keys})
+
+
+def test_the_hooks_equal_transformers(pair: tuple[Any, LLaMAModel]) -> None:
+    theirs, ours = pair
+    with torch.no_grad():
+        expected = theirs(PROMPT).logits
+        torch.testing.assert_close(ours(PROMPT)[0], expected, **CLOSE)
+    mask = torch.ones(8, 8, dtype=torch.long).tril()[None, None]
+    torch.testing.assert_close(ours(PROMPT, attention_mask=mask)[0], expected, **CLOSE)
+
+
+def decoded(model: LLaMAModel, *, flat: bool, rows: int, masked: bool) -> tuple[Tensor, str]:
+    """Logits [rows, 5, V] of the last five tokens of the prompt, given one by one; and the way they went."""
+    prompt, steps = PROMPT[:rows], []
+    with torch.no_grad(), kv_cache(model, 12) as cache:
+        model(prompt[:, :3])
+        cache.advance(3)
+        stepper = Stepper(model, cache)
+        if not flat:
+            stepper._flat = None
+        for place in range(3, 8):
+            mask = torch.ones(rows, 1, 1, place + 1, dtype=torch.bool) if masked else None
+            steps.append(stepper(prompt[:, place], torch.tensor([[place]] * rows), mask, max_position=place))
+    return torch.stack(steps, dim=1), stepper.way
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("flat", [False, True], ids=["hooks", "flat"])
+def test_each_way_to_decode_equals_transformers(
+    pair: tuple[Any, LLaMAModel], flat: bool, rows: int, masked: bool
+) -> None:
+    theirs, ours = pair
+    with torch.no_grad():
+        expected = theirs(PROMPT).logits[:rows, 3:]
+    found, way = decoded(ours, flat=flat, rows=rows, masked=masked)
+    assert (way == "hooks") != flat
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_the_cache_holds_the_key_value_heads_alone(pair: tuple[Any, LLaMAModel]) -> None:
+    ours = pair[1]
+    with torch.no_grad(), kv_cache(ours, 12) as cache:
+        ours(PROMPT)
+    assert cache.store.keys[0].shape[1] == 2
+
+
+def test_a_prefix_and_lanes_know_the_key_value_heads() -> None:
+    """Lanes of one sequence are the sequence; a prefix has as many keys as the layers."""
+    runtime.init_model_parallel(1)
+    model = our_model("llama", their_model("llama"))
+    with torch.no_grad():
+        expected = model(PROMPT[:1])[0]
+        model.add_mixin("packed", PackedLanesMixin())
+        lane = torch.ones(1, 1, 5, 8, dtype=torch.bool).tril(diagonal=3)
+        torch.testing.assert_close(model(PROMPT[:1], lane_mask=lane)[0], expected, **CLOSE)
+        model.del_mixin("packed")
+        prefix = add_ptuning(model, 3)
+        assert prefix.prefix[0].shape == (2, 2, 3, 24)
+        assert not torch.allclose(model(PROMPT[:1])[0], expected)
+
+
+def test_gradients_are_transformers() -> None:
+    """Training runs the same heads: the gradient of the joined weight is theirs of q, k and v."""
+    runtime.init_model_parallel(1)
+    theirs = their_model("llama")
+    ours = our_model("llama", theirs).requires_grad_(True)
+    for logits in (theirs(PROMPT).logits, ours(PROMPT)[0]):
+        logits.float().log_softmax(-1)[:, :-1].gather(-1, PROMPT[:, 1:, None]).mean().backward()
+    attention = theirs.model.layers[0].self_attn
+    expected = torch.cat([getattr(attention, f"{x}_proj").weight.grad for x in "qkv"])
+    torch.testing.assert_close(ours.transformer.layers[0].attention.query_key_value.weight.grad, expected, **CLOSE)
+
+
+def test_heads_of_todays_files_are_as_they_were() -> None:
+    config = config_of()
+    assert (config.heads.num_kv_heads, config.heads.head_dim, config.heads.rope_theta) == (4, 16, 10000.0)
+    assert config.heads.stride == 3 and config.heads.rotary_dim == 16
+    new = {"num_kv_heads", "head_dim", "rope_theta", "rotary_dim", "rotary_interleaved", "qkv_bias"}
+    assert not new & config.to_dict().keys()
+
+
+def test_the_new_keys_come_back_from_a_file() -> None:
+    keys = {"num_kv_heads": 2, "head_dim": 24, "rope_theta": 5e5, "rotary_dim": 12, "rotary_interleaved": True}
+    written = json.loads(json.dumps(config_of(**keys, qkv_bias=True).to_dict()))
+    assert written.items() >= {**keys, "qkv_bias": True}.items()
+    assert make_config(written).heads == config_of(**keys, qkv_bias=True).heads
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"num_kv_heads": 3}, r"num_attention_heads = 4 is not divisible by 3 \(num_kv_heads"),
+        ({"num_kv_heads": 0}, "num_kv_heads must be a positive integer"),
+        ({"head_dim": 15}, r"what turns of a head = 15 is not divisible by 2"),
+        ({"rotary_dim": 18}, "rotary_dim = 18 is more than a head has, 16"),
+        ({"rope_theta": 0}, "rope_theta must be a number above 0"),
+        ({"rope_theta": "much"}, "rope_theta must be a number above 0"),
+        ({"qkv_bias": 1}, "qkv_bias must be true or false"),
+        ({"hidden_size": 66}, "hidden_size = 66 is not divisible by 4"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(**keys)
+
+
+def test_processes_must_divide_the_key_value_heads() -> None:
+    with pytest.raises(ConfigError, match="model-parallel size 4 does not divide num_kv_heads = 2"):
+        config_of(num_kv_heads=2).check_model_parallel(4)
+    config_of(num_kv_heads=2).check_model_parallel(2)
+
+
+def test_a_head_need_not_fit_the_width() -> None:
+    runtime.init_model_parallel(1)
+    model = build_model(config_of(hidden_size=66, head_dim=24, num_kv_heads=2))
+    attention = model.transformer.layers[0].attention
+    assert attention.query_key_value.weight.shape == (8 * 24, 66) and attention.dense.weight.shape == (66, 4 * 24)
