@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixins.linear import project
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
+from mixins.text_token import GatedPart, stands_for
 
 
 def column_linears(count: int, in_size: int, out_size: int, *, module: nn.Module, name: str) -> nn.ModuleList:
@@ -30,6 +31,12 @@ class LLaMAMlpMixin(BaseMixin):
     def mlp_forward(self, hidden_states: Tensor, **kw: Any) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
         return self._language_mlp(hidden_states, int(kw["layer_id"]))
+
+    @stands_for("mlp_forward", "_language_mlp", "_language_inner")
+    def text_token(self, layer_id: int) -> GatedPart:
+        """What a token of text passes in a layer."""
+        mlp = self.transformer.layers[layer_id].mlp
+        return GatedPart(mlp.activation_func, self.gate_proj[layer_id], mlp.dense_h_to_4h, mlp.dense_4h_to_h)
 
     def _language_mlp(self, hidden_states: Tensor, layer_id: int) -> Tensor:
         down = self.transformer.layers[layer_id].mlp.dense_4h_to_h

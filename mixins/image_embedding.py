@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixins.linear import embed
 from mixins.sat_compat import BaseMixin
+from mixins.text_token import stands_for
 
 
 class ImageEmbedding(BaseMixin):
@@ -46,6 +47,11 @@ class ImageEmbedding(BaseMixin):
                 f"{image.shape[1]} embeddings (begin and end included) were given"
             )
         return embeddings.masked_scatter(slots.unsqueeze(-1), image)
+
+    @stands_for("word_embedding_forward")
+    def text_token(self) -> nn.Module:
+        """What looks words up: a token of text comes without an image."""
+        return self.transformer.word_embeddings
 
 
 class ImageMixin(ImageEmbedding):

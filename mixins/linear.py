@@ -16,7 +16,9 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
     that send nothing) is left out, and on a CPU one token in fp32 is multiplied as a vector, which reads the weight
     faster than a matrix product with one row. Wrapped, quantised and hooked linears are called as they are.
     """
-    if torch.is_grad_enabled() or linear._forward_hooks or linear._forward_pre_hooks or not is_whole(linear):
+    if torch.is_grad_enabled() or linear._forward_hooks or linear._forward_pre_hooks:
+        return linear(x)
+    if not is_whole(linear) or linear.bias is not None:
         return linear(x)
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]:
         return torch.mv(linear.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
@@ -32,9 +34,9 @@ def embed(words: nn.Module, input_ids: Tensor) -> Tensor:
 
 
 def is_whole(linear: nn.Module) -> bool:
-    """Whether it is SAT's own linear, without a bias, and this process has all of it."""
+    """Whether it is SAT's own linear and this process has all of it. One whose product is summed has no bias then."""
     if type(linear) is ColumnParallelLinear:
-        return linear.bias is None and linear.output_size_per_partition == linear.output_size
+        return linear.output_size_per_partition == linear.output_size
     return (
         type(linear) is RowParallelLinear
         and linear.bias is None

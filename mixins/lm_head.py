@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixins.linear import project
 from mixins.parallel import leave_model_parallel_region
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
+from mixins.text_token import stands_for
 
 
 class LMMixin(BaseMixin):
@@ -44,3 +45,8 @@ class LMMixin(BaseMixin):
         if last_positions is not None:
             hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last_positions].unsqueeze(1)
         return project(self.lm_head, hidden[:, -1:] if last_position_only else hidden)
+
+    @stands_for("final_forward")
+    def text_token(self) -> nn.Module:
+        """The linear that makes logits of one position."""
+        return self.lm_head

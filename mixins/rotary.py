@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mixins.heads import HeadLayout
 from mixins.linear import project
 from mixins.sat_compat import BaseMixin, mpu
+from mixins.text_token import AttentionPart, stands_for
 
 RotaryRows = tuple[Tensor, Tensor]
 """cos twice and (-sin, sin), each [B, 1, S, R] in fp32: what a head and a head with its pairs exchanged are multiplied
@@ -170,6 +171,12 @@ class RotaryMixin(BaseMixin):
         context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)
         output = self._project_out(context, **kw)
         return attention.output_dropout(output) if self.training else output
+
+    @stands_for("attention_forward", "_rotate", "_project_qkv", "_project_out")
+    def text_token(self, layer_id: int) -> AttentionPart:
+        """What a token of text passes in a layer."""
+        attention = self.transformer.layers[layer_id].attention
+        return AttentionPart(attention.query_key_value, attention.dense, self.heads, self.rotary_emb)
 
     def _make_rotary(self, heads: HeadLayout, table_dtype: torch.dtype | None) -> RotaryEmbedding:
         return RotaryEmbedding.of(heads, table_dtype)

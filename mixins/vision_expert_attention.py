@@ -15,6 +15,7 @@ from mixins.heads import HeadLayout
 from mixins.linear import project
 from mixins.rotary import RotaryMixin
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
+from mixins.text_token import AttentionPart, stands_for
 
 
 class LlamaVisionExpertAttnMixin(RotaryMixin):
@@ -52,6 +53,11 @@ class LlamaVisionExpertAttnMixin(RotaryMixin):
             )
             for _ in range(count)
         )
+
+    @stands_for("attention_forward", "_rotate", "_project_qkv", "_project_out")
+    def text_token(self, layer_id: int) -> AttentionPart:
+        """As in a LLaMA: a token of text passes no visual expert."""
+        return super().text_token(layer_id)
 
     def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, routing: ExpertRouting, **kw: Any) -> Tensor:
         language = self.transformer.layers[layer_id].attention.query_key_value

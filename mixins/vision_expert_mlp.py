@@ -13,6 +13,7 @@ from mixins.expert_routing import ExpertRouting
 from mixins.gated_mlp import LLaMAMlpMixin, column_linears
 from mixins.linear import project
 from mixins.sat_compat import RowParallelLinear
+from mixins.text_token import GatedPart, stands_for
 
 
 class LlamaVisionExpertFCMixin(LLaMAMlpMixin):
@@ -56,6 +57,11 @@ class LlamaVisionExpertFCMixin(LLaMAMlpMixin):
             lambda tokens: self._language_inner(tokens, layer_id),
             lambda tokens: self._vision_inner(tokens, layer_id),
         )
+
+    @stands_for("mlp_forward", "_language_mlp", "_language_inner")
+    def text_token(self, layer_id: int) -> GatedPart:
+        """As in a LLaMA: a token of text passes no visual expert."""
+        return super().text_token(layer_id)
 
     def _vision_inner(self, hidden_states: Tensor, layer_id: int) -> Tensor:
         activation = self.transformer.layers[layer_id].mlp.activation_func

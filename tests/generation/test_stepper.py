@@ -15,6 +15,8 @@ from mixins.kv_cache import KVStore, kv_cache
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from mixins.sat_compat import BaseMixin
+from mixins.text_token import AttentionPart, stands_for
+from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
 from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
@@ -110,6 +112,19 @@ class LouderMlp(LlamaVisionExpertFCMixin):
         return 2 * super().mlp_forward(hidden_states, **kw)
 
 
+class OtherValues(LlamaVisionExpertAttnMixin):
+    """What the hook calls is relied upon too."""
+
+    def _project_qkv(self, hidden_states: Tensor, **kw: Any) -> Tensor:
+        return super()._project_qkv(hidden_states, **kw)
+
+
+class OtherValuesThatSaySo(OtherValues):
+    @stands_for("attention_forward", "_rotate", "_project_qkv", "_project_out")
+    def text_token(self, layer_id: int) -> AttentionPart:
+        return super().text_token(layer_id)
+
+
 class QuietLayer(BaseMixin):
     def layer_forward(self, hidden_states: Tensor, mask: Tensor, *args: Any, **kw: Any) -> Tensor:
         return hidden_states
@@ -139,6 +154,19 @@ def test_a_changed_model_is_decoded_through_its_hooks(change: Callable[[Any], No
     change(vlm.model)
     assert not is_flat(vlm)
     assert len(list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=3)))) == 3
+
+
+@pytest.mark.parametrize(
+    "kind, flat", [(LlamaVisionExpertAttnMixin, True), (OtherValues, False), (OtherValuesThatSaySo, True)]
+)
+def test_a_mixin_says_what_a_token_of_text_passes(kind: type[LlamaVisionExpertAttnMixin], flat: bool) -> None:
+    """A class that overrides what the answer of another one stands for is taken at its own word, or not at all."""
+    vlm = load()
+    config = vlm.config
+    vlm.model.replace_mixin("rotary", kind(config.hidden_size, config.heads, config.num_layers))
+    assert is_flat(vlm) == flat
+    vlm.model.get_mixin("rotary")._project_out = lambda context, **kw: context
+    assert not is_flat(vlm), "a method of the object itself"
 
 
 def test_who_listens_from_the_middle_of_an_answer_is_heard(vlm: VLM) -> None:

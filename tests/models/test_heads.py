@@ -3,6 +3,7 @@ each against transformers, through every way to decode."""
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -17,10 +18,14 @@ from mixins.ptuning import add_ptuning
 from sat_models import runtime
 from sat_models.errors import ConfigError
 from sat_models.generation.steps.choose import Stepper
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.kernels import KernelStep
+from sat_models.generation.steps.native import load
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.llama import LLaMAModel
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
+WAYS = ["hooks", "TokenStep", *(["KernelStep"] if load() is not None else [])]
 PROMPT = torch.tensor([[1, 5, 9, 33, 7, 150, 2, 84], [1, 90, 91, 3, 60, 4, 8, 12]])
 
 
@@ -45,33 +50,38 @@ def test_the_hooks_equal_transformers(pair: tuple[Any, LLaMAModel]) -> None:
     torch.testing.assert_close(ours(PROMPT, attention_mask=mask)[0], expected, **CLOSE)
 
 
-def decoded(model: LLaMAModel, *, flat: bool, rows: int, masked: bool) -> tuple[Tensor, str]:
-    """Logits [rows, 5, V] of the last five tokens of the prompt, given one by one; and the way they went."""
+def decoded(model: LLaMAModel, way: str, *, rows: int = 1, masked: bool = False) -> Tensor:
+    """Logits [rows, 5, V] of the last five tokens of the prompt, given one by one."""
     prompt, steps = PROMPT[:rows], []
     with torch.no_grad(), kv_cache(model, 12) as cache:
         model(prompt[:, :3])
         cache.advance(3)
         stepper = Stepper(model, cache)
-        if not flat:
-            stepper._flat = None
+        flat = TokenStep.of(model)
+        stepper._flat = {"hooks": None, "TokenStep": flat, "KernelStep": KernelStep.of(flat)}[way]
+        assert stepper.way == way
         for place in range(3, 8):
             mask = torch.ones(rows, 1, 1, place + 1, dtype=torch.bool) if masked else None
             steps.append(stepper(prompt[:, place], torch.tensor([[place]] * rows), mask, max_position=place))
-    return torch.stack(steps, dim=1), stepper.way
+    return torch.stack(steps, dim=1)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("flat", [False, True], ids=["hooks", "flat"])
+@pytest.mark.parametrize("way", WAYS)
 def test_each_way_to_decode_equals_transformers(
-    pair: tuple[Any, LLaMAModel], flat: bool, rows: int, masked: bool
+    pair: tuple[Any, LLaMAModel], way: str, rows: int, masked: bool
 ) -> None:
     theirs, ours = pair
     with torch.no_grad():
         expected = theirs(PROMPT).logits[:rows, 3:]
-    found, way = decoded(ours, flat=flat, rows=rows, masked=masked)
-    assert (way == "hooks") != flat
-    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(decoded(ours, way, rows=rows, masked=masked), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_bf16_is_that_of_the_hooks(pair: tuple[Any, LLaMAModel], way: str) -> None:
+    model = copy.deepcopy(pair[1]).bfloat16()
+    torch.testing.assert_close(decoded(model, way).float(), decoded(model, "hooks").float(), atol=0.1, rtol=0.05)
 
 
 def test_the_cache_holds_the_key_value_heads_alone(pair: tuple[Any, LLaMAModel]) -> None:

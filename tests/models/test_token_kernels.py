@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixins.heads import HeadLayout, repeated
 from mixins.kv_cache import KVStore, kv_cache
-from mixins.rotary import RotaryRows, rotate_half_split, widen
+from mixins.rotary import RotaryEmbedding, RotaryRows, choose_rotate, rotate_half_split, widen
 from sat_models import c_library
 from sat_models.errors import ConfigError
 from sat_models.generation.engine import Engine
@@ -127,6 +128,40 @@ def test_attend(kernels: TokenKernels, threads: int, rows: int, width: int, plac
     kernels.attend(out, mixed, table, keys, values, place, may_look, torch.empty(rows * heads * columns))
     torch.testing.assert_close(out, wanted.reshape(rows, -1), **CLOSE)
     torch.testing.assert_close(keys, before[0], **CLOSE)
+    assert torch.equal(values, before[1]), "nothing else is written"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("turned", [8, 24], ids=["a third of a head", "whole heads"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "neighbours"])
+@pytest.mark.parametrize("rows, heads, groups", [(1, 6, 2), (3, 6, 2), (1, 6, 1), (2, 4, 4)])
+def test_attend_with_shared_keys_and_other_turns(
+    kernels: TokenKernels, threads: int, rows: int, heads: int, groups: int, interleaved: bool, turned: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """With fewer groups of queries than threads, and with more."""
+    width, columns, place = 24, 40, 29
+    layout = HeadLayout(
+        num_heads=heads, num_kv_heads=groups, head_dim=width, rotary_dim=turned, interleaved=interleaved
+    )
+    parts = random(rows, layout.row_heads, 1, width).to(dtype)
+    keys, values = (random(rows, groups, columns, width).to(dtype) for _ in range(2))
+    before, out = [keys.clone(), values.clone()], torch.empty(rows, heads * width)
+    table = RotaryEmbedding.of(layout).rows(torch.arange(rows)[:, None] + 5, 30)
+
+    query, key = choose_rotate(parts, layout)(parts[:, : heads + groups], table).split((heads, groups), dim=1)
+    for cache, new in zip(before, (key, parts[:, heads + groups :]), strict=True):
+        cache[:, :, place] = new[:, :, 0]
+    seen = (repeated(cache[:, :, : place + 1].float(), heads) for cache in before)
+    wanted = F.scaled_dot_product_attention(query.float(), *seen)
+
+    kernels.attend(
+        out, parts.float().flatten(1), table, keys, values, place, None, torch.empty(rows * heads * columns),
+        neighbours=interleaved,
+    )  # fmt: skip
+    close = CLOSE if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(out, wanted.reshape(rows, -1), **close)
+    torch.testing.assert_close(keys.float(), before[0].float(), **close)
     assert torch.equal(values, before[1]), "nothing else is written"
 
 

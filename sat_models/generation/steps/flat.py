@@ -1,8 +1,8 @@
 """One more token per row through a LLaMA, without the machinery of hooks around it: what decoding repeats most.
 
-The hooks say what a layer does; this says the same for the parts named in `_is_plain`, as one flat sequence of
-operators. On a CPU, and on a GPU without graphs, calling hooks would cost as much as the products. A model with any
-other part is decoded through its hooks.
+The hooks say what a layer does; this does the same as one flat sequence of operators, with the parts that the mixins
+name themselves (`mixins/text_token.py`). On a CPU, and on a GPU without graphs, calling hooks would cost as much as the
+products. A model with a mixin that does not say it is decoded through its hooks.
 
 Legend: B rows, T cached tokens and the new one, D hidden, G key/value heads, H head dim, V vocabulary.
 """
@@ -16,16 +16,12 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixins.gated_mlp import LLaMAMlpMixin
-from mixins.image_embedding import ImageEmbedding
 from mixins.kv_cache import KVCacheMixin, KVStore
 from mixins.linear import is_whole
-from mixins.lm_head import LMMixin
 from mixins.rms_norm import RMSNorm
-from mixins.rotary import RotaryMixin, RotaryRows, choose_rotate
+from mixins.rotary import RotaryRows, choose_rotate
 from mixins.sat_compat import BaseTransformerLayer, VocabParallelEmbedding, mpu
-from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
-from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
+from mixins.text_token import AttentionPart, GatedPart, says
 from sat_models.models.common.attention import attend_once
 from sat_models.models.common.decoder import DecoderModel
 from sat_models.models.common.quantised import waits_for_host
@@ -35,21 +31,16 @@ Write = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Puts new keys and values [B, G, 1, H] of a layer into a cache; all of them, [B, G, T, H] each."""
 
 _HOOKS = {
-    "word_embedding_forward": {ImageEmbedding.word_embedding_forward, None},
-    "position_embedding_forward": {DecoderModel.position_embedding_forward},
-    "attention_forward": {RotaryMixin.attention_forward},
-    "attention_fn": {KVCacheMixin.attention_fn},
-    "mlp_forward": {LLaMAMlpMixin.mlp_forward, LlamaVisionExpertFCMixin.mlp_forward},
-    "final_forward": {LMMixin.final_forward},
-}
-"""Every hook of a model that is decoded here, with the functions it may be. Language tokens pass no visual expert."""
+    "word_embedding_forward", "position_embedding_forward", "attention_forward", "attention_fn", "mlp_forward",
+    "final_forward",
+}  # fmt: skip
+"""Every hook that a model decoded here has, the first one or not: between them, a layer is SAT's own."""
 
-_MIXINS = {
-    "rotary": {RotaryMixin, LlamaVisionExpertAttnMixin},
-    "mlp": {LLaMAMlpMixin, LlamaVisionExpertFCMixin},
-    "lm": {LMMixin},
-}
-"""Mixins whose other methods are relied on too: exactly these classes, not what is derived from them."""
+_SAID = ("attention_forward", "mlp_forward", "final_forward")
+"""Those for which a mixin says what a token of text passes."""
+
+_OF_THE_MODEL = {"position_embedding_forward", "attention_fn"}
+"""Those in which the model itself has a part."""
 
 _EMBEDDINGS = {VocabParallelEmbedding, nn.Embedding}
 """SAT takes torch's own for small vocabularies."""
@@ -87,30 +78,24 @@ class TokenStep:
         heads: how a row of queries, keys and values is cut.
         layers, last_norm, head: the modules that a token goes through.
         waits: whether a GPU waits for the host inside of the step.
-        bare: whether all linears are weights and nothing else.
+        bare: whether all linears are weights and biases and nothing else.
     """
 
     def __init__(self, model: DecoderModel) -> None:
         self.model = model
-        transformer, mlp = model.transformer, model.get_mixin("mlp")
+        transformer = model.transformer
+        attention, mlp, head = (_mixin_of(model.hooks[name]) for name in _SAID)
+        parts: list[tuple[AttentionPart, GatedPart]] = [
+            (attention.text_token(number), mlp.text_token(number)) for number in range(len(transformer.layers))
+        ]
         self.words: Tensor = transformer.word_embeddings.weight
-        rotary: RotaryMixin = model.get_mixin("rotary")
-        self.rotary, self.heads = rotary.rotary_emb, rotary.heads
+        self.rotary, self.heads = parts[0][0].rotary, parts[0][0].heads
         self.layers = [
-            Layer(
-                layer.input_layernorm,
-                layer.attention.query_key_value,
-                layer.attention.dense,
-                layer.post_attention_layernorm,
-                layer.mlp.activation_func,
-                mlp.gate_proj[index],
-                layer.mlp.dense_h_to_4h,
-                layer.mlp.dense_4h_to_h,
-            )
-            for index, layer in enumerate(transformer.layers)
+            Layer(layer.input_layernorm, mixing.mix, mixing.dense, layer.post_attention_layernorm, *gated)
+            for layer, (mixing, gated) in zip(transformer.layers, parts, strict=True)
         ]
         self.last_norm: RMSNorm = transformer.final_layernorm
-        self.head: nn.Module = model.get_mixin("lm").lm_head
+        self.head: nn.Module = head.text_token()
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.head]
         self.waits = any(waits_for_host(linear) for linear in linears)
         self.bare = all(map(is_whole, linears))
@@ -168,24 +153,21 @@ class TokenStep:
 
 
 def _operator(part: Any) -> Product:
-    """What a part does to [B, …]: norms and bare weights as one operator each; what else there is, as it is."""
+    """What a part does to [B, …]: norms and whole linears as one operator each; what else there is, as it is."""
     if isinstance(part, RMSNorm):
         return partial(F.rms_norm, normalized_shape=part.weight.shape, weight=part.weight, eps=part.variance_epsilon)
-    return partial(F.linear, weight=part.weight) if is_whole(part) else part
+    return partial(F.linear, weight=part.weight, bias=part.bias) if is_whole(part) else part
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether all that takes part in a token of text is known here, and nobody listens in between."""
+    """Whether all that takes part in a token of text is said or known here, and nobody listens in between."""
     if not isinstance(model, DecoderModel) or mpu.get_model_parallel_world_size() > 1:
         return False
     if "forward" in vars(model) or not type(model).forward.__module__.startswith("sat_models.models."):
         return False  # another forward than those of the zoo
-    hooks = {name: _function(model.hooks.get(name)) for name in (*model.hooks, *_HOOKS)}
-    if any(function not in _HOOKS.get(name, ()) for name, function in hooks.items()):
+    if not (_HOOKS - {"word_embedding_forward"} <= set(model.hooks) <= _HOOKS and _attends_with_a_cache(model)):
         return False
-    if _function(model.hooks["attention_fn"].keywords["old_impl"]) is not DecoderModel.attention_fn:
-        return False
-    if any(type(model.get_mixin(name)) not in classes for name, classes in _MIXINS.items()):
+    if any(not says(_mixin_of(hook), name) for name, hook in model.hooks.items() if name not in _OF_THE_MODEL):
         return False
     transformer = model.transformer
     norms = [transformer.final_layernorm if transformer.use_final_layernorm else None]
@@ -196,6 +178,21 @@ def _is_plain(model: nn.Module) -> bool:
     if any(type(norm) is not RMSNorm for norm in norms) or type(transformer.word_embeddings) not in _EMBEDDINGS:
         return False
     return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _attends_with_a_cache(model: DecoderModel) -> bool:
+    """Whether positions and attention are those of every decoder, with a cache before it and nothing else."""
+    positions, attention = model.hooks["position_embedding_forward"], model.hooks["attention_fn"]
+    return (
+        _function(positions) is DecoderModel.position_embedding_forward
+        and _function(attention) is KVCacheMixin.attention_fn
+        and _function(attention.keywords["old_impl"]) is DecoderModel.attention_fn
+    )
+
+
+def _mixin_of(hook: Any) -> Any:
+    """Whose method a hook is; None if it wraps another one."""
+    return getattr(hook, "__self__", None)
 
 
 def _function(hook: Any) -> Any:

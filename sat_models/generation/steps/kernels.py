@@ -72,8 +72,7 @@ class KernelStep:
                 return None
             if weight.device.type != "cpu" or not weight.is_contiguous():
                 return None
-        heads = step.heads
-        if heads.group != 1 or heads.rotary_dim != heads.head_dim or heads.interleaved or heads.head_dim > MAX_HEAD_DIM:
+        if step.heads.head_dim > MAX_HEAD_DIM:
             return None
         kernels = load()
         if kernels is None:
@@ -98,7 +97,7 @@ class KernelStep:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
         self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
-        turns = self._step.rotary.rows(position_ids, max_position)
+        turns, neighbours = self._step.rotary.rows(position_ids, max_position), self._step.heads.interleaved
         hidden = F.embedding(ids, self._words).float()  # the residual stream, [B, D], changed in place
         if may_look is not None and may_look.stride(-1) != 1:
             may_look = may_look.contiguous()
@@ -106,7 +105,9 @@ class KernelStep:
             norm, epsilon, norm_again, epsilon_again, mix, dense, gate, down = layer
             kernels.rms_norm(normed, hidden, norm, epsilon)
             mix.into(mixed, normed)
-            kernels.attend(context, mixed, turns, keys, values, store.length, may_look, self._scores)
+            kernels.attend(
+                context, mixed, turns, keys, values, store.length, may_look, self._scores, neighbours=neighbours
+            )
             dense.into(hidden, context, residual=hidden)
             kernels.rms_norm(normed, hidden, norm_again, epsilon_again)
             gate.into(inner, normed)

@@ -244,13 +244,26 @@ static void attend_head(float *out, float *scores, const float *query, const voi
     attend_at(out, scores, query, keys, values, may_look, width, count, 0);
 }
 
-/* x times cos, and x with its halves exchanged times sin, to place `i` of what is stored. */
-INLINE void turn(void *to, long i, const float *x, const float *cos, const float *sin, long width, int half) {
-    for (long j = 0; j < width / 2; j++) {
-        float first = x[j], second = x[j + width / 2];
-        store(to, i + j, first * cos[j] + second * sin[j], half);
-        store(to, i + j + width / 2, second * cos[j + width / 2] + first * sin[j + width / 2], half);
+/* How heads turn: the first `turned` of `width` numbers, neighbours together or the halves of them. */
+typedef struct { const float *cos, *sin; long width, turned; int neighbours; } turns;
+
+/* x times cos, and x with its pairs exchanged times sin, to place `i` of what is stored; the rest as it is. */
+INLINE void turn(void *to, long i, const float *x, const turns *by, long row, int half) {
+    const float *cos = by->cos + row * by->turned, *sin = by->sin + row * by->turned;
+    for (long j = 0; j < by->turned / 2; j++) {
+        long a = by->neighbours ? 2 * j : j, b = by->neighbours ? a + 1 : j + by->turned / 2;
+        float first = x[a], second = x[b];
+        store(to, i + a, first * cos[a] + second * sin[a], half);
+        store(to, i + b, second * cos[b] + first * sin[b], half);
     }
+    for (long j = by->turned; j < by->width; j++) store(to, i + j, x[j], half);
+}
+
+/* Puts the turned key and the value of a head into the caches, at place `now`. */
+INLINE void keep(void *keys, void *values, long now, const float *key, const float *value, const turns *by, long row,
+                 int half) {
+    turn(keys, now, key, by, row, half);
+    for (long i = 0; i < by->width; i++) store(values, now + i, value[i], half);
 }
 
 /* The checksum of this file, by which an old build is told apart. */
@@ -281,22 +294,35 @@ void token_gated(float *out, const float *x, const void *gate, const void *up, l
                    half);
 }
 
-/* `mixed`: queries, keys and values of all heads of each row. The caches hold `columns` tokens for each row and head,
-   `place` of them in front of the new one; `scores` is room for as many floats. `may_look` has `mask_stride` bytes
-   for each row, or 0: one line for all. */
+/* `mixed`: queries of `heads`, then keys and values of `groups` for each row; `heads / groups` queries share a key. The
+   caches hold `columns` tokens for each row and group, `place` of them in front of the new one; `scores` is room for as
+   many floats for each row and head. `may_look` has `mask_stride` bytes for each row, or 0: one line for all.
+
+   Queries that share keys go through them one after the other on one thread, while those are near; with fewer such
+   groups than threads, each on its own. */
 void token_attend(float *out, const float *mixed, const float *cos, const float *sin, void *keys, void *values,
-                  const uint8_t *may_look, float *scores, long rows, long heads, long width, long place, long columns,
-                  long mask_stride, int half, int threads) {
+                  const uint8_t *may_look, float *scores, long rows, long heads, long groups, long width, long turned,
+                  long place, long columns, long mask_stride, int neighbours, int half, int threads) {
+    const turns by = {cos, sin, width, turned, neighbours};
+    long group = heads / groups, together = rows * groups >= threads ? group : 1, all = (heads + 2 * groups) * width;
+    if (together < group)
+        for (long one = 0; one < rows * groups; one++) {
+            const float *key = mixed + one / groups * all + (heads + one % groups) * width;
+            keep(keys, values, (one * columns + place) * width, key, key + groups * width, &by, one / groups, half);
+        }
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long one = 0; one < rows * heads; one++) {
-        long row = one / heads, head = one % heads, start = one * columns * width, now = start + place * width;
-        const float *part = mixed + (3 * row * heads + head) * width;
-        float query[MAX_WIDTH];
-        turn(query, 0, part, cos + row * width, sin + row * width, width, 0);
-        for (long i = 0; i < width; i++) query[i] = rounded(query[i], half);
-        turn(keys, now, part + heads * width, cos + row * width, sin + row * width, width, half);
-        for (long i = 0; i < width; i++) store(values, now + i, part[2 * heads * width + i], half);
-        attend_head(out + one * width, scores + one * columns, query, stored(keys, start, half),
-                    stored(values, start, half), may_look ? may_look + row * mask_stride : 0, width, place + 1, half);
+    for (long one = 0; one < rows * heads / together; one++) {
+        long first = one * together, row = first / heads, head = first % heads / group;
+        long start = (row * groups + head) * columns * width;
+        const float *part = mixed + row * all, *key = part + (heads + head) * width;
+        if (together == group) keep(keys, values, start + place * width, key, key + groups * width, &by, row, half);
+        for (long each = first; each < first + together; each++) {
+            float query[MAX_WIDTH];
+            turn(query, 0, part + each % heads * width, &by, row, 0);
+            for (long i = 0; i < width; i++) query[i] = rounded(query[i], half);
+            attend_head(out + each * width, scores + each * columns, query, stored(keys, start, half),
+                        stored(values, start, half), may_look ? may_look + row * mask_stride : 0, width, place + 1,
+                        half);
+        }
     }
 }

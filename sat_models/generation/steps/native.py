@@ -7,7 +7,8 @@ at installation there is no library, and decoding runs through torch's operators
 Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
 results are rounded to bf16. Nothing is checked here (`KernelStep` does). Results go into `out`.
 
-Legend: B rows, N heads, H head dim (at most `MAX_HEAD_DIM`), C columns of the cache, K inputs, M outputs.
+Legend: B rows, N heads, G key/value heads, H head dim (at most `MAX_HEAD_DIM`), R of it that turns, C columns of the
+cache, K inputs, M outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _ARGUMENTS = {
     "token_rms_norm": [_POINTER] * 3 + [_FLOAT] + [_LONG] * 2 + [_INT],
     "token_product": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
     "token_gated": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
-    "token_attend": [_POINTER] * 8 + [_LONG] * 6 + [_INT] * 2,
+    "token_attend": [_POINTER] * 8 + [_LONG] * 8 + [_INT] * 3,
 }
 
 
@@ -66,27 +67,28 @@ class TokenKernels:
 
     def attend(
         self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,
-        may_look: Tensor | None, scores: Tensor,
+        may_look: Tensor | None, scores: Tensor, *, neighbours: bool = False,
     ) -> None:  # fmt: skip
         """Turn queries and keys, put the new keys and values at `place` of the cache, and attend to all up to there.
 
         Args:
             out: [B, N * H].
-            mixed: [B, 3 * N * H], queries, keys and values.
-            turns: [B, …, H] each.
-            keys, values: [at least B, N, C, H].
+            mixed: [B, (N + 2 * G) * H], queries, keys and values.
+            turns: [B, …, R] each.
+            keys, values: [at least B, G, C, H].
             place: less than C.
             may_look: bool [B or 1, …, place + 1], one line after the other in any distance; None: all.
             scores: room for B * N * C numbers.
+            neighbours: whether those turn together, and not the halves of what turns.
         """
-        _, heads, columns, width = keys.shape
+        _, groups, columns, width = keys.shape
         mask, stride = None, 0
         if may_look is not None:
             mask, stride = may_look.data_ptr(), may_look.stride(0) if len(may_look) > 1 else 0
         self._attend(
             out.data_ptr(), mixed.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), keys.data_ptr(),
-            values.data_ptr(), mask, scores.data_ptr(), len(mixed), heads, width, place, columns, stride,
-            _is_half(keys), torch.get_num_threads(),
+            values.data_ptr(), mask, scores.data_ptr(), len(mixed), out.shape[1] // width, groups, width,
+            turns[0].shape[-1], place, columns, stride, neighbours, _is_half(keys), torch.get_num_threads(),
         )  # fmt: skip
 
 

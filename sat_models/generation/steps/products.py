@@ -108,6 +108,22 @@ class QuantisedGate:
         self._kernels.gated(out, inputs, self._gate, self._up, half=self._half)
 
 
+class BiasedProduct:
+    """Another one with a bias [M]; in bf16 the sum is rounded before it is added, and after."""
+
+    def __init__(self, product: Product, bias: Tensor) -> None:
+        self._product, self.outputs = product, product.outputs
+        self._bias = bias.detach().float()[None]
+
+    def into(self, out: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
+        """See `Product`."""
+        if residual is not None:
+            raise ValueError("a linear with a bias has no place for a residual: SAT's row-parallel ones come without")
+        if self._bias.shape[0] != len(x):
+            self._bias = self._bias[:1].expand(len(x), -1).contiguous()
+        self._product.into(out, x, self._bias)
+
+
 class Products:
     """Makes the products of one step.
 
@@ -122,16 +138,23 @@ class Products:
 
     def of(self, linear: nn.Module) -> Product | None:
         """That of a linear; None where the kernels were not made for it."""
+        found = self._without_bias(linear)
+        if found is None or linear.bias is None:
+            return found
+        return BiasedProduct(found, linear.bias) if self._fits(linear.bias) else None
+
+    def _without_bias(self, linear: nn.Module) -> Product | None:
         if is_whole(linear):
-            weight = linear.weight
-            fits = type(weight) in (Tensor, nn.Parameter) and weight.dtype == self._dtype
-            return PlainProduct(weight, self._kernels) if fits and _is_readable(weight) else None
+            return PlainProduct(linear.weight, self._kernels) if self._fits(linear.weight) else None
         if self._bytes is None or not _is_whole_quantised(linear):
             return None
         stored = linear.stored
         if not (_is_readable(stored.codes) and _is_readable(stored.scales)):
             return None
         return self.quantised(stored)
+
+    def _fits(self, stored: Tensor) -> bool:
+        return type(stored) in (Tensor, nn.Parameter) and stored.dtype == self._dtype and _is_readable(stored)
 
     def quantised(self, weight: QuantisedWeight) -> QuantisedProduct | None:
         """That of a quantised weight; None without the kernels."""
@@ -166,9 +189,9 @@ def _is_readable(stored: Tensor) -> bool:
 
 
 def _is_whole_quantised(linear: nn.Module) -> bool:
-    """Whether it is one of the zoo's own, without a bias, nobody listens, and this process has all of it."""
-    if type(linear) not in (QuantisedColumnLinear, QuantisedRowLinear) or linear.bias is not None:
+    """Whether it is one of the zoo's own, nobody listens, and all of it is here. One that is summed has no bias."""
+    if type(linear) not in (QuantisedColumnLinear, QuantisedRowLinear):
         return False
     if isinstance(linear, RowParallelLinear):
-        return linear.input_size_per_partition == linear.input_size
+        return linear.bias is None and linear.input_size_per_partition == linear.input_size
     return linear.output_size_per_partition == linear.output_size
