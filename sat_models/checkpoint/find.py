@@ -84,7 +84,7 @@ def _complete(step: Path) -> tuple[Path, ...]:
 def _step_folder(folder: Path) -> Path:
     latest = folder / LATEST_FILE
     if latest.is_file():
-        step = latest.read_text(encoding="utf-8", errors="replace").strip()
+        step = latest.read_text(encoding="utf-8-sig", errors="replace").strip()
         if not _STEP.fullmatch(step):
             raise CheckpointError(f"{latest} holds {step!r:.40}; it must hold a step number or 'release'")
         if not (folder / step).is_dir():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sat_models.errors import InputError
 from sat_models.processing.boxes import Box
 
 logger = logging.getLogger(__name__)
@@ -89,3 +93,22 @@ def _printable(text: str, font: object) -> str:
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Pillow's built-in font, scaled where Pillow has FreeType."""
     return ImageFont.load_default(size=size)
+
+
+def check_writable(path: Path) -> None:
+    """Sees that an image can be saved under a name, before an answer is made whose boxes belong into it.
+
+    Raises:
+        InputError: an ending that is no image type, a folder that is missing, or a place that cannot be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (KeyError, OSError, ValueError):
+        raise InputError(
+            f"'{path}' does not end as an image that can be written. Let it end in .png or .jpg."
+        ) from None
+    if not path.parent.is_dir():
+        raise InputError(f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it first.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"'{path}' cannot be written: it is a folder, or you may not write there.")

@@ -23,6 +23,8 @@ from sat_models import runtime
 from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.session import BatchRow
+from sat_models.processing.image import kind_of
+from sat_models.text import json_line
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
@@ -84,22 +86,27 @@ def read_tasks(source: Path, query: str) -> list[Task]:
     return tasks
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    text = path.read_text(encoding="utf-8")
-    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    r"""The lines of a file and their numbers; they end at `\n` alone, since a JSON string may hold other line ends."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors=errors)
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _task_of_line(line: str, source: Path, number: int, query: str) -> Task:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source}, line {number} is no JSON: {error}") from error
     if not isinstance(record, dict) or "image" not in record:
         raise InputError(f"{source}, line {number} must be a JSON object with an 'image' (null for none): {line:.80}")
     image = record["image"]
     if image is not None and not isinstance(image, str):
         raise InputError(f"{source}, line {number}: 'image' is {image!r:.80}; it must be a path, a URL or null")
-    if image is not None and "://" not in image:
+    if image is not None and kind_of(image) == "path":
         image = str(source.parent / image)
     return Task({**record, "query": record.get("query", query)}, image)
 
@@ -118,10 +125,10 @@ def gather_parts(output: Path) -> set[str]:
     records = []
     for path in (output, *parts_of(output)):
         if path.exists():
-            records += [record for _, line in _lines(path) if (record := _whole(line))]
+            records += [record for _, line in _lines(path, errors="replace") if (record := _whole(line))]
     if output.exists() or records:
         fresh = output.with_name(output.name + ".new")
-        fresh.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        fresh.write_text("".join(map(json_line, records)), encoding="utf-8")
         os.replace(fresh, output)
     for path in parts_of(output):
         path.unlink()
@@ -132,7 +139,7 @@ def _whole(line: str) -> dict[str, Any] | None:
     """A finished line's content, else None."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "text" in record else None
 
@@ -188,7 +195,12 @@ def caption(
 
     def prepare() -> list[Task]:
         tasks = read_tasks(source, query)
-        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("a"):  # found out now, not behind the first answer
+                pass
+        except OSError as error:
+            raise InputError(f"The output {output} cannot be written ({error.strerror or error}).") from error
         return tasks
 
     tasks = runtime.in_step(prepare)
@@ -227,7 +239,7 @@ def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     with path.open("a", encoding="utf-8") as file:
 
         def write(record: dict[str, Any]) -> None:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json_line(record))
             file.flush()
 
         yield write

@@ -95,6 +95,10 @@ def _run(args: argparse.Namespace) -> int:
     one_shot = args.query is not None or (args.no_prompt and (args.json or args.image is not None))
     if args.json and not one_shot:
         raise ConfigError("--json prints one answer, so it needs a question: add --query TEXT (or --no_prompt).")
+    if args.output is not None:
+        from sat_models.processing.drawing import check_writable
+
+        check_writable(args.output)
     if args.version is not None:
         prompt_style(args.version)
     with only_answers_on_stdout():
@@ -169,7 +173,8 @@ def _ask_once(session: ChatSession, args: argparse.Namespace, picture: Image | N
             print("" if show else answer.text, file=out, flush=True)
     if args.output is not None:
         drawn = session.draw(answer, args.output)
-        print(f"Boxes drawn in {drawn}" if drawn else f"{args.output} was not written: no boxes drawn", file=sys.stderr)
+        missing = "no boxes drawn" if not answer.boxes else "the warning says why"
+        print(f"Boxes drawn in {drawn}" if drawn else f"{args.output} was not written: {missing}", file=sys.stderr)
 
 
 def _dialogue(session: ChatSession, args: argparse.Namespace) -> None:

@@ -108,6 +108,12 @@ def test_output_without_boxes_says_so(run: Callable[..., Any], tmp_path: Path) -
         (["--query", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["--json"], "--json prints one answer"),
         (["--query", "x", "--local_tokenizer", "none/of/it"], "none/of/it"),
+        (["--query", "a \udce9 b"], "The question holds half of a surrogate pair"),
+        (["--query", "x", "--image", "\ud83d.png"], "Picture '\\ud83d.png'"),
+        (["--query", "x", "--version", "\ud83d"], "Unknown prompt version '\\ud83d'"),
+        (["--query", "x", "--output", "x.doc"], "does not end as an image"),
+        (["--query", "x", "--output", "x"], "does not end as an image"),
+        (["--query", "x", "--output", "no/such/folder/x.png"], "there is no folder 'no/such/folder'"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_code_2(run: Callable[..., Any], flags: list[str], message: str) -> None:
@@ -117,6 +123,18 @@ def test_what_the_user_can_mend_is_one_line_and_code_2(run: Callable[..., Any], 
     (line,) = done.err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_an_output_that_cannot_be_is_found_before_the_answer(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sat_models import zoo
+
+    monkeypatch.setattr(zoo, "load_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
+    (tmp_path / "folder.png").mkdir()
+    for output in (tmp_path / "folder.png", tmp_path / "x.xbm", tmp_path / "x.tar.gz"):
+        done = run("--image", IMAGE, "--query", "x", "--output", output)
+        assert (done.code, done.out) == (2, "") and str(output) in done.err
 
 
 def test_a_missing_model_is_named(run: Callable[..., Any]) -> None:

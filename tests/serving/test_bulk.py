@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -106,12 +107,81 @@ def test_lines_keep_their_fields_and_may_ask_for_themselves(vlm: VLM, folder: Pa
         ('{"query": "What?"}\n', "line 1 must be a JSON object with an 'image'"),
         ('{"image": 3}\n', "'image' is 3; it must be a path, a URL or null"),
         ('{"image": "a.png"}\n{"image": "a.png"}\n', "asks the same twice"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ('{"image": "a.png", "id": ' + "9" * 5000 + "}", "line 1 is no JSON"),
         ("\n", "holds nothing to do"),
     ],
 )
 def test_bad_lists_are_refused_in_words(tmp_path: Path, lines: str, message: str) -> None:
     (tmp_path / "list.jsonl").write_text(lines)
     with pytest.raises(InputError, match=message):
+        bulk.read_tasks(tmp_path / "list.jsonl", "What is it?")
+
+
+CASES = ROOT / "tests" / "cases" / "requests"
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_one_line_that_no_tokenizer_reads_is_an_error_of_its_own(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    """Half of a surrogate pair in a question, or in a field that is only copied."""
+    (folder / "1.png").write_bytes((folder / "a.png").read_bytes())
+    source, output = folder / "list.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes((CASES / "caption_surrogate.jsonl").read_bytes())
+    assert run(vlm, source, output) == (3, 1)
+    (failed,) = [record for record in records_of(output) if "error" in record]
+    assert "half of a surrogate pair" in failed["error"] and failed["query"] == "How many \ud83d shapes?"
+    source.write_text('{"image": "1.png", "note": "\\udc00", "id": "\\ud83d"}\n{"image": "\\ud800.png"}\n', "utf-8")
+    output.unlink()
+    assert run(vlm, source, output) == (2, 1)
+    answered = next(record for record in records_of(output) if "text" in record)
+    assert (answered["note"], answered["id"]) == ("\udc00", "\ud83d")
+    assert run(vlm, source, output) == (1, 1), "what was answered is not asked again, what failed is"
+
+
+def test_line_ends_in_strings_end_no_line(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    """JSON strings may hold U+2028, U+2029 and U+0085 as they are."""
+    (folder / "examples").mkdir()
+    for name in ("1.png", "2.png"):
+        (folder / "examples" / name).write_bytes((folder / "a.png").read_bytes())
+    source = folder / "list.jsonl"
+    source.write_bytes((CASES / "bulk_u2028.jsonl").read_bytes())
+    assert run(vlm, source, tmp_path / "first.jsonl") == (2, 0)
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
+    lines = [{"image": "a.png", "id": odd}, {"image": "a.png", "query": f"What{odd}?"}]
+    source.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(x, ensure_ascii=False) for x in lines).encode())
+    output = tmp_path / "out.jsonl"
+    assert run(vlm, source, output) == (2, 0)
+    assert [record.get("id") for record in records_of(output)].count(odd) == 1
+    assert run(vlm, source, output) == (0, 0), "the output is read as it was written"
+
+
+def test_an_output_cut_inside_a_character_is_gone_on_with(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert run(vlm, folder, output) == (3, 0)
+    output.write_bytes(output.read_bytes() + '{"image": "中'.encode()[:-1])
+    assert run(vlm, folder, output) == (0, 0)
+    assert len(records_of(output)) == 3
+
+
+def test_images_by_data_url(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
+    (folder / "list.jsonl").write_text(json.dumps({"image": url}) + "\n")
+    assert run(vlm, folder / "list.jsonl", tmp_path / "out.jsonl") == (1, 0)
+
+
+def test_an_output_that_cannot_be_written_is_found_first(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file" / "out.jsonl"):
+        with pytest.raises(InputError, match="cannot be written"):
+            run(vlm, folder, output)
+
+
+def test_a_list_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_bytes(b'{"image": "a.png"}\n{"image": "\xe9.png"}\n')
+    with pytest.raises(InputError, match="line 2 is not UTF-8"):
         bulk.read_tasks(tmp_path / "list.jsonl", "What is it?")
 
 
