@@ -25,6 +25,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.layout import LATEST_FILE
 from sat_models.checkpoint.reshard import SplitRule, merge, slice_for_rank, split_rules
+from sat_models.checkpoint.staging import write_tensors
 from sat_models.errors import CheckpointError
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -136,14 +137,10 @@ def _whole(local: Tensor, rule: SplitRule) -> Tensor:
 
 
 def _write(tensors: Mapping[str, Tensor], header: Mapping[str, Any], file: Path) -> None:
-    from safetensors.torch import save_file
-
     staging = file.with_name(f".{file.name}.writing")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), staging, metadata={"format": "pt", _HEADER: json.dumps(header)})
-        with staging.open("rb") as handle:
-            os.fsync(handle.fileno())
+        write_tensors(tensors, staging, {"format": "pt", _HEADER: json.dumps(header)})
         staging.replace(file)
     except OSError as error:
         raise CheckpointError(

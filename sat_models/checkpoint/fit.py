@@ -14,6 +14,8 @@ from sat_models.models.build import computable_buffers
 from sat_models.models.common.quantisation import QUANTISATION_KEY
 from sat_models.models.common.quantised import SCALE
 
+_HEAD = "mixins.lm.lm_head.weight"
+
 
 def stored_weights(
     checkpoint: SATCheckpoint, model: nn.Module, stored: Sequence[Mapping[str, Tensor]] | None = None
@@ -68,15 +70,20 @@ def check_fit(
     lines += [f"  {len(missing)} missing: {_shorten(list(map(checkpoint.stored_name, missing)))}"] if missing else []
     lines += [f"  {len(unexpected)} unexpected: {_shorten(unexpected)}"] if unexpected else []
     lines += [f"  {len(wrong)} of a wrong shape: {_shorten(sorted(wrong))}"] if wrong else []
-    raise CheckpointError("\n".join([*lines, f"  {_remedy(checkpoint, unexpected, bool(wrong))}"]))
+    raise CheckpointError("\n".join([*lines, f"  {_remedy(checkpoint, missing, unexpected, bool(wrong))}"]))
 
 
 def _shorten(names: Sequence[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + (f", … and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _remedy(checkpoint: SATCheckpoint, unexpected: Sequence[str], wrong_shapes: bool) -> str:
+def _remedy(checkpoint: SATCheckpoint, missing: Sequence[str], unexpected: Sequence[str], wrong_shapes: bool) -> str:
     declared = checkpoint.config.get("model_parallel_size")
+    if list(missing) == [_HEAD] and not (unexpected or wrong_shapes):
+        return (
+            "The head seems to be tied to the word embeddings, which these models' are not: store a copy of them as "
+            f"{checkpoint.stored_name(_HEAD)}."
+        )
     if any(".matrix_A." in name or ".original." in name for name in unexpected):
         return "These are LoRA weights that were not merged; merge them with scripts/merge_lora.py first."
     if any(name.endswith(f".{SCALE}") for name in unexpected):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class, open_
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.reshard import StoredWeights
 from sat_models.checkpoint.source import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
+from sat_models.checkpoint.staging import write_tensors
 from sat_models.config import LLaMAConfig
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.common.hf_family import KeyTable
@@ -141,10 +141,8 @@ def _write_shards(
                 weights.done(names[name])
                 index[name] = file.name
                 progress.update()
-            save_file(tensors, file, metadata={"format": "pt"})
+            write_tensors(tensors, file, {"format": "pt"})
             del tensors
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
     return index
 
 

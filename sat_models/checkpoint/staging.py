@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
+
+from torch import Tensor
 
 from sat_models import runtime
 from sat_models.checkpoint.layout import LATEST_FILE, replaced_name
@@ -105,6 +108,18 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     staging.replace(path)
     sync_folder(path.parent)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """A safetensors file, on the disk, with the rights of any new file (by itself safetensors makes it its owner's)."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
+    save_file(dict(tensors), path, metadata=dict(header))
+    path.chmod(rights)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,9 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_length", "top_k", "seed", "temperature", "top_p", "repetition_penalty"):
+            if isinstance(getattr(self, name), np.generic):  # a number of numpy is that number
+                object.__setattr__(self, name, getattr(self, name).item())
         for name in ("max_new_tokens", "max_length"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 1, "Leave it out for the model's own limit.")

@@ -211,7 +211,7 @@ def test_nothing_half_is_left(golden, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(hf_writer, "save_file", fail)
+        patched.setattr(hf_writer, "write_tensors", fail)
         with pytest.raises(CheckpointError, match="No space left"):
             save_hf(golden / "cogvlm-mini", tmp_path / "hub")
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1))
@@ -260,7 +260,7 @@ def test_what_fails_verification_is_not_kept(golden, tmp_path, monkeypatch, form
 
         return written
 
-    place, name = (hf_writer, "save_file") if form == "hf" else (checkpoint_io, "_write_file")
+    place, name = (hf_writer, "write_tensors") if form == "hf" else (checkpoint_io, "_write_file")
     target = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(place, name, damaged(getattr(place, name)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,3 +106,12 @@ def test_bad_options_name_value_and_rule(name: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         SamplingOptions(**{name: value})
     assert str(caught.value).startswith(f"{name} is {value!r}; it must be a ")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"max_new_tokens": np.int64(3), "top_k": np.uint8(2), "seed": np.int32(7), "temperature": np.float32(0.5)}
+    assert SamplingOptions(**given) == SamplingOptions(max_new_tokens=3, top_k=2, seed=7, temperature=0.5)
+    assert type(SamplingOptions(**given).seed) is int and SamplingOptions(**given).make_generator("cpu") is not None
+    for bad in ({"top_k": np.float64(2.0)}, {"temperature": np.float64("nan")}, {"seed": np.bool_(True)}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            SamplingOptions(**bad)

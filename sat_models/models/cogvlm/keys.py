@@ -8,6 +8,7 @@ from typing import Any
 from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.config import CogVLMConfig
 from sat_models.models.common.hf_family import HFFamily, KeyTable
+from sat_models.models.common.llama_keys import refuse_variants
 
 _TOWER, _HF_TOWER = "mixins.eva.vit_model.transformer", "model.vision.transformer"
 
@@ -94,6 +95,7 @@ def sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     for owner, allowed in ((data, "silu"), (tower, "gelu")):
         if owner.get("hidden_act", allowed) != allowed:
             raise ConfigError(f"hidden_act {owner['hidden_act']!r} is not supported; '{allowed}' is what CogVLM has")
+    refuse_variants(data, heads=data["num_attention_heads"])
     eva_args = {sat: tower[hf] for sat, hf in _TOWER_SIZES.items()}
     return {
         **{sat: data[hf] for sat, hf in _SIZES.items()},

@@ -46,9 +46,18 @@ def llama_rows(model: str, head: str) -> dict[str, str | Joined | Lifted]:
 def llama_sizes(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of a `LlamaConfig` under SAT's names. Raises ConfigError for forms of LLaMA that the zoo does not have."""
     sizes = {sat: data.get(hf, default) for sat, (hf, default) in _SIZES.items()}
+    refuse_variants(data, heads=sizes["num_attention_heads"])
+    ids = {name: data.get(name) if isinstance(data.get(name), int) else default for name, default in _IDS.items()}
+    if isinstance(data.get("eos_token_id"), list):
+        ids["eos_token_id"] = data["eos_token_id"]
+    pad = data.get("pad_token_id")
+    return {**sizes, **ids, "pad_token_id": pad if isinstance(pad, int) and pad >= 0 else 0}
+
+
+def refuse_variants(data: Mapping[str, Any], *, heads: int) -> None:
+    """Raises ConfigError for values of a `config.json` by which LLaMA computes otherwise than the zoo's does."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     theta = rope.get("rope_theta", data.get("rope_theta", 10000.0))
-    heads = sizes["num_attention_heads"]
     given = {
         "num_key_value_heads": (data.get("num_key_value_heads") or heads, heads),
         "rope_theta": (theta, 10000.0),
@@ -60,11 +69,6 @@ def llama_sizes(data: Mapping[str, Any]) -> dict[str, Any]:
     for name, (value, allowed) in given.items():
         if value != allowed:
             raise ConfigError(f"{name} = {value!r} is not supported in the language model's config; {allowed!r} is")
-    ids = {name: data.get(name) if isinstance(data.get(name), int) else default for name, default in _IDS.items()}
-    if isinstance(data.get("eos_token_id"), list):
-        ids["eos_token_id"] = data["eos_token_id"]
-    pad = data.get("pad_token_id")
-    return {**sizes, **ids, "pad_token_id": pad if isinstance(pad, int) and pad >= 0 else 0}
 
 
 def llama_sizes_to_hf(config: LLaMAConfig) -> dict[str, Any]:
