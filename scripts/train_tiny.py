@@ -60,7 +60,7 @@ def main() -> None:
     tokenizer = SentencePieceTokenizer.from_file(tokenizer_file)
     recipe = TinyRecipe(**chosen)
     engine = train_tiny(config, tokenizer, recipe, args.output, device=device, save_every=args.save_every)
-    print("weights:", export_tiny(engine.module.model, config, tokenizer_file, args.output / "cogvlm-tiny"))
+    print("weights:", export_tiny(engine, config, tokenizer_file, args.output))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 import math
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from sat_models.training.muon import MuonAdamW
 
 logger = logging.getLogger(__name__)
 
+METRICS, MILESTONES = "metrics.jsonl", "milestones.jsonl"
 MAY_CHANGE = ("steps", "decay_steps")
 """Of a recipe on resume: the length of a run, until its learning rate falls."""
 
@@ -70,45 +73,53 @@ def train_tiny(
         The DeepSpeed engine; `engine.module.model` is the trained model.
 
     Raises:
-        ConfigError: the state in `folder` was made by another recipe (its steps may differ).
+        ConfigError: the state in `folder` was made by another recipe (its steps may differ, until the rate falls).
     """
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     engine = start_engine(config, recipe, device)
-    step = _resume(engine, folder / "state", recipe)
+    step, seconds = _resume(engine, folder, recipe)
     progress = tqdm(total=recipe.steps, initial=step, unit="step", dynamic_ncols=True)
     parts_seen: dict[str, list[float]] = {}
-    started = time.monotonic()
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        while step < recipe.steps:
-            loss, parts = _one_step(engine, recipe, batch_of_step(recipe, tokenizer, step).to(device), step)
-            for name, value in {"loss": loss, **parts}.items():
-                parts_seen.setdefault(name, []).append(float(value))
-            step += 1
-            progress.update()
-            if step % log_every == 0:
-                means = {name: round(sum(v) / len(v), 4) for name, v in parts_seen.items()}
-                parts_seen.clear()
-                record = {"step": step, "lr": recipe.learning_rate_at(step - 1), **means}
-                record["seconds"] = round(time.monotonic() - started, 1)
-                metrics.write(json.dumps(record) + "\n")
-                metrics.flush()
-                progress.set_postfix(loss=means["loss"])
-            if step % save_every == 0 or step == recipe.steps:
-                client = {"step": step, "recipe": dataclasses.asdict(recipe)}
-                engine.save_checkpoint(str(folder / "state"), tag=f"step{step}", client_state=client)
-                _keep_newest(folder / "state", 2)
-                if recipe.stage(step - 1) == "full":
-                    _add_milestone(engine, tokenizer, folder / "milestones.jsonl", step)
+    started = time.monotonic() - seconds
+    while step < recipe.steps:
+        loss, parts = _one_step(engine, recipe, batch_of_step(recipe, tokenizer, step).to(device), step)
+        for name, value in {"loss": loss, **parts}.items():
+            parts_seen.setdefault(name, []).append(float(value))
+        step += 1
+        progress.update()
+        if step % log_every == 0:
+            means = {name: round(sum(v) / len(v), 4) for name, v in parts_seen.items()}
+            parts_seen.clear()
+            rest = {"lr": recipe.learning_rate_at(step - 1), "seconds": round(time.monotonic() - started, 1)}
+            _add_line(folder / METRICS, {"step": step, **means, **rest})
+            progress.set_postfix(loss=means["loss"])
+        if step % save_every == 0 or step == recipe.steps:
+            if recipe.stage(step - 1) == "full":
+                _add_line(folder / MILESTONES, {"step": step, **share_right(engine.module.model, tokenizer)})
+            client = {"step": step, "seconds": time.monotonic() - started, "recipe": dataclasses.asdict(recipe)}
+            engine.save_checkpoint(str(folder / "state"), tag=f"step{step}", client_state=client)
+            _keep_newest(folder / "state", 2)
     progress.close()
     return engine
 
 
-def export_tiny(model: CogVLMModel, config: CogVLMConfig, tokenizer_file: Path, folder: Path) -> Path:
-    """Write the trained weights in SAT layout, fp16, without what served training only. Returns `folder`."""
-    model.del_mixin("packed")
-    save_checkpoint(model, folder, config, step=1, dtype=torch.float16, tokenizer_file=tokenizer_file)
+def export_tiny(engine: Any, config: CogVLMConfig, tokenizer_file: Path, run: Path) -> Path:
+    """Write what a finished run made to `cogvlm-tiny` in its folder: the weights in SAT layout, fp16, without what served
+    training only, and `training.json` with recipe, seconds, machine and the last milestone. Returns that folder."""
+    folder, objective = run / "cogvlm-tiny", engine.module
+    objective.model.del_mixin("packed")
+    save_checkpoint(objective.model, folder, config, step=1, dtype=torch.float16, tokenizer_file=tokenizer_file)
+    last = {name: json.loads((run / name).read_text().splitlines()[-1]) for name in (METRICS, MILESTONES)}
+    about = {
+        "recipe": dataclasses.asdict(objective.recipe),
+        "seconds": last[METRICS]["seconds"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "milestone": last[MILESTONES],
+    }
+    (folder / "training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -125,25 +136,37 @@ def _one_step(engine: Any, recipe: TinyRecipe, batch: LaneBatch, step: int) -> t
     return loss.detach(), parts
 
 
-def _add_milestone(engine: Any, tokenizer: TextTokenizer, path: Path, step: int) -> None:
-    right = share_right(engine.module.model, tokenizer)
+def _add_line(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"step": step, **right}) + "\n")
+        lines.write(json.dumps(record) + "\n")
 
 
-def _resume(engine: Any, states: Path, recipe: TinyRecipe) -> int:
+def _resume(engine: Any, folder: Path, recipe: TinyRecipe) -> tuple[int, float]:
+    """Takes up the newest state, if there is one. -> steps done and seconds that they took."""
+    states = folder / "state"
     if not (states / "latest").is_file():
-        return 0
+        _forget_after(folder, 0)
+        return 0, 0.0
     _, client = engine.load_checkpoint(str(states))
-    before, now = (dict(r) for r in (client.get("recipe", {}), dataclasses.asdict(recipe)))
-    other = sorted(name for name in now if name not in MAY_CHANGE and before.get(name) != now[name])
+    step = int(client["step"])
+    before, now = client.get("recipe", {}), dataclasses.asdict(recipe)
+    falling = step > before.get("steps", 0) - before.get("decay_steps", 0)
+    other = [name for name in sorted(now) if before.get(name) != now[name] and (falling or name not in MAY_CHANGE)]
     if other:
         told = ", ".join(f"{name} {before.get(name)} instead of {now[name]}" for name in other)
-        raise ConfigError(
-            f"the state in {states} was made by another recipe: {told}. Take it up again, or another folder"
-        )
-    logger.info("resumed at step %d from %s", client["step"], states)
-    return int(client["step"])
+        raise ConfigError(f"the state in {states} was made by another recipe: {told}. Take that one, or another folder")
+    _forget_after(folder, step)
+    logger.info("resumed at step %d from %s", step, states)
+    return step, float(client["seconds"])
+
+
+def _forget_after(folder: Path, step: int) -> None:
+    """Takes out of the logs what is done again: lines of steps after the newest state."""
+    for path in (folder / METRICS, folder / MILESTONES):
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
 
 
 def _keep_newest(states: Path, count: int) -> None:

@@ -124,7 +124,7 @@ def test_lookups_come_first_and_about_several_objects(tokenizer: Tokenizer) -> N
 def test_a_resumed_run_is_the_same_run(
     tokenizer: Tokenizer, config: CogVLMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def go(folder: str, stop_at: int | None = None, **change: float) -> Any:
+    def go(folder: str, stop_at: int | None = None, every: int = 1, **change: float) -> Any:
         def data(recipe: TinyRecipe, tokenizer: Tokenizer, step: int) -> LaneBatch:
             if step == stop_at:
                 raise KeyboardInterrupt
@@ -132,12 +132,15 @@ def test_a_resumed_run_is_the_same_run(
 
         monkeypatch.setattr(training, "batch_of_step", data)
         recipe = dataclasses.replace(QUICK, **change)
-        return train_tiny(config, tokenizer, recipe, tmp_path / folder, device=torch.device("cpu"), save_every=1)
+        cpu = torch.device("cpu")
+        return train_tiny(config, tokenizer, recipe, tmp_path / folder, device=cpu, save_every=every, log_every=1)
 
     whole = go("whole")
     for step in (1, 3):  # stopped in each stage
         with pytest.raises(KeyboardInterrupt):
             go("part", step)
+    with pytest.raises(KeyboardInterrupt):
+        go("part", 5, every=4)  # step 5 is logged and lost
     part = go("part")
     for (name, a), b in zip(whole.module.named_parameters(), part.module.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -145,9 +148,20 @@ def test_a_resumed_run_is_the_same_run(
     assert [line["step"] for line in lines] == [3, 4, 5, 6] and 0 <= lines[-1]["above_below"] <= 1
     with pytest.raises(ConfigError, match=r"another recipe: mention_weight 0\.3 instead of 0\.0, seed 0 instead of 1"):
         go("part", seed=1, mention_weight=0.0)
-    saved = export_tiny(part.module.model, config, TOKENIZER_FILE, tmp_path / "weights")
+    with pytest.raises(ConfigError, match="steps 6 instead of 9"):  # its rate has fallen
+        go("part", steps=9)
+    for name in ("metrics.jsonl", "milestones.jsonl"):
+        runs = [(tmp_path / folder / name).read_text().splitlines() for folder in ("whole", "part")]
+        assert [_timeless(line) for line in runs[0]] == [_timeless(line) for line in runs[1]]
+    saved = export_tiny(part, config, TOKENIZER_FILE, tmp_path / "part")
+    about = json.loads((saved / "training.json").read_text())
+    assert about["recipe"]["seed"] == 0 and about["seconds"] > 0 and about["milestone"] == lines[-1]
     vlm = load_pretrained(saved, device="cpu", dtype="float32")
     assert not any("head" in name for name, _ in vlm.model.named_parameters() if "lm_head" not in name)
+
+
+def _timeless(line: str) -> dict[str, float]:
+    return {name: value for name, value in json.loads(line).items() if name != "seconds"}
 
 
 def test_every_weight_is_trained_and_matrices_are_bounded(tokenizer: Tokenizer, config: CogVLMConfig) -> None:
