@@ -5,6 +5,7 @@ Legend: B batch, S tokens, N images, P image tokens, D language width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,15 +22,19 @@ class ImageEmbedding(BaseMixin):
     A model's own "eva" is a subclass with its parts and this one method.
     """
 
-    def encode_images(self, vision_image: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W] -> embeddings [N, P, D], in the order of the slots."""
+    def encode_images(self, vision_image: Tensor) -> Tensor | Sequence[Tensor]:
+        """Pixels [N, 3, H, W] -> embeddings [N, P, D], in the order of the slots.
+
+        A family whose images take unequal numbers of tokens gives a list of [P, D]; one whose images have sizes of
+        their own is given a list of [T, 3, H, W].
+        """
         raise NotImplementedError
 
     def word_embedding_forward(
         self,
         input_ids: Tensor,
         *,
-        vision_image: Tensor | None = None,
+        vision_image: Tensor | Sequence[Tensor] | None = None,
         image_embed_mask: Tensor | None = None,
         **kw: Any,
     ) -> Tensor:
@@ -39,14 +44,16 @@ class ImageEmbedding(BaseMixin):
             return embeddings
         if image_embed_mask is None:
             raise ValueError("vision_image was given without image_embed_mask, which says where it goes")
-        image = self.encode_images(vision_image).to(embeddings.dtype)
-        slots = image_embed_mask.bool()
-        if image.shape[0] * image.shape[1] != int(slots.sum()):
+        images = self.encode_images(vision_image)
+        slots, lengths = image_embed_mask.bool(), [len(image) for image in images]
+        if sum(lengths) != int(slots.sum()):
+            each = f"{lengths[0]}" if len(set(lengths)) == 1 else f"{lengths}"
             raise ValueError(
-                f"image_embed_mask marks {int(slots.sum())} positions, but {image.shape[0]} image(s) of "
-                f"{image.shape[1]} embeddings (begin and end included) were given"
+                f"image_embed_mask marks {int(slots.sum())} positions, but {len(lengths)} image(s) of {each} "
+                "embeddings (begin and end included) were given"
             )
-        return embeddings.masked_scatter(slots.unsqueeze(-1), image)
+        whole = images if isinstance(images, Tensor) else torch.cat(tuple(images))
+        return embeddings.masked_scatter(slots.unsqueeze(-1), whole.to(embeddings.dtype))
 
     @stands_for("word_embedding_forward")
     def text_token(self) -> nn.Module:

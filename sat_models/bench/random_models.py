@@ -20,8 +20,8 @@ from sat_models.errors import ConfigError, InputError
 from sat_models.models.build import build_model, computable_buffers, compute_buffer, make_config
 from sat_models.models.cogvlm.config import CogVLMConfig
 from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
+from sat_models.processing.example import example_inputs, room_for_text
 from sat_models.processing.inputs import VLMInputs
-from sat_models.processing.layout import layout_prompt
 
 PATCH = 14
 SEED = 0
@@ -103,19 +103,8 @@ def quantise_random(model: ZooModel, bits: int) -> None:
 
 def prompt_of(config: Any, tokens: int, *, picture: bool) -> VLMInputs:
     """A prompt of `tokens` tokens in all (at least one of text), with random text and a random picture or none."""
-    generator = torch.Generator().manual_seed(SEED)
     images = int(picture)
-    text = max(tokens - 1 - images * (config.image_length + 2), 1)
-    ids = torch.randint(3, config.vocab_size, (text,), generator=generator).tolist()
-    layout = layout_prompt(
-        ids, config.image_length, num_images=images, bos_id=config.bos_token_id, form=config.sequence_form
-    )
-
-    def pixels(side: int | None) -> Tensor | None:
-        return torch.randn(1, 3, side, side, generator=generator) if picture and side else None
-
-    cross = getattr(config, "cross_image_pix", None)
-    return VLMInputs.from_layout(layout, vision_image=pixels(config.image_size), cross_image=pixels(cross))
+    return example_inputs(config, room_for_text(config, tokens, images=images), images=images, seed=SEED)
 
 
 @dataclass(frozen=True)

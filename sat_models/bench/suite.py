@@ -239,7 +239,8 @@ class Bench:
 
     def _prompts(self) -> list[tuple[str, VLMInputs]]:
         """What is decoded, text first, from short to long."""
-        smallest = self.model.config.image_length + 4
+        config = self.model.config
+        smallest = config.sequence_form.fixed_tokens([config.images.plan()]) + 1
         if short := [n for n in self.settings.contexts if n < smallest]:
             raise InputError(f"a context with a picture takes at least {smallest} tokens in this model; got {short}")
         made = [(f"text, {n} tokens", self._prompt(n, False)) for n in sorted(self.settings.text_contexts)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,13 +13,10 @@ from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.merged import open_weights
 from sat_models.checkpoint.quantise import Quantiser
-from sat_models.config import LanguageConfig, PictureConfig
 from sat_models.errors import CheckpointError
 from sat_models.models.build import build_model, make_config
-from sat_models.models.cogagent.config import CogAgentConfig
 from sat_models.models.common.quantisation import Quantisation
-from sat_models.processing.inputs import VLMInputs
-from sat_models.processing.layout import layout_prompt
+from sat_models.processing.example import example_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -68,23 +64,4 @@ def _logits(
         quantiser=Quantiser(model, quantisation) if quantisation else None,
     )  # fmt: skip
     with torch.inference_mode():
-        return model.eval()(**_made_input(config, dtype))[0]
-
-
-def _made_input(config: LanguageConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A seeded prompt of eight tokens, after a picture of noise where the model takes one."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, config.vocab_size, (8,), generator=generator).tolist()
-    sides: Iterable[tuple[str, int]] = ()
-    if isinstance(config, PictureConfig):
-        sides = [("vision_image", config.image_size)]
-    layout = layout_prompt(
-        ids, getattr(config, "image_length", 0), num_images=len(sides), bos_id=config.bos_token_id,
-        form=config.sequence_form,
-    )  # fmt: skip
-    given = VLMInputs.from_layout(layout).model_kwargs()
-    if isinstance(config, CogAgentConfig):
-        sides = [*sides, ("cross_image", config.cross_image_pix)]
-    for name, side in sides:
-        given[name] = torch.randn(1, 3, side, side, generator=generator).to(dtype)
-    return given
+        return model.eval()(**example_inputs(config, 8).to(dtype=dtype).model_kwargs())[0]

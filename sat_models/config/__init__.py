@@ -5,22 +5,29 @@ config is lost.
 """
 
 from sat_models.config.base import read_json
+from sat_models.config.images import CLIP_MEAN, CLIP_STD, ImageForm, ImagePlan, ImageProcessing, SquareImages
 from sat_models.config.language import LanguageConfig, LLaMAConfig, PictureConfig
 from sat_models.config.qformer import QFormerConfig
 from sat_models.config.sequence import COGVLM_FORM, PLAIN_FORM, SequenceForm
 from sat_models.config.towers import CLIPTowerConfig, CrossTowerConfig, EVAViTConfig, VisionTowerConfig
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
     "COGVLM_FORM",
     "PLAIN_FORM",
     "CLIPTowerConfig",
     "CrossTowerConfig",
     "EVAViTConfig",
+    "ImageForm",
+    "ImagePlan",
+    "ImageProcessing",
     "LLaMAConfig",
     "LanguageConfig",
     "PictureConfig",
     "QFormerConfig",
     "SequenceForm",
+    "SquareImages",
     "VisionTowerConfig",
     "read_json",
 ]

@@ -15,6 +15,7 @@ from sat_models.config.base import (
     require_positive,
     take_known,
 )
+from sat_models.config.images import ImageForm, SquareImages
 from sat_models.config.sequence import COGVLM_FORM, SequenceForm
 from sat_models.config.towers import VisionTowerConfig
 from sat_models.errors import ConfigError
@@ -215,6 +216,11 @@ class PictureConfig(LanguageConfig):
     def image_size(self) -> int:
         """Side of the square input picture in pixels."""
         return self.eva_args.image_size[0]
+
+    @property
+    def images(self) -> ImageForm:
+        """How the model takes images."""
+        return SquareImages(side=self.image_size, length=self.image_length)
 
     def to_dict(self) -> dict[str, Any]:
         """As the content of a `model_config.json`."""

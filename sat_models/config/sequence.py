@@ -1,9 +1,11 @@
-"""How a model wants its sequence: what stands around a picture's tokens, how positions count, who sees whom."""
+"""How a model wants its sequence: what stands around an image's tokens, how positions count, who sees whom."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+from sat_models.config.images import ImagePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,15 +13,14 @@ class SequenceForm:
     """The form of one model's token sequence; `processing.layout` builds it.
 
     Attributes:
-        begin: the sequence starts with the tokenizer's begin token.
-        markers: learned vectors around a picture's tokens, which take a place each: 2 (begin and end of image) or 0.
+        begin: the sequence starts with the tokenizer's begin token, if it has one.
+        markers: learned vectors around an image's tokens, which take a place each: 2 (begin and end of image) or 0.
         experts: tokens are routed by `vision_expert_mask`.
-        shared_position: the tokens of one picture share a position.
-        slot_id: token id that stands where a picture's embeddings go.
-        around: ids right before and right after each picture.
+        shared_position: the tokens of one image share a position.
+        slot_id: token id that stands where an image's embeddings go.
+        marker_ids: token ids that stand where the two markers go; None: `slot_id`.
         suffix: ids between prompt and answer (the mask and start tokens of a GLM).
         prefix_attention: all before the last of `suffix` see each other, and positions have two rows (GLM).
-        fit: how a picture becomes a square: "stretch" it, "pad" it with the mean colour, or "crop" its middle.
     """
 
     begin: bool = True
@@ -27,22 +28,21 @@ class SequenceForm:
     experts: bool = True
     shared_position: bool = True
     slot_id: int = 0
-    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    marker_ids: tuple[int, int] | None = None
     suffix: tuple[int, ...] = ()
     prefix_attention: bool = False
-    fit: Literal["stretch", "pad", "crop"] = "stretch"
 
-    def picture_tokens(self, image_length: int) -> int:
-        """Places that a picture of `image_length` tokens takes in the sequence."""
-        return image_length + self.markers + len(self.around[0]) + len(self.around[1])
+    def image_tokens(self, plan: ImagePlan) -> int:
+        """Places that an image takes in the sequence."""
+        return plan.length + self.markers + len(plan.before) + len(plan.after)
 
-    def fixed_tokens(self, image_length: int, num_images: int) -> int:
+    def fixed_tokens(self, images: Sequence[ImagePlan]) -> int:
         """Tokens of a prompt besides its text."""
-        return int(self.begin) + num_images * self.picture_tokens(image_length) + len(self.suffix)
+        return int(self.begin) + sum(map(self.image_tokens, images)) + len(self.suffix)
 
 
 COGVLM_FORM = SequenceForm()
-"""`BOS, (BOI image EOI) per picture, text`, the tokens of a picture at one position."""
+"""`BOS, (BOI image EOI) per image, text`, the tokens of an image at one position."""
 
 PLAIN_FORM = SequenceForm(markers=0, experts=False, shared_position=False)
 """`BOS, text, image, text`, counted through: a plain language model that reads image features as tokens."""

@@ -39,9 +39,11 @@ class VLMInputs:
     Attributes:
         input_ids: [B, S] long.
         position_ids: [B, S] long; [B, 2, S] for a GLM.
-        image_embed_mask, vision_expert_mask: [B, S] long, 0 or 1 (see the table at the top of this file); the latter is
-            None for models without experts.
-        vision_image: [N, 3, H, W] normalised pixels, N pictures in the order of their spans; None without pictures.
+        image_embed_mask: [B, S] long, 1 where an embedding comes from an image (see the table in `layout`): the answer
+            to "which tokens are image?", whether or not a model has experts.
+        vision_expert_mask: [B, S] long, 1 where a token goes to the visual expert; None for models without experts.
+        vision_image: [N, 3, H, W] normalised pixels in the order of their spans, an image's tiles counting one by one;
+            a list of such where images have sizes of their own; None without images.
         cross_image: [N, 3, H2, W2] for the high-resolution branch of CogAgent, else None.
         attention_mask: [B or 1, 1, S, S] with 1 = may look; None is causal.
         labels: [B, S] long for training, unshifted, -100 where not trained; not part of `model_kwargs`.
@@ -51,14 +53,18 @@ class VLMInputs:
     position_ids: Tensor
     image_embed_mask: Tensor
     vision_expert_mask: Tensor | None = None
-    vision_image: Tensor | None = None
+    vision_image: Tensor | list[Tensor] | None = None
     cross_image: Tensor | None = None
     attention_mask: Tensor | None = None
     labels: Tensor | None = None
 
     @classmethod
     def from_layout(
-        cls, layout: TokenLayout, *, vision_image: Tensor | None = None, cross_image: Tensor | None = None
+        cls,
+        layout: TokenLayout,
+        *,
+        vision_image: Tensor | list[Tensor] | None = None,
+        cross_image: Tensor | None = None,
     ) -> VLMInputs:
         """A batch of one."""
         return cls(
@@ -84,11 +90,14 @@ class VLMInputs:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VLMInputs:
         """A copy on `device`; `dtype` is for the pixels alone."""
-        moved = {name: t.to(device) if t is not None else None for name, t in vars(self).items()}
-        for name in ("vision_image", "cross_image"):
-            if moved[name] is not None and dtype is not None:
-                moved[name] = moved[name].to(dtype)
-        return replace(self, **moved)
+
+        def moved(given: Tensor | list[Tensor] | None, to: torch.dtype | None) -> Tensor | list[Tensor] | None:
+            if isinstance(given, list):
+                return [tensor.to(device=device, dtype=to) for tensor in given]
+            return None if given is None else given.to(device=device, dtype=to)
+
+        pixels = ("vision_image", "cross_image")
+        return replace(self, **{name: moved(t, dtype if name in pixels else None) for name, t in vars(self).items()})
 
     def model_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `model(**kwargs)`; what the model or the prompt has not is left out, labels always."""

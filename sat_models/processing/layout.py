@@ -1,7 +1,8 @@
 """Token ids -> sequence layout: image slots, masks, positions, labels. Training and inference share this one place.
 
-What stands where is the `SequenceForm` of the model's config. One sample of CogVLM is `BOS, (BOI, image x L, EOI) per
-image, text`. Legend: B batch, S tokens, N pictures in the batch (row by row, left to right), L tokens per picture.
+What stands where is the `SequenceForm` of the model's config and the `ImagePlan` of each image. One sample of CogVLM is
+`BOS, (BOI, image x L, EOI) per image, text`. Legend: B batch, S tokens, N images in the batch (row by row, left to
+right), L tokens of an image.
 
     position in sequence   BOS  BOI  image x L  EOI  text
     image_embed_mask        0    1       1       1    0     embedding comes from the picture
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat_models.config import COGVLM_FORM, SequenceForm
+from sat_models.config import COGVLM_FORM, ImagePlan, SequenceForm
 from sat_models.errors import InputError
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 
@@ -42,36 +43,31 @@ TAIL_ROOM = 4
 """Prompt and answer are cut to `max_length` minus this before EOS is put behind (where the originals cut)."""
 
 
+Piece = Sequence[int] | ImagePlan
+"""A part of a prompt: ids of text, or an image."""
+
+
 def layout_prompt(
-    text_ids: Sequence[int],
-    image_length: int,
+    pieces: Sequence[Piece],
     *,
-    num_images: int = 1,
-    bos_id: int,
-    lead: Sequence[Sequence[int]] = (),
+    bos_id: int | None,
     answer_ids: Sequence[int] = (),
     form: SequenceForm = COGVLM_FORM,
 ) -> TokenLayout:
-    """Layout of a prompt; for CogVLM: BOS, one span per picture, text.
+    """Layout of a prompt; for CogVLM: BOS, one span per image, text.
 
     Args:
-        text_ids: ids of the text after the pictures, no special tokens.
-        image_length: L, image tokens per picture (`(size / patch) ** 2`), BOI and EOI not counted.
-        num_images: 0 is text only; more than one is allowed with a warning.
-        lead: ids of the text in front of each picture; empty where there is none.
+        pieces: the prompt in order; text without the ids that `form` and the images' plans say stand around it.
+        bos_id: the tokenizer's begin token; None without.
         answer_ids: what follows the prompt, in training.
         form: of the model.
     """
-    if num_images > 1:
+    if (num_images := len(images_of(pieces))) > 1:
         _warn_several_images(num_images)
-    edge = form.markers // 2
-    boi, image, eoi = [(1, 1, 0)] * edge, [(1, 1, 1)] * image_length, [(1, 0, 0)] * edge
-    tokens = [(bos_id, 0, 0, 0)] if form.begin else []
-    for number in range(num_images):
-        tokens += _text([*(lead[number] if lead else ()), *form.around[0]])
-        tokens += [(form.slot_id, *masks) for masks in (*boi, *image, *eoi)]
-        tokens += _text(form.around[1])
-    tokens += _text([*text_ids, *form.suffix])
+    tokens = _text([bos_id] if form.begin and bos_id is not None else ())
+    for piece in pieces:
+        tokens += _image(piece, form) if isinstance(piece, ImagePlan) else _text(piece)
+    tokens += _text(form.suffix)
     context = len(tokens)
     tokens += _text(answer_ids)
     ids, embed, expert, rope = torch.tensor(tokens, dtype=torch.long).view(-1, 4).unbind(1)
@@ -82,6 +78,20 @@ def layout_prompt(
         return layout
     positions, mask = block_positions(context - 1, len(tokens), mask_position=context - len(form.suffix))
     return replace(layout, position_ids=positions, attention_mask=mask)
+
+
+def images_of(pieces: Sequence[Piece]) -> list[ImagePlan]:
+    """The images of a prompt, in order."""
+    return [piece for piece in pieces if isinstance(piece, ImagePlan)]
+
+
+def _image(plan: ImagePlan, form: SequenceForm) -> list[tuple[int, int, int, int]]:
+    """(id, embedded, expert, shared position) of each place that an image takes."""
+    boi_id, eoi_id = form.marker_ids or (form.slot_id, form.slot_id)
+    slots = [(form.slot_id, 1, 1, 1)] * plan.length
+    if form.markers:
+        slots = [(boi_id, 1, 1, 0), *slots, (eoi_id, 1, 0, 0)]
+    return [*_text(plan.before), *slots, *_text(plan.after)]
 
 
 def _text(ids: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -110,22 +120,24 @@ def positions_of(image_rope_mask: Tensor) -> Tensor:
     return torch.cumsum(1 - repeats, 0) - 1
 
 
-def prompt_length(num_text: int, image_length: int, num_images: int, form: SequenceForm = COGVLM_FORM) -> int:
-    """Tokens of a prompt with `num_text` tokens of text in all."""
-    return form.fixed_tokens(image_length, num_images) + num_text
+def prompt_length(pieces: Sequence[Piece], form: SequenceForm = COGVLM_FORM) -> int:
+    """Tokens of a prompt, a begin token included."""
+    return form.fixed_tokens(images_of(pieces)) + text_length(pieces)
+
+
+def text_length(pieces: Sequence[Piece]) -> int:
+    """Tokens of a prompt's text."""
+    return sum(len(piece) for piece in pieces if not isinstance(piece, ImagePlan))
 
 
 def layout_training(
-    prompt_ids: Sequence[int],
+    pieces: Sequence[Piece],
     answer_ids: Sequence[int],
-    image_length: int,
     *,
-    bos_id: int,
+    bos_id: int | None,
     eos_id: int,
     max_length: int,
-    num_images: int = 1,
-    past_answers: Sequence[tuple[int, int]] = (),
-    lead: Sequence[Sequence[int]] = (),
+    past_answers: Sequence[tuple[int, int, int]] = (),
     form: SequenceForm = COGVLM_FORM,
 ) -> TokenLayout:
     """Layout of a training sample, not padded: prompt, answer, EOS, and the labels.
@@ -134,33 +146,36 @@ def layout_training(
     while the input goes on with the next turn's text, which is what the model reads in a conversation.
 
     Args:
-        prompt_ids: text of the prompt after the pictures, history included.
+        pieces: the prompt as in `layout_prompt`, history included.
         answer_ids: the last answer; cut so that prompt, answer and EOS take at most `max_length - 3` tokens.
-        past_answers: (start, end) index ranges of earlier answers within `prompt_ids`.
-        lead, form: as `layout_prompt`.
+        past_answers: where earlier answers are: number of the piece, start and end in it.
+        bos_id, form: as `layout_prompt`.
 
     Raises:
         InputError: the prompt takes more than `max_length - 10` tokens.
     """
-    num_text = len(prompt_ids) + sum(map(len, lead))
-    context = prompt_length(num_text, image_length, num_images, form)
+    context = prompt_length(pieces, form)
     if context > max_length - MIN_ANSWER_ROOM:
         raise InputError(
-            f"The prompt takes {context} tokens ({num_images} picture(s), {num_text} of text) but max_length "
-            f"{max_length} allows {max_length - MIN_ANSWER_ROOM} so that an answer fits. Raise max_length to "
-            f"{context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
+            f"The prompt takes {context} tokens ({len(images_of(pieces))} picture(s), {text_length(pieces)} of text) "
+            f"but max_length {max_length} allows {max_length - MIN_ANSWER_ROOM} so that an answer fits. Raise "
+            f"max_length to {context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
         )
     answer = [*answer_ids[: max_length - TAIL_ROOM - context], eos_id]
-    layout = layout_prompt(
-        prompt_ids, image_length, num_images=num_images, bos_id=bos_id, lead=lead, answer_ids=answer, form=form
-    )
+    layout = layout_prompt(pieces, bos_id=bos_id, answer_ids=answer, form=form)
+    context = len(layout) - len(answer)
     labels = torch.full_like(layout.input_ids, IGNORE)
     labels[context:] = layout.input_ids[context:]
-    offset = context - len(form.suffix) - len(prompt_ids)
-    for start, end in past_answers:
+    for number, start, end in past_answers:
+        offset = context - len(form.suffix) - _places(pieces[number:], form)
         labels[offset + start : offset + end] = layout.input_ids[offset + start : offset + end]
         labels[offset + end] = eos_id
     return replace(layout, labels=labels)
+
+
+def _places(pieces: Sequence[Piece], form: SequenceForm) -> int:
+    """Tokens of some pieces."""
+    return text_length(pieces) + sum(map(form.image_tokens, images_of(pieces)))
 
 
 def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None, *, side: str = "right") -> VLMInputs:
@@ -225,9 +240,11 @@ def _pad(sample: VLMInputs, length: int, pad_id: int, *, left: bool) -> VLMInput
     )
 
 
-def _join(tensors: list[Tensor | None]) -> Tensor | None:
-    """Concatenated along the first dimension, samples without one skipped."""
-    present = [t for t in tensors if t is not None]
+def _join(tensors: list[Tensor | list[Tensor] | None]) -> Tensor | list[Tensor] | None:
+    """Concatenated along the first dimension, samples without one skipped; a list where pixels have several sizes."""
+    present = [t for given in tensors if given is not None for t in (given if isinstance(given, list) else [given])]
+    if len({t.shape[1:] for t in present}) > 1:
+        return present
     return torch.cat(present) if present else None
 
 

@@ -18,38 +18,55 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from sat_models.config import ImagePlan, ImageProcessing
+
+CLIP = ImageProcessing()
+"""Stretched, bicubic, CLIP's mean and deviation."""
 
 STRIP = 64
 """A picture this many times as long as thick is a strip; its pixels need not be those of the originals to the last."""
 LONG = 16
 """Times the tower's side beyond which a strip is shortened."""
-_BAR = tuple(int(channel * 255) for channel in CLIP_MEAN)
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _BAND_PIXELS = 2**22
 
 
 def image_to_tensor(
-    image: Image.Image, size: int, *, fit: str = "stretch", dtype: torch.dtype = torch.float32
+    image: Image.Image, size: int, how: ImageProcessing = CLIP, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Pixels for a vision tower: [3, size, size], normalised.
 
     Args:
         image: of any mode and size.
         size: side in pixels.
-        fit: "stretch" to a square, "pad" to one with CLIP's mean colour, or "crop" the middle; as in training.
+        how: fit, resampling and normalisation, as in training.
         dtype: of the result; the arithmetic is fp32.
-
-    Raises:
-        ValueError: unknown `fit`.
     """
-    if fit not in FITS:
-        raise ValueError(f"fit is {fit!r}; allowed: {', '.join(FITS)}")
-    pixels_HWC = torch.from_numpy(np.array(FITS[fit](flatten(image), size), dtype=np.uint8))
+    return normalised(FITS[how.fit](flatten(image), size, how), how).to(dtype)
+
+
+def planned_pixels(image: Image.Image, plan: ImagePlan, how: ImageProcessing = CLIP) -> Tensor:
+    """What a tower sees of an image: [T, 3, h, w] in fp32, tiles row by row, the overview last."""
+    image, (columns, rows), (width, height) = flatten(image), plan.grid, plan.tile
+    if plan.box is not None:
+        canvas = placed(image, plan, how)
+    elif plan.canvas[0] == plan.canvas[1] and plan.num_tiles == 1:
+        canvas = FITS[how.fit](image, plan.canvas[0], how)
+    else:
+        canvas = stretched(image, plan.canvas, how)
+    pixels = normalised(canvas, how)
+    tiles = pixels.view(3, rows, height, columns, width).permute(1, 3, 0, 2, 4).reshape(-1, 3, height, width)
+    if not plan.overview:
+        return tiles
+    return torch.cat((tiles, normalised(stretched(image, plan.tile, how), how)[None]))
+
+
+def normalised(image: Image.Image, how: ImageProcessing = CLIP) -> Tensor:
+    """RGB -> [3, H, W] fp32: to [0, 1], less the mean, by the deviation."""
+    pixels_HWC = torch.from_numpy(np.array(image, dtype=np.uint8))
     pixels = pixels_HWC.permute(2, 0, 1).float().div(255)
-    mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD).view(3, 1, 1)
-    return ((pixels - mean) / std).contiguous().to(dtype)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
+    return ((pixels - mean) / std).contiguous()
 
 
 def resize(
@@ -59,33 +76,49 @@ def resize(
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
-def stretched(image: Image.Image, size: int) -> Image.Image:
-    """A square of `size`, whatever the sides were."""
-    if image.height > LONG * size and image.width * LONG < size:  # rows first would take `height` rows of `size`
-        image = image.resize((image.width, size), Image.Resampling.BICUBIC)
-    return resize(image, (size, size))
+def stretched(image: Image.Image, size: int | tuple[int, int], how: ImageProcessing = CLIP) -> Image.Image:
+    """A square of `size`, or a (width, height), whatever the sides were."""
+    width, height = (size, size) if isinstance(size, int) else size
+    resample = _RESAMPLING[how.resampling]
+    if image.height > LONG * height and image.width * LONG < width:  # rows first would take `height` rows of `size`
+        image = image.resize((image.width, height), resample)
+    return resize(image, (width, height), resample)
 
 
-def padded(image: Image.Image, size: int) -> Image.Image:
-    """A square of `size` with the whole picture in its middle, between bars of CLIP's mean colour."""
-    image = _shortened(image, LONG * size)
+def placed(image: Image.Image, plan: ImagePlan, how: ImageProcessing) -> Image.Image:
+    """A canvas of the background's colour with the whole image in its box."""
+    left, top, width, height = plan.box
+    if plan.transposed:
+        lying = stretched(image.transpose(Image.Transpose.TRANSPOSE), (height, width), how)
+        content = lying.transpose(Image.Transpose.TRANSPOSE)
+    else:
+        content = stretched(image, (width, height), how)
+    canvas = Image.new("RGB", plan.canvas, how.background)
+    canvas.paste(content, (left, top))
+    return canvas
+
+
+def padded(image: Image.Image, size: int, how: ImageProcessing = CLIP) -> Image.Image:
+    """A square of `size` with the whole picture in its middle, between bars of the background's colour."""
+    resample = _RESAMPLING[how.resampling]
+    image = _shortened(image, LONG * size, resample)
     side = max(image.size)
     if min(image.size) == side:
-        return stretched(image, size)
-    tall = Image.new("RGB", (size, side), _BAR)  # the padded square after the pass along its rows
+        return stretched(image, size, how)
+    tall = Image.new("RGB", (size, side), how.background)  # the padded square after the pass along its rows
     if image.width == side:
-        tall.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, (side - image.height) // 2))
+        tall.paste(image.resize((size, image.height), resample), (0, (side - image.height) // 2))
     else:
         rows = max(1, _BAND_PIXELS // side)
         for top in range(0, side, rows):
             part = image.crop((0, top, image.width, min(top + rows, side)))
-            band = Image.new("RGB", (side, part.height), _BAR)
+            band = Image.new("RGB", (side, part.height), how.background)
             band.paste(part, ((side - image.width) // 2, 0))
-            tall.paste(band.resize((size, part.height), Image.Resampling.BICUBIC), (0, top))
-    return tall.resize((size, size), Image.Resampling.BICUBIC)
+            tall.paste(band.resize((size, part.height), resample), (0, top))
+    return tall.resize((size, size), resample)
 
 
-def cropped(image: Image.Image, size: int) -> Image.Image:
+def cropped(image: Image.Image, size: int, how: ImageProcessing = CLIP) -> Image.Image:
     """CLIP's own way: the shorter side to `size`, then the middle."""
     short = min(image.size)
     if max(image.size) > STRIP * short:  # only the middle of a strip is looked at
@@ -94,19 +127,19 @@ def cropped(image: Image.Image, size: int) -> Image.Image:
         image = image.crop((left, top, left + kept[0], top + kept[1]))
     width, height = (size if side == short else int(size * side / short) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
-    return resize(image, (width, height)).crop((left, top, left + size, top + size))
+    resized = resize(image, (width, height), _RESAMPLING[how.resampling])
+    return resized.crop((left, top, left + size, top + size))
 
 
-def _shortened(image: Image.Image, longest: int) -> Image.Image:
+def _shortened(image: Image.Image, longest: int, resample: Image.Resampling) -> Image.Image:
     """A strip whose longer side is brought to `longest`, its shape kept; any other picture as it is."""
     long, short = max(image.size), min(image.size)
     if long <= max(longest, STRIP * short):
         return image
     width, height = (max(1, round(side * longest / long)) for side in image.size)
     if image.width == long:
-        return resize(image, (width, height))
-    lower = image.resize((image.width, height), Image.Resampling.BICUBIC)
-    return lower.resize((width, height), Image.Resampling.BICUBIC)
+        return resize(image, (width, height), resample)
+    return image.resize((image.width, height), resample).resize((width, height), resample)
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -138,5 +171,7 @@ def _wide_grey(image: Image.Image) -> np.ndarray:
     return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
 
 
-FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"stretch": stretched, "pad": padded, "crop": cropped}
-"""Ways to bring a picture to a square; a model's `SequenceForm.fit` names one."""
+FITS: dict[str, Callable[[Image.Image, int, ImageProcessing], Image.Image]] = {
+    "stretch": stretched, "pad": padded, "crop": cropped,
+}  # fmt: skip
+"""Ways to bring an image to a square; `ImageProcessing.fit` names one."""

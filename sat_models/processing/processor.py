@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from sat_models.config import COGVLM_FORM, SequenceForm
+from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.checks import check_text, check_turns
 from sat_models.processing.image import ImageSource, load_image
 from sat_models.processing.inputs import TokenLayout, VLMInputs
-from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training
-from sat_models.processing.pixels import image_to_tensor
+from sat_models.processing.layout import MIN_ANSWER_ROOM, Piece, layout_prompt, layout_training
+from sat_models.processing.pixels import image_to_tensor, planned_pixels
 from sat_models.processing.prompts import PromptStyle, Turn, build_prompt, dialogue_parts, find_style
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
@@ -46,6 +47,16 @@ class _Encoded:
     def num_text(self) -> int:
         return len(self.ids) + sum(map(len, self.lead))
 
+    def pieces(self, images: Sequence[ImagePlan]) -> list[Piece]:
+        """The prompt in order."""
+        in_front = (piece for pair in zip(self.lead, images, strict=True) for piece in pair)
+        return [*in_front, self.ids]
+
+    def past_answers(self, untrained: Collection[int]) -> list[tuple[int, int, int]]:
+        """Where the earlier answers are that are trained: number of the piece, start and end in it."""
+        last = 2 * len(self.lead)
+        return [(last, *span) for number, span in enumerate(self.answers) if number not in untrained]
+
 
 class Processor:
     """Prepares prompts and training samples for one model.
@@ -54,6 +65,7 @@ class Processor:
         styles: prompt styles by name.
         version: the one that is used when a call names none.
         max_length: context in tokens, prompt and answer together.
+        images: how the model takes images.
         form: what the model's sequence looks like.
     """
 
@@ -61,8 +73,7 @@ class Processor:
         self,
         tokenizer: Tokenizer | None,
         *,
-        image_size: int,
-        image_length: int,
+        images: ImageForm,
         styles: Mapping[str, PromptStyle],
         version: str,
         cross_image_size: int | None = None,
@@ -71,8 +82,7 @@ class Processor:
     ) -> None:
         """Args:
             tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
-            image_size: side in pixels that the vision tower takes.
-            image_length: image tokens per picture, `(image_size / patch) ** 2`.
+            images: how the model takes images (`config.images`).
             styles: prompt styles that a call may name.
             version: default prompt style.
             cross_image_size: side in pixels of the high-resolution branch; None for models without one.
@@ -84,12 +94,11 @@ class Processor:
             UnknownNameError: unknown `version`.
         """
         find_style(styles, version)
-        for name, value in (("image_size", image_size), ("image_length", image_length), ("max_length", max_length)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1. Check the model's config.")
+        images.plan()
+        if max_length < 1:
+            raise ConfigError(f"max_length is {max_length}; it must be at least 1. Check the model's config.")
         self._tokenizer = tokenizer
-        self.image_size = image_size
-        self.image_length = image_length
+        self.images = images
         self.styles, self.version = styles, version
         self.cross_image_size = cross_image_size
         self.max_length = max_length
@@ -122,6 +131,7 @@ class Processor:
         *,
         history: Sequence[Turn] | None = (),
         version: str | None = None,
+        max_tiles: int | Sequence[int] | None = None,
         allow_empty_query: bool = False,
     ) -> VLMInputs:
         """Inputs of a prompt, batch dimension 1, pixels in fp32 on CPU.
@@ -131,6 +141,7 @@ class Processor:
             query: the question.
             history: earlier (question, answer) pairs.
             version: prompt style; None takes the model's own.
+            max_tiles: see `plans`.
             allow_empty_query: send the bare template (`--no_prompt`).
 
         Raises:
@@ -138,26 +149,25 @@ class Processor:
             UnknownNameError: unknown `version`.
         """
         check_text(query, "question", allow_empty=allow_empty_query)
-        sources, style, turns = as_list(image), self.style(version), check_turns(history, "history")
+        sources, style, turns = self._sources(image), self.style(version), check_turns(history, "history")
+        plans = self.plans(sources, max_tiles)
         beginning = build_prompt(style, query, turns)[: LONGEST_TOKEN * self.max_length + 1]
         if len(beginning) > LONGEST_TOKEN * self.max_length:
-            self._check_room(len(self.tokenizer.encode(beginning)), len(sources), "more than ")
+            self._check_room(len(self.tokenizer.encode(beginning)), plans, "more than ")
         prompt = self._encode(style, query, turns, len(sources))
-        self._check_room(prompt.num_text, len(sources))
-        layout = layout_prompt(
-            prompt.ids, self.image_length, num_images=len(sources), bos_id=self.tokenizer.bos_id, lead=prompt.lead,
-            form=self.form,
-        )  # fmt: skip
-        vision, cross = self.pixels(sources)
+        self._check_room(prompt.num_text, plans)
+        layout = layout_prompt(prompt.pieces(plans), bos_id=self.tokenizer.bos_id, form=self.form)
+        vision, cross = self._pixels(sources, plans)
         return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
 
-    def _check_room(self, num_text: int, num_images: int, how_many: str = "") -> None:
+    def _check_room(self, num_text: int, plans: Sequence[ImagePlan], how_many: str = "") -> None:
         """Raises InputError if so much leaves no room for an answer."""
-        length = self.prompt_length(num_text, num_images)
+        length = self.prompt_length(num_text, plans)
         if length >= self.max_length:
+            tokens = sorted({self.form.image_tokens(plan) for plan in plans or [self.images.plan()]})
             raise InputError(
-                f"The prompt takes {how_many}{length} tokens ({num_images} picture(s) of "
-                f"{self.form.picture_tokens(self.image_length)}, {num_text} of text) but the context is "
+                f"The prompt takes {how_many}{length} tokens ({len(plans)} picture(s) of "
+                f"{' or '.join(map(str, tokens))}, {num_text} of text) but the context is "
                 f"{self.max_length} with the answer. Shorten the question or the history.",
                 hint="Or raise max_length.",
             )
@@ -170,20 +180,58 @@ class Processor:
         """Texts that end an answer besides the end token."""
         return self.style(version).stops
 
-    def prompt_length(self, num_text: int, num_images: int) -> int:
-        """Tokens of a prompt with so many tokens of text and so many pictures."""
-        return self.form.fixed_tokens(self.image_length, num_images) + num_text
+    def prompt_length(self, num_text: int, plans: Sequence[ImagePlan] = ()) -> int:
+        """Tokens of a prompt with so many tokens of text and these images."""
+        return self.form.fixed_tokens(plans) + num_text
 
-    def pixels(self, image: Images) -> tuple[Tensor | None, Tensor | None]:
-        """Pixels for the vision tower [N, 3, H, W] and the high-resolution branch [N, 3, H2, W2], None where absent."""
-        pictures = [load_image(source) for source in as_list(image)]
-        if not pictures:
+    def plans(self, image: Images, max_tiles: int | Sequence[int] | None = None) -> list[ImagePlan]:
+        """What becomes of the images of a call.
+
+        Args:
+            max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
+                the model's own choice.
+
+        Raises:
+            InputError: `max_tiles` is no such thing, or above 1 for a model that does not cut; an image that has to be
+                opened for its plan and cannot be.
+        """
+        sources = as_list(image)
+        tiles = self._tiles(max_tiles, len(sources))
+        sizes = [None if self.images.constant else _opened(source).size for source in sources]
+        return [self.images.plan(size, max_tiles=most) for size, most in zip(sizes, tiles, strict=True)]
+
+    def _tiles(self, max_tiles: int | Sequence[int] | None, num_images: int) -> list[int | None]:
+        """`max_tiles` for each image."""
+        several = isinstance(max_tiles, (list, tuple))
+        given = list(max_tiles) if several else [max_tiles] * num_images
+        for most in given if several else [max_tiles]:
+            if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+                raise InputError(f"max_tiles is {max_tiles!r:.80}; it must be a number from 1, or one for each image.")
+            if most is not None and most > 1 and self.images.most_tiles == 1:
+                raise InputError(
+                    f"max_tiles is {max_tiles}, but this model does not cut images into tiles. Leave it out or give 1."
+                )
+        if len(given) != num_images:
+            raise InputError(f"max_tiles has {len(given)} numbers for {num_images} image(s). Give one for each.")
+        return given
+
+    def _sources(self, image: Images) -> list[ImageSource]:
+        """The images of a call, opened where their plans depend on them."""
+        sources = as_list(image)
+        return sources if self.images.constant else list(map(load_image, sources))
+
+    def _pixels(
+        self, sources: Sequence[ImageSource], plans: Sequence[ImagePlan]
+    ) -> tuple[Tensor | list[Tensor] | None, Tensor | None]:
+        """Pixels for the vision tower (`VLMInputs.vision_image`) and the high-resolution branch, None where absent."""
+        images = list(map(load_image, sources))
+        if not images:
             return None, None
-        fit = self.form.fit
-        vision = torch.stack([image_to_tensor(picture, self.image_size, fit=fit) for picture in pictures])
+        parts = [planned_pixels(image, plan, self.images.processing) for image, plan in zip(images, plans, strict=True)]
+        vision = torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else parts
         if self.cross_image_size is None:
             return vision, None
-        return vision, torch.stack([image_to_tensor(picture, self.cross_image_size) for picture in pictures])
+        return vision, torch.stack([image_to_tensor(image, self.cross_image_size) for image in images])
 
     def training_samples(
         self,
@@ -206,11 +254,10 @@ class Processor:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
-        sources = as_list(image)
-        layouts = self.training_layouts(
-            turns, len(sources), version=version, max_length=max_length, untrained=untrained
-        )
-        vision, cross = self.pixels(sources)
+        sources = self._sources(image)
+        plans = self.plans(sources)
+        layouts = self.training_layouts(turns, plans, version=version, max_length=max_length, untrained=untrained)
+        vision, cross = self._pixels(sources, plans)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
 
     def training_sample(self, image: Images, turns: Sequence[Turn], **options: Any) -> VLMInputs:
@@ -220,13 +267,13 @@ class Processor:
     def training_layouts(
         self,
         turns: Sequence[Turn],
-        num_images: int,
+        plans: Sequence[ImagePlan],
         *,
         version: str | None = None,
         max_length: int | None = None,
         untrained: Collection[int] = (),
     ) -> list[TokenLayout]:
-        """`training_samples` without their pixels, for so many pictures."""
+        """`training_samples` without their pixels, for images of these plans."""
         turns = check_turns(turns, "dialogue")
         for number, (_, answer) in enumerate(turns, 1):
             check_text(answer, f"answer of turn {number}")
@@ -235,7 +282,7 @@ class Processor:
         limit, style = max_length or self.max_length, self.style(version)
         return [
             self._dialogue(
-                [turns[place] for place in part], style, limit, num_images,
+                [turns[place] for place in part], style, limit, plans,
                 untrained={number for number, place in enumerate(part) if place in untrained},
             )
             for part in self.split_turns(range(len(turns)), version)
@@ -256,19 +303,25 @@ class Processor:
             return [turns[:count] for count in range(1, len(turns) + 1)]
         return [turns]
 
-    def question_length(self, query: str, num_images: int, version: str | None = None) -> int:
+    def question_length(self, query: str, plans: Sequence[ImagePlan], version: str | None = None) -> int:
         """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
-        return self.prompt_length(self._encode(self.style(version), query, (), num_images).num_text, num_images)
+        return self.prompt_length(self._encode(self.style(version), query, (), len(plans)).num_text, plans)
 
     def _dialogue(
-        self, turns: Sequence[Turn], style: PromptStyle, limit: int, num_images: int, *, untrained: Collection[int] = ()
+        self,
+        turns: Sequence[Turn],
+        style: PromptStyle,
+        limit: int,
+        plans: Sequence[ImagePlan],
+        *,
+        untrained: Collection[int] = (),
     ) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit; its last answer is trained."""
 
         def too_long(count: int) -> bool:
             *past, (query, _) = turns[:count]
-            num_text = self._encode(style, query, past, num_images).num_text
-            return self.prompt_length(num_text, num_images) > limit - MIN_ANSWER_ROOM
+            num_text = self._encode(style, query, past, len(plans)).num_text
+            return self.prompt_length(num_text, plans) > limit - MIN_ANSWER_ROOM
 
         ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
         kept = ends[-1]
@@ -276,17 +329,14 @@ class Processor:
             kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         *past, (query, answer) = turns[:kept]
-        prompt = self._encode(style, query, past, num_images, find_answers=not self.form.prefix_attention)
+        prompt = self._encode(style, query, past, len(plans), find_answers=not self.form.prefix_attention)
         return layout_training(
-            prompt.ids,
+            prompt.pieces(plans),
             self.tokenizer.encode(answer),
-            self.image_length,
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
-            num_images=num_images,
-            past_answers=[span for number, span in enumerate(prompt.answers) if number not in untrained],
-            lead=prompt.lead,
+            past_answers=prompt.past_answers(untrained),
             form=self.form,
         )
 
@@ -328,6 +378,10 @@ def as_list(image: Images) -> list[ImageSource]:
     if image is None:
         return []
     return list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def _opened(source: ImageSource) -> Image.Image:
+    return source if isinstance(source, Image.Image) else load_image(source)
 
 
 def _shared(left: list[int], right: list[int]) -> int:

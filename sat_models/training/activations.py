@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mixins.base import ZooModel
+from sat_models.processing.example import example_inputs, room_for_text
 from sat_models.processing.inputs import VLMInputs
-from sat_models.processing.layout import collate, layout_prompt
+from sat_models.processing.layout import collate
 from sat_models.training.engine import recompute
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -73,24 +74,7 @@ def measure_activations(
 
 def example_batch(config: Any, batch_size: int, length: int) -> VLMInputs:
     """A batch of text behind a picture; its pixels are on meta, the rest is real, because the model reads it."""
-    form, has_picture = config.sequence_form, hasattr(config, "image_length")
-    fixed = form.fixed_tokens(config.image_length, 1) if has_picture else int(form.begin)
-    layout = layout_prompt(
-        [0] * max(1, length - fixed),
-        config.image_length if has_picture else 0,
-        num_images=int(has_picture),
-        bos_id=0,
-        form=form,
-    )
-
-    def pixels(side: int | None) -> Tensor | None:
-        return None if side is None else torch.empty(1, 3, side, side, device="meta")
-
-    sample = VLMInputs.from_layout(
-        layout,
-        vision_image=pixels(config.image_size if has_picture else None),
-        cross_image=pixels(getattr(config, "cross_image_pix", None)),
-    )
+    sample = example_inputs(config, room_for_text(config, length), device="meta")
     return collate([sample] * batch_size, pad_id=0)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sat_models.config import ImagePlan
 from sat_models.errors import ConfigError, InputError, ZooError
 from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
@@ -110,7 +111,7 @@ class VLMDataset:
                 if places[-1] not in record.untrained and self._fits(record, record.turns[places[0]][0]):
                     self._items.append((record, tuple(places)))
         self.lengths = [
-            rough_length(processor, len(record.images), self._turns(record, p)) for record, p in self._items
+            rough_length(processor, processor.plans(record.images), self._turns(record, p)) for record, p in self._items
         ]
         if self.bad:
             logger.warning("%d record(s) with samples left out", len(self.bad))
@@ -165,18 +166,18 @@ class VLMDataset:
 
     def _fits(self, record: Record, question: str) -> bool:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        pictures = len(record.images)
+        plans = self.processor.plans(record.images)
         room = self.max_length - MIN_ANSWER_ROOM
-        lead, text, _ = dialogue_parts(self.processor.style(self.version), question, pictures=pictures)
+        lead, text, _ = dialogue_parts(self.processor.style(self.version), question, pictures=len(plans))
         bytes_of_text = sum(
             len(part.encode()) + 1 for part in (*lead, text)
         )  # a token is a byte, a leading space aside
-        if self.processor.prompt_length(bytes_of_text, pictures) <= room:
+        if self.processor.prompt_length(bytes_of_text, plans) <= room:
             return True
-        needed = self.processor.question_length(question, pictures, self.version)
+        needed = self.processor.question_length(question, plans, self.version)
         if needed <= room:
             return True
-        self._reject(record.source, InputError(too_long(needed, self.max_length, pictures)))
+        self._reject(record.source, InputError(too_long(needed, self.max_length, len(plans))))
         return False
 
     def _reject(self, source: str, error: ZooError) -> None:
@@ -199,10 +200,10 @@ def too_long(needed: int, max_length: int, pictures: int) -> str:
     )
 
 
-def rough_length(processor: Processor, pictures: int, turns: Iterable[Turn]) -> int:
+def rough_length(processor: Processor, plans: Sequence[ImagePlan], turns: Iterable[Turn]) -> int:
     """About as many tokens as a sample takes, without tokenising: only its order is relied on."""
     text = sum(len(_TOKENS.findall(part)) for turn in turns for part in turn)
-    return processor.prompt_length(text, pictures)
+    return processor.prompt_length(text, plans)
 
 
 def batches(

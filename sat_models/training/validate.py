@@ -168,16 +168,16 @@ def check_lengths(
     parts = [
         part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
     ]
-    lengths, problems, pictures = [], [], len(record.images)
+    lengths, problems, plans = [], [], processor.plans(record.images)
     for part in parts:
         turns = [record.turns[place] for place in part]
-        (*_, whole) = processor.training_layouts(turns, pictures, version=version, max_length=_NO_LIMIT)
+        (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT)
         lengths.append(whole.input_ids.numel())
-        question = processor.question_length(turns[0][0], pictures, version)
+        question = processor.question_length(turns[0][0], plans, version)
         if question > max_length - MIN_ANSWER_ROOM:
-            message = too_long(question, max_length, pictures)
+            message = too_long(question, max_length, len(plans))
         else:
-            (*_, kept) = processor.training_layouts(turns, pictures, version=version, max_length=max_length)
+            (*_, kept) = processor.training_layouts(turns, plans, version=version, max_length=max_length)
             if kept.input_ids.numel() == lengths[-1]:
                 continue
             message = (

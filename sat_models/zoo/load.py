@@ -232,8 +232,7 @@ def _make_processor(
         )
     processor = Processor(
         tokenizer,
-        image_size=config.image_size,
-        image_length=config.image_length,
+        images=config.images,
         cross_image_size=getattr(config, "cross_image_pix", None),
         max_length=config.max_sequence_length,
         styles=prompt_styles(),

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sat_models.config import ImagePlan
 from sat_models.processing.layout import VLMInputs, layout_prompt
 
 VOCAB, EOS, IMAGE_LENGTH = 16, 2, 4
+IMAGE = ImagePlan(length=IMAGE_LENGTH, canvas=(8, 8))
 
 
 class ScriptedModel(nn.Module):
@@ -60,6 +62,6 @@ class ScriptedModel(nn.Module):
 
 def prompt(text: int = 3, *, images: int = 1) -> VLMInputs:
     """A prompt with `text` text tokens and pictures of `IMAGE_LENGTH` tokens."""
-    layout = layout_prompt(range(4, 4 + text), IMAGE_LENGTH, num_images=images, bos_id=1)
+    layout = layout_prompt([*[IMAGE] * images, range(4, 4 + text)], bos_id=1)
     pixels = torch.zeros(images, 3, 8, 8) if images else None
     return VLMInputs.from_layout(layout, vision_image=pixels)

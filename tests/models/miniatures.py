@@ -126,10 +126,8 @@ class Miniature:
     def made(self, lead: Sequence[Sequence[int]], text: Sequence[int], picture: Tensor | None = None) -> Given:
         """A prompt of these ids, with a picture for each part of `lead`, as arguments without a mask."""
         config = self.config
-        layout: TokenLayout = layout_prompt(
-            text, config.image_length, num_images=len(lead), bos_id=config.bos_token_id, lead=lead,
-            form=config.sequence_form,
-        )  # fmt: skip
+        in_front = [piece for ids in lead for piece in (ids, config.images.plan())]
+        layout: TokenLayout = layout_prompt([*in_front, text], bos_id=config.bos_token_id, form=config.sequence_form)
         cross = None
         if picture is not None and hasattr(config, "cross_image_pix"):
             cross = _noise(config.cross_image_pix)

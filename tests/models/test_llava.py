@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sat_models.checkpoint.convert import convert, save_hf
 from sat_models.checkpoint.find import find_checkpoint
-from sat_models.config import read_json
+from sat_models.config import ImageProcessing, read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
@@ -66,10 +66,8 @@ def hub(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prompt_of(vlm: VLM, *, picture: bool = True) -> VLMInputs:
     """Text, a picture of noise, text."""
-    layout = layout_prompt(
-        [5, 6, 7, 8, 9], IMAGE_LENGTH, num_images=int(picture), bos_id=1, lead=[[3, 4]] if picture else (),
-        form=vlm.config.sequence_form,
-    )  # fmt: skip
+    lead = [[3, 4], vlm.config.images.plan()] if picture else []
+    layout = layout_prompt([*lead, [5, 6, 7, 8, 9]], bos_id=1, form=vlm.config.sequence_form)
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1)) if picture else None
     return VLMInputs.from_layout(layout, vision_image=pixels)
 
@@ -154,7 +152,7 @@ def test_the_original_layout_of_1_5(theirs: Any, hub: Path, tmp_path: Path) -> N
     projector = nn.Sequential(own.linear_1, nn.GELU(), own.linear_2)
     folder = original_folder(theirs, hub, tmp_path / "llava-v1.5-tiny", projector=projector, changes=changes)
     vlm = load_pretrained(folder, device="cpu", dtype="float32")
-    assert vlm.processor.version == "llava_v1" and vlm.processor.form.fit == "pad"
+    assert vlm.processor.version == "llava_v1" and vlm.processor.images.processing.fit == "pad"
     inputs = prompt_of(vlm)
     given = {"input_ids": torch.where(inputs.image_embed_mask.bool(), SLOT, inputs.input_ids)}
     with torch.inference_mode():
@@ -175,7 +173,7 @@ def test_the_form_of_1_0(theirs: Any, hub: Path, tmp_path: Path) -> None:
         )
     )
     vlm = load_pretrained(folder, device="cpu", dtype="float32")
-    assert vlm.processor.version == "llava_v0" and vlm.processor.form.fit == "crop"
+    assert vlm.processor.version == "llava_v0" and vlm.processor.images.processing.fit == "crop"
     inputs = prompt_of(vlm)
     start = int(inputs.image_embed_mask[0].nonzero().min())
     assert inputs.input_ids[0, start - 1] == 158 and inputs.input_ids[0, start + IMAGE_LENGTH] == 159
@@ -197,7 +195,7 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
     clip = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     for fit, given in (("crop", picture), ("pad", padded(picture, max(size)))):
         expected = clip(given, return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(image_to_tensor(picture, 56, fit=fit), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(image_to_tensor(picture, 56, ImageProcessing(fit=fit)), expected, atol=1e-5, rtol=0)
 
 
 def test_what_is_missing_or_not_supported_is_named(theirs: Any, hub: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -133,9 +133,8 @@ def test_logits_are_those_of_transformers_parts(parts: SimpleNamespace, tmp_path
     for place in (folder, divided):
         vlm = load_pretrained(place, device="cpu", dtype="float32")
         assert vlm.processor.version == "minigpt4"
-        layout = layout_prompt(
-            [5, 6, 7], vlm.config.image_length, bos_id=1, lead=[[3, 4]], form=vlm.config.sequence_form
-        )
+        pieces = [[3, 4], vlm.config.images.plan(), [5, 6, 7]]
+        layout = layout_prompt(pieces, bos_id=1, form=vlm.config.sequence_form)
         inputs = VLMInputs.from_layout(layout, vision_image=pixels)
         with torch.inference_mode():
             embedded = parts.llama.get_input_embeddings()(inputs.input_ids)

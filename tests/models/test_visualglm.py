@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sat_models.config import read_json
+from sat_models.config import ImagePlan, read_json
 from sat_models.errors import ConfigError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
@@ -36,10 +36,9 @@ def inputs_of(vlm: VLM, case: dict[str, Any]) -> VLMInputs:
     ids = GOLDEN[f"{case['key']}.input_ids"].tolist()
     pictures = int(case["image"])
     start = case["pre_image"]
-    layout = layout_prompt(
-        ids[start + pictures * IMAGE_LENGTH : -2], IMAGE_LENGTH, num_images=pictures, bos_id=0,
-        lead=[ids[:start]] * pictures, form=vlm.config.sequence_form,
-    )  # fmt: skip
+    lead = [ids[:start], vlm.config.images.plan()] * pictures
+    text = ids[start + pictures * IMAGE_LENGTH : -2]
+    layout = layout_prompt([*lead, text], bos_id=0, form=vlm.config.sequence_form)
     return VLMInputs.from_layout(layout, vision_image=GOLDEN["pixels.vision"] if pictures else None)
 
 
@@ -89,9 +88,8 @@ def test_a_batch_of_two_lengths(vlm: VLM, side: str) -> None:
 
 def test_a_training_sample(vlm: VLM) -> None:
     form = vlm.config.sequence_form
-    layout = layout_training(
-        [7, 8], [20, 21], 4, bos_id=0, eos_id=EOS, max_length=40, lead=[[5, 6]], form=form, past_answers=()
-    )
+    image = ImagePlan(length=4, canvas=(8, 8))
+    layout = layout_training([[5, 6], image, [7, 8]], [20, 21], bos_id=0, eos_id=EOS, max_length=40, form=form)
     assert layout.input_ids.tolist() == [5, 6, 3, 3, 3, 3, 7, 8, 501, 504, 20, 21, EOS]
     assert layout.labels.tolist() == [-100] * 10 + [20, 21, EOS]
     assert layout.position_ids.tolist() == [[*range(9), 8, 8, 8, 8], [0] * 9 + [1, 2, 3, 4]]

@@ -29,8 +29,8 @@ def sample_of(vlm: VLM) -> VLMInputs:
     """A picture of noise between made words, and an answer."""
     config = vlm.config
     layout = layout_training(
-        [7, 8, 9], [10, 11, 12], config.image_length, bos_id=config.bos_token_id, eos_id=config.eos_token_id,
-        max_length=config.max_sequence_length, lead=[[4, 5]], form=config.sequence_form,
+        [[4, 5], config.images.plan(), [7, 8, 9]], [10, 11, 12], bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id, max_length=config.max_sequence_length, form=config.sequence_form,
     )  # fmt: skip
     pixels = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     return VLMInputs.from_layout(layout, vision_image=pixels)

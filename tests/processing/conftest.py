@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
+from sat_models.config import SquareImages
 from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokens import SentencePieceTokenizer
@@ -22,8 +23,7 @@ def _golden(name: str) -> SimpleNamespace:
     tokenizer = SentencePieceTokenizer.from_file(folder / "tokenizer.model")
     processor = Processor(
         tokenizer,
-        image_size=config["eva_args"]["image_size"][0],
-        image_length=config["image_length"],
+        images=SquareImages(side=config["eva_args"]["image_size"][0], length=config["image_length"]),
         cross_image_size=config.get("cross_image_pix"),
         max_length=256,
         styles=STYLES,

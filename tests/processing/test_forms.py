@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sat_models.config import PLAIN_FORM, SequenceForm, read_json
-from sat_models.errors import InputError
+from sat_models.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PLAIN_FORM,
+    ImagePlan,
+    ImageProcessing,
+    SequenceForm,
+    SquareImages,
+    read_json,
+)
+from sat_models.errors import ConfigError, InputError
 from sat_models.generation.results import GenerationResult, TokenStream
 from sat_models.generation.stops import cut_at, end_at
 from sat_models.models.families import prompt_style, prompt_styles
@@ -19,7 +29,7 @@ from sat_models.models.llava.config import LLaVAConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
 from sat_models.models.visualglm.tokens import GLMTokenizer, tokenizer_for
 from sat_models.processing.layout import collate, layout_prompt
-from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor, padded
+from sat_models.processing.pixels import image_to_tensor, padded
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import dialogue_parts
 from sat_models.processing.tokenizer_files import find_tokenizer
@@ -29,6 +39,7 @@ CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions."
 )
+IMAGE = ImagePlan(length=3, canvas=(8, 8))
 HISTORY = [("Who?", "A dog.")]
 GIVEN = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
@@ -72,7 +83,7 @@ def test_every_style_can_be_built() -> None:
 
 
 def test_a_plain_form_counts_through_and_has_no_marks() -> None:
-    got = layout_prompt([7, 8], 3, num_images=2, bos_id=1, lead=[[4, 5], [6]], form=PLAIN_FORM)
+    got = layout_prompt([[4, 5], IMAGE, [6], IMAGE, [7, 8]], bos_id=1, form=PLAIN_FORM)
     assert got.input_ids.tolist() == [1, 4, 5, 0, 0, 0, 6, 0, 0, 0, 7, 8]
     assert got.image_embed_mask.tolist() == [0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0]
     assert got.position_ids.tolist() == list(range(12))
@@ -81,10 +92,11 @@ def test_a_plain_form_counts_through_and_has_no_marks() -> None:
 
 def test_ids_around_a_picture() -> None:
     config = LLaVAConfig.from_dict(read_json(CONFIGS / "llava-v1.0-tiny.json"))
-    got = layout_prompt([7], 2, bos_id=1, lead=[[4]], form=config.sequence_form)
+    plan = dataclasses.replace(config.images.plan(), length=2)
+    got = layout_prompt([[4], plan, [7]], bos_id=1, form=config.sequence_form)
     assert got.input_ids.tolist() == [1, 4, 158, 0, 0, 159, 7]
     assert got.image_embed_mask.tolist() == [0, 0, 0, 1, 1, 0, 0]
-    assert config.sequence_form.fixed_tokens(2, 1) + 2 == len(got)
+    assert config.sequence_form.fixed_tokens([plan]) + 2 == len(got)
 
 
 @pytest.fixture
@@ -94,8 +106,8 @@ def plain(mini: SimpleNamespace) -> Processor:
 
 
 def processor_of(mini: SimpleNamespace, form: SequenceForm, version: str) -> Processor:
-    sizes = {"image_size": 56, "image_length": 4, "max_length": 1024}
-    return Processor(mini.tokenizer, styles=prompt_styles(), version=version, form=form, **sizes)
+    images = SquareImages(side=56, length=4)
+    return Processor(mini.tokenizer, images=images, styles=prompt_styles(), version=version, max_length=1024, form=form)
 
 
 def test_the_end_token_stands_behind_earlier_answers(plain: Processor, mini: SimpleNamespace) -> None:
@@ -145,7 +157,7 @@ def test_a_picture_is_padded_to_a_square() -> None:
     assert square.getpixel((20, 5)) == square.getpixel((20, 35)) == (122, 116, 104)
     assert square.getpixel((0, 20)) == (255, 0, 0)
     assert padded(wide.resize((9, 9)), 9).size == (9, 9)
-    bars = image_to_tensor(wide, 28, fit="pad")[:, 2, 2]
+    bars = image_to_tensor(wide, 28, ImageProcessing(fit="pad"))[:, 2, 2]
     assert torch.allclose(bars, torch.zeros(3), atol=0.02), "the mean colour is about 0 after normalisation"
     red = (torch.tensor([1.0, 0, 0]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     assert torch.allclose(image_to_tensor(wide, 28)[:, 2, 2], red)
@@ -154,11 +166,11 @@ def test_a_picture_is_padded_to_a_square() -> None:
 def test_the_middle_of_a_picture_is_cropped() -> None:
     wide = Image.new("RGB", (80, 20), (255, 0, 0))
     wide.paste((0, 0, 255), (30, 0, 50, 20))
-    pixels = image_to_tensor(wide, 20, fit="crop")
+    pixels = image_to_tensor(wide, 20, ImageProcessing(fit="crop"))
     assert torch.equal(pixels, image_to_tensor(Image.new("RGB", (20, 20), (0, 0, 255)), 20))
-    assert image_to_tensor(wide.rotate(90, expand=True), 28, fit="crop").shape == (3, 28, 28)
-    with pytest.raises(ValueError, match="fit is 'croop'; allowed: stretch, pad, crop"):
-        image_to_tensor(wide, 20, fit="croop")
+    assert image_to_tensor(wide.rotate(90, expand=True), 28, ImageProcessing(fit="crop")).shape == (3, 28, 28)
+    with pytest.raises(ConfigError, match="fit of images is 'croop'; allowed: stretch, pad, crop"):
+        ImageProcessing(fit="croop")
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sat_models.config import CLIP_MEAN, CLIP_STD
 from sat_models.errors import InputError
 from sat_models.processing import fetch
 from sat_models.processing.image import kind_of, load_image
-from sat_models.processing.pixels import CLIP_MEAN, CLIP_STD, image_to_tensor
+from sat_models.processing.pixels import image_to_tensor
 
 RED = (200, 30, 40)
 

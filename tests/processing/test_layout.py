@@ -8,25 +8,30 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sat_models.config import ImagePlan
 from sat_models.errors import InputError
 from sat_models.processing import layout
 from sat_models.processing.layout import IGNORE, VLMInputs, collate, layout_prompt, layout_training
 
 
+def image(length: int) -> ImagePlan:
+    return ImagePlan(length=length, canvas=(8, 8))
+
+
 def test_text_only() -> None:
-    got = layout_prompt([7, 8, 9], 4, num_images=0, bos_id=1)
+    got = layout_prompt([[7, 8, 9]], bos_id=1)
     assert got.input_ids.tolist() == [1, 7, 8, 9]
     assert got.position_ids.tolist() == [0, 1, 2, 3]
     for mask in (got.image_embed_mask, got.vision_expert_mask, got.image_rope_mask):
         assert mask.tolist() == [0] * 4
-    assert layout_prompt([], 4, num_images=0, bos_id=1).input_ids.dtype == torch.long
+    assert layout_prompt([], bos_id=1).input_ids.dtype == torch.long
 
 
 def test_several_images(caplog: pytest.LogCaptureFixture) -> None:
     layout._warn_several_images.cache_clear()
     with caplog.at_level(logging.WARNING):
-        got = layout_prompt([7, 8], 2, num_images=2, bos_id=1)
-        layout_prompt([7, 8], 2, num_images=2, bos_id=1)
+        got = layout_prompt([image(2), image(2), [7, 8]], bos_id=1)
+        layout_prompt([image(2), image(2), [7, 8]], bos_id=1)
     assert len(caplog.records) == 1 and "trained with one" in caplog.text
     assert got.input_ids.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 7, 8]
     assert got.image_embed_mask.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
@@ -37,14 +42,14 @@ def test_several_images(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("image_length", [1, 2, 256])
 def test_positions_of_any_image_length(image_length: int) -> None:
-    got = layout_prompt([5, 6], image_length, bos_id=1)
+    got = layout_prompt([image(image_length), [5, 6]], bos_id=1)
     assert got.position_ids.tolist() == [0, 1, *[2] * image_length, 3, 4, 5]
 
 
 def test_prompt_too_long_for_training() -> None:
     with pytest.raises(InputError, match=r"takes 16 tokens.*max_length 25 allows 15.*26 or more"):
-        layout_training([5] * 9, [6], 4, bos_id=1, eos_id=2, max_length=25)
-    fits = layout_training([5] * 9, [6] * 50, 4, bos_id=1, eos_id=2, max_length=26)
+        layout_training([image(4), [5] * 9], [6], bos_id=1, eos_id=2, max_length=25)
+    fits = layout_training([image(4), [5] * 9], [6] * 50, bos_id=1, eos_id=2, max_length=26)
     assert len(fits) == 23 and fits.labels[-1] == 2 and fits.labels[16] == 6 and fits.labels[15] == IGNORE
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sat_models.config import CLIP_MEAN, ImagePlan, ImageProcessing
+from sat_models.errors import ConfigError
 from sat_models.processing.image import load_image
-from sat_models.processing.pixels import CLIP_MEAN, FITS, image_to_tensor
+from sat_models.processing.pixels import FITS, image_to_tensor, normalised, planned_pixels, resize
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "cases" / "pictures"
@@ -67,7 +70,8 @@ def test_a_strip_looks_as_it_would_in_full(size: tuple[int, int], fit: str) -> N
 STRIPS = """
 import resource, sys, time
 from sat_models.processing.image import load_image
-from sat_models.processing.pixels import FITS, image_to_tensor
+from sat_models.config import ImagePlan, ImageProcessing
+from sat_models.processing.pixels import FITS, image_to_tensor, planned_pixels
 from PIL import Image
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 images = [load_image(path) for path in sys.argv[1:]]
@@ -76,7 +80,9 @@ image_to_tensor(Image.new("RGB", (500, 400)), 336)
 before, start = peak(), time.process_time()
 for image in images:
     for fit in FITS:
-        image_to_tensor(image, 336, fit=fit)
+        image_to_tensor(image, 336, ImageProcessing(fit=fit))
+    planned_pixels(image, ImagePlan(length=1, canvas=(672, 336), grid=(2, 1), overview=True))
+    planned_pixels(image, ImagePlan(length=1, canvas=(672, 336), box=(0, 100, 672, 9), transposed=True))
 image_to_tensor(images[-2], 1120)
 print(peak() - before, time.process_time() - start)
 """
@@ -94,9 +100,9 @@ def test_a_strip_takes_memory_and_time_by_its_own_pixels(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("fit", FITS)
 def test_any_mode_is_taken(fit: str) -> None:
-    assert image_to_tensor(Image.new("LA", (7, 5)), 14, fit=fit).shape == (3, 14, 14)
-    with pytest.raises(ValueError, match="allowed: stretch, pad, crop"):
-        image_to_tensor(Image.new("RGB", (7, 5)), 14, fit="fill")
+    assert image_to_tensor(Image.new("LA", (7, 5)), 14, ImageProcessing(fit=fit)).shape == (3, 14, 14)
+    with pytest.raises(ConfigError, match="resampling of images is 'cubic'; allowed: bicubic, bilinear"):
+        ImageProcessing(resampling="cubic")
 
 
 def test_notes_in_a_png_do_not_hide_its_picture(tmp_path: Path) -> None:
@@ -112,3 +118,37 @@ def test_notes_in_a_png_do_not_hide_its_picture(tmp_path: Path) -> None:
         pattern(20, 10).save(path, pnginfo=notes)
         for source in (path, path.read_bytes()):
             assert load_image(source, max_bytes=2**28).tobytes() == pattern(20, 10).tobytes()
+
+
+def test_tiles_are_cut_row_by_row_and_the_overview_is_last() -> None:
+    """InternVL's way: the image is stretched to a grid of tiles."""
+    image, how = pattern(150, 96), ImageProcessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    plan = ImagePlan(length=1, canvas=(84, 56), grid=(3, 2), overview=True)
+    tiles = planned_pixels(image, plan, how)
+    assert tiles.shape == (7, 3, 28, 28) and plan.tile == (28, 28) and plan.num_tiles == 7
+    whole = normalised(resize(image, (84, 56)), how)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        part = whole[:, row * 28 : row * 28 + 28, column * 28 : column * 28 + 28]
+        assert torch.equal(tiles[number], part)
+    assert torch.equal(tiles[6], image_to_tensor(image, 28, how))
+    values = torch.from_numpy(np.asarray(resize(image, (28, 28))).astype("float32")) / 255
+    expected = (values - torch.tensor(how.mean)) / torch.tensor(how.std)
+    torch.testing.assert_close(tiles[6], expected.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_an_image_lies_in_its_box_on_a_canvas_of_its_own(lies: bool) -> None:
+    """4KHD's way: white above and below, bilinear; a portrait as if it lay on its side."""
+    image = pattern(150, 96)
+    how = ImageProcessing(resampling="bilinear", colour=(255, 255, 255))
+    plan = ImagePlan(length=1, canvas=(168, 112), box=(0, 2, 168, 107))
+    white = normalised(Image.new("RGB", (1, 1), "white"), how)
+    expected = white.expand(3, 112, 168).clone()
+    expected[:, 2:109] = normalised(resize(image, (168, 107), Image.Resampling.BILINEAR), how)
+    if not lies:
+        image = image.transpose(Image.Transpose.TRANSPOSE)
+        plan = ImagePlan(length=1, canvas=(112, 168), box=(2, 0, 107, 168), transposed=True)
+        expected = expected.transpose(1, 2)
+    got = planned_pixels(image, plan, how)
+    assert torch.equal(got, expected[None]) and got.is_contiguous()

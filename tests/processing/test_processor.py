@@ -12,12 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sat_models.config import SquareImages
 from sat_models.errors import ConfigError, InputError, UnknownNameError, ZooError
 from sat_models.models.cogvlm.prompts import STYLES
 from sat_models.models.families import prompt_styles
 from sat_models.processing.layout import MIN_ANSWER_ROOM
 from sat_models.processing.processor import LONGEST_TOKEN, Processor
 from sat_models.processing.prompts import build_prompt, find_style
+
+IMAGES = SquareImages(side=56, length=16)
 
 
 def test_versions() -> None:
@@ -77,17 +80,20 @@ def test_bad_history(mini: SimpleNamespace, history: list) -> None:
 
 
 def test_no_tokenizer() -> None:
-    processor = Processor(None, image_size=56, image_length=16, styles=STYLES, version="chat")
+    processor = Processor(None, images=IMAGES, styles=STYLES, version="chat")
     assert not processor.has_tokenizer
     with pytest.raises(InputError, match=r"without a tokenizer.*--local_tokenizer.*lmsys/vicuna-7b-v1\.5"):
         processor(None, "x")
 
 
 def test_bad_sizes(mini: SimpleNamespace) -> None:
-    with pytest.raises(ConfigError, match="image_size is 0"):
-        Processor(mini.tokenizer, image_size=0, image_length=16, styles=STYLES, version="chat")
+    for side, length in ((0, 16), (56, 0)):
+        with pytest.raises(ConfigError, match=r"an image of .* must be at least 1\. Check the model's config"):
+            Processor(mini.tokenizer, images=SquareImages(side=side, length=length), styles=STYLES, version="chat")
+    with pytest.raises(ConfigError, match="max_length is 0"):
+        Processor(mini.tokenizer, images=IMAGES, max_length=0, styles=STYLES, version="chat")
     with pytest.raises(UnknownNameError):
-        Processor(mini.tokenizer, image_size=56, image_length=16, styles=STYLES, version="caht")
+        Processor(mini.tokenizer, images=IMAGES, styles=STYLES, version="caht")
 
 
 def test_training_input_is_checked(mini: SimpleNamespace) -> None:
@@ -152,9 +158,7 @@ class Counted:
 def test_work_grows_with_the_history_no_faster(mini: SimpleNamespace, version: str) -> None:
     """Every turn's beginning was encoded anew, twice: 2000 turns took 96 s before they were refused."""
     counted = Counted(mini.tokenizer)
-    processor = Processor(
-        counted, image_size=56, image_length=16, max_length=4000, styles=prompt_styles(), version="chat"
-    )
+    processor = Processor(counted, images=IMAGES, max_length=4000, styles=prompt_styles(), version="chat")
     turns = [("How many shapes are there?", "3")] * 100
     text = build_prompt(prompt_styles()[version], "Where?", turns)
     ids = processor(None, "Where?", history=turns, version=version).input_ids
@@ -169,7 +173,7 @@ def test_work_grows_with_the_history_no_faster(mini: SimpleNamespace, version: s
 def test_a_long_training_dialogue_is_cut_where_it_fits(mini: SimpleNamespace) -> None:
     """By halves, not turn by turn, and the turns kept are the most that fit."""
     counted = Counted(mini.tokenizer)
-    processor = Processor(counted, image_size=56, image_length=16, max_length=300, styles=STYLES, version="chat")
+    processor = Processor(counted, images=IMAGES, max_length=300, styles=STYLES, version="chat")
     turns = [(f"q{number}?", f"answer {number}") for number in range(1000)]
     sample = processor.training_sample(None, turns)
     assert counted.calls < 100

@@ -162,7 +162,7 @@ def test_an_image_without_words_is_told_what_is_missing(call: Callable[..., Any]
 
 def prompt_tokens(processor: Any, words: str) -> int:
     text = build_prompt(processor.version, words)
-    return processor.prompt_length(len(processor.tokenizer.encode(text)), 0)
+    return processor.prompt_length(len(processor.tokenizer.encode(text)))
 
 
 def test_more_tokens_than_there_are_are_clamped_and_said(call: Callable[..., Any], server: Any) -> None:

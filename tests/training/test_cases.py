@@ -274,7 +274,7 @@ def test_validator_and_training_agree_everywhere(model: str, version: str | None
         ]
         record = Record("1", (here / "1.png",) * chance.randrange(2), tuple(turns), f"x:{number}")
         limit = chance.randrange(20, 90)
-        whole = maker.training_layouts(record.turns, len(record.images), version=version, max_length=9999)
+        whole = maker.training_layouts(record.turns, maker.plans(record.images), version=version, max_length=9999)
         chosen = version or maker.version
         lengths, problems = check_lengths(record, maker, version=chosen, max_length=limit)
         assert lengths == [layout.input_ids.numel() for layout in whole]

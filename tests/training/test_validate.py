@@ -141,10 +141,10 @@ def test_a_processor_needs_no_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((source / name).read_bytes())
     found = load_processor(tmp_path, version="chat_old")
     config = json.loads((source / "model_config.json").read_text())
-    assert (found.image_length, found.cross_image_size) == (config["image_length"], config["cross_image_pix"])
+    assert (found.images.length, found.cross_image_size) == (config["image_length"], config["cross_image_pix"])
     assert found.version == "chat_old" and found.has_tokenizer
     named = load_processor("cogvlm-base-490", local_tokenizer=tmp_path)
-    assert (named.image_size, named.image_length, named.version) == (490, 1225, "base")
+    assert (named.images.side, named.images.length, named.version) == (490, 1225, "base")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_processor(tmp_path / "none" / "at" / "all")
     write_json(tmp_path / "empty" / "x.json", {})

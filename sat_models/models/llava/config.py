@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sat_models.config.images import ImageProcessing, SquareImages
 from sat_models.config.language import LLaMAConfig, PictureConfig
 from sat_models.config.sequence import PLAIN_FORM, SequenceForm
 from sat_models.config.towers import CLIPTowerConfig
@@ -48,11 +49,17 @@ class LLaVAConfig(LLaMAConfig, PictureConfig):
 
     @property
     def sequence_form(self) -> SequenceForm:
-        """A plain sequence, with tokens around a picture in 1.0."""
-        around = tuple(() if token is None else (token,) for token in (self.image_start_id, self.image_end_id))
-        return dataclasses.replace(
-            PLAIN_FORM, fit="pad" if self.square_padding else "crop", around=around, slot_id=self.image_token_id
-        )
+        """A plain sequence."""
+        return dataclasses.replace(PLAIN_FORM, slot_id=self.image_token_id)
+
+    @property
+    def images(self) -> SquareImages:
+        """Padded (1.5) or cropped squares, with tokens around them in 1.0."""
+        before, after = (() if token is None else (token,) for token in (self.image_start_id, self.image_end_id))
+        return SquareImages(
+            side=self.image_size, length=self.image_length, before=before, after=after,
+            processing=ImageProcessing(fit="pad" if self.square_padding else "crop"),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """As the content of a `model_config.json`."""
