@@ -73,6 +73,7 @@ class VLMDataset:
     the dataset, of an epoch and of each batch never changes.
 
     Attributes:
+        records: what it was made of.
         lengths: roughly the tokens of each sample, for grouping; cheap, and the same everywhere.
         bad: reasons of samples found bad, by source.
     """
@@ -100,7 +101,7 @@ class VLMDataset:
         """
         if on_bad not in BAD_POLICIES:
             raise ConfigError(f"on_bad is '{on_bad}'; it must be one of {', '.join(BAD_POLICIES)}")
-        self.processor, self.on_bad = processor, on_bad
+        self.processor, self.on_bad, self.records = processor, on_bad, records
         self.version = version or processor.version
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}

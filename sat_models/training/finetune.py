@@ -16,22 +16,22 @@ import torch
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.io import write_model_config
+from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import CheckpointError, ConfigError, run_script
-from sat_models.models.build import build_model
-from sat_models.models.common.quantisation import Quantisation, make_quantised
 from sat_models.processing.processor import Processor
+from sat_models.training.announcing import announce
 from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, choose_precision, deepspeed_settings, start_engine
 from sat_models.training.evaluating import Evaluator
-from sat_models.training.loop import Outcome, Trainer
-from sat_models.training.memory import BUCKET, estimate_memory
+from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
 from sat_models.training.merging import merge_apart
 from sat_models.training.reporting import Reporter
+from sat_models.training.resuming import find_start, run_identity
 from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
 from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
-from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of, trainable_table
-from sat_models.zoo import load_config, load_pretrained, load_processor
+from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of
+from sat_models.zoo import load_pretrained, load_processor
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -67,49 +67,100 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
     device = runtime.choose_device(settings.device)
     runtime.init_distributed(device)
     runtime.init_model_parallel(settings.mp)
+    store = CheckpointStore(Path(settings.save_path), keep_last=settings.keep_last)
+    lock = None if dry_run else _hold(settings, store)
+    try:
+        return _run(settings, store, device, dry_run=dry_run)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _hold(settings: FinetuneSettings, store: CheckpointStore) -> FolderLock | None:
+    """The folder for this run alone (held by rank 0), if it can be used."""
+    if settings.resume not in ("auto", "none"):
+        raise ConfigError(f"--resume is '{settings.resume}'; use auto or none (SAVE_PATH is where a run goes on)")
+    store.check_writable()
+    lock = runtime.in_step(lambda: FolderLock(store.folder, "another fine-tuning run") if runtime.rank() == 0 else None)
+    if settings.resume == "none" and store.steps():
+        raise CheckpointError(
+            f"{store.folder} holds checkpoints of an earlier run (step {store.steps()[-1]}), which --resume none would "
+            "mix with new ones. Choose another folder, move them away, or go on with --resume auto."
+        )
+    return lock
+
+
+def _run(settings: FinetuneSettings, store: CheckpointStore, device: torch.device, *, dry_run: bool) -> Outcome | None:
     precision = choose_precision(settings, device)
     ds_settings = deepspeed_settings(settings, precision)
-    store = CheckpointStore(Path(settings.save_path), keep_last=settings.keep_last)
-    if not dry_run:
-        _check_folder(settings, store)
     tokens = {"local_tokenizer": settings.local_tokenizer, "version": settings.version}
     processor = runtime.in_step(lambda: load_processor(settings.from_pretrained, **tokens))
     train, valid = runtime.in_step(lambda: _datasets(settings, processor))
     plan = plan_from(settings)
-    runtime.in_step(lambda: _announce(settings, plan, train, valid, device, precision, ds_settings))
+    runtime.in_step(lambda: announce(settings, plan, train, valid, device, precision, ds_settings))
     if dry_run:
         return None
-    vlm = load_pretrained(
-        settings.from_pretrained, device=device, dtype=DTYPES[precision], quant=settings.quant, **tokens
-    )
+    identity = _identity(settings, ds_settings, precision, train)
+    start = find_start(store, settings, identity) if settings.resume == "auto" else None
+    if start is not None and start.progress.step >= settings.train_iters:
+        outcome = Outcome(step=start.progress.step, reason=NOTHING_TO_DO)
+    else:
+        vlm = load_pretrained(
+            settings.from_pretrained, device=device, dtype=DTYPES[precision], quant=settings.quant, **tokens
+        )
+        trainer = _trainer(settings, plan, vlm, train, valid, store, precision, identity)
+        if start is not None:
+            trainer.resume(start)
+        runtime.in_step(lambda: _write_config(settings, vlm) if runtime.rank() == 0 else None)
+        outcome = _train(settings, trainer)
+    if settings.merge and outcome.reason != "stopped" and not plan.prefix_length:
+        step, merged = store.folder / str(_step_to_merge(store, outcome)), store.folder / MERGED_FOLDER
+        logger.info("merging step %s", step.name)
+        runtime.in_step(lambda: merge_apart(step, merged, DTYPES[precision]) if runtime.rank() == 0 else None)
+    return outcome
+
+
+def _trainer(
+    settings: FinetuneSettings,
+    plan: TrainablePlan,
+    vlm: VLM,
+    train: VLMDataset,
+    valid: VLMDataset | None,
+    store: CheckpointStore,
+    precision: str,
+    identity: dict[str, Any],
+) -> Trainer:
+    """The run at its beginning."""
     trained = apply_plan(vlm.model, plan)
     whole = "*" in plan.full
     store.check_writable(_checkpoint_bytes(vlm.model, trained, whole) * (settings.keep_last + 2))
-    engine = start_engine(vlm.model, settings, precision, device)
     evaluator = None
     if valid is not None and settings.eval_interval:
         evaluator = Evaluator(valid, settings.batch_size, settings.eval_samples, settings.eval_tokens)
-    trainer = Trainer(
-        engine,
+    return Trainer(
+        start_engine(vlm.model, settings, precision, vlm.device),
         settings,
         train,
         evaluator,
         store,
         precision=precision,
-        identity=_identity(settings, ds_settings, precision, train),
+        identity=identity,
         whole=whole,
         base_model=_base_name(settings),
     )
-    if settings.resume == "auto":
-        trainer.resume()  # or refuses, and the folder of another run is as it was
-    runtime.in_step(lambda: _write_config(settings, vlm) if runtime.rank() == 0 else None)
-    reporter = Reporter(
-        store.folder,
-        step=trainer.progress.step,
-        tensorboard=settings.tensorboard,
-        wandb=settings.wandb,
-        settings=settings.to_dict(),
-        active=runtime.rank() == 0,
+
+
+def _train(settings: FinetuneSettings, trainer: Trainer) -> Outcome:
+    """The run from where it stands to its end, reported."""
+    reporter = runtime.in_step(
+        lambda: Reporter(
+            trainer.store.folder,
+            step=trainer.progress.step,
+            tensorboard=settings.tensorboard,
+            wandb=settings.wandb,
+            settings=settings.to_dict(),
+            active=runtime.rank() == 0,
+        )
     )
     try:
         outcome = trainer.run(reporter)
@@ -117,10 +168,8 @@ def finetune(settings: FinetuneSettings, *, dry_run: bool = False) -> Outcome | 
         picture = reporter.close()
     if picture:
         logger.info("loss curve: %s", picture)
-    if settings.merge and outcome.reason != "stopped" and not plan.prefix_length:
-        step, merged = store.folder / str(_step_to_merge(store, outcome)), store.folder / MERGED_FOLDER
-        logger.info("merging step %s", step.name)
-        runtime.in_step(lambda: merge_apart(step, merged, vlm.dtype) if runtime.rank() == 0 else None)
+    if trainer.data.bad:
+        logger.warning("%d bad sample(s) were left out or replaced", len(trainer.data.bad))
     return outcome
 
 
@@ -161,6 +210,11 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
         return "  " + shlex.join(["python", str(scripts / script), *arguments])
 
     lines = [f"{outcome.reason}: step {outcome.step} of {settings.train_iters} in {folder}"]
+    if outcome.reason == NOTHING_TO_DO:
+        lines = [
+            f"nothing to do: step {outcome.step} of {settings.train_iters} was reached in {folder} before. Give a "
+            "larger --train_iters to go on; to start anew, choose another --save_path or move this folder away."
+        ]
     if outcome.reason == "stopped":
         return f"{lines[0]}. Run the same command again to go on."
     merged = str(folder / MERGED_FOLDER)
@@ -189,17 +243,6 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _check_folder(settings: FinetuneSettings, store: CheckpointStore) -> None:
-    if settings.resume not in ("auto", "none"):
-        raise ConfigError(f"--resume is '{settings.resume}'; use auto or none (SAVE_PATH is where a run goes on)")
-    store.check_writable()
-    if settings.resume == "none" and store.steps():
-        raise CheckpointError(
-            f"{store.folder} holds checkpoints of an earlier run (step {store.steps()[-1]}), which --resume none would "
-            "mix with new ones. Choose another folder, move them away, or go on with --resume auto."
-        )
-
-
 def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMDataset, VLMDataset | None]:
     train, valid = load_train_valid(
         list(settings.train_data),
@@ -215,55 +258,6 @@ def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMData
     return (
         VLMDataset(train, processor, **options),
         VLMDataset(valid, processor, **options) if valid else None,
-    )
-
-
-def _announce(
-    settings: FinetuneSettings,
-    plan: TrainablePlan,
-    train: VLMDataset,
-    valid: VLMDataset | None,
-    device: torch.device,
-    precision: str,
-    ds_settings: dict[str, Any],
-) -> None:
-    """Say what will happen, before any weight is read: data, what trains, memory. The plan is tried on a shell."""
-    config = load_config(settings.from_pretrained)
-    config.check_model_parallel(settings.mp)
-    shell = build_model(config, dtype=DTYPES[precision])
-    if settings.quant:
-        make_quantised(shell, Quantisation(bits=settings.quant))
-    apply_plan(shell, plan)
-    zero = ds_settings["zero_optimization"]
-    data_parallel = mpu.get_data_parallel_world_size()
-    length = min(max(train.lengths), settings.max_length or train.processor.max_length)
-    estimate = estimate_memory(
-        shell,
-        config,
-        batch_size=settings.batch_size,
-        length=length,
-        precision=precision,
-        zero_stage=zero["stage"],
-        data_parallel=data_parallel,
-        accumulate=settings.accumulate,
-        device=device.type,
-        bucket=zero.get("reduce_bucket_size", BUCKET),
-        offload_optimizer="offload_optimizer" in zero,
-        offload_parameters="offload_param" in zero,
-        checkpoint_language=settings.checkpoint_language,
-        checkpoint_vision=settings.checkpoint_vision,
-    )
-    table = trainable_table(shell)
-    if runtime.rank() != 0:
-        return
-    samples = settings.batch_size * settings.accumulate * data_parallel
-    print(
-        f"{settings.from_pretrained} in {precision} on {runtime.world_size()} process(es): "
-        f"model-parallel {settings.mp}, data-parallel {data_parallel}, ZeRO {zero['stage']}\n"
-        f"{len(train)} training sample(s), {len(valid) if valid else 0} for validation; {samples} per step, "
-        f"{settings.train_iters} steps ({settings.train_iters * samples / len(train):.3g} epochs), "
-        f"version {train.version}, longest about {length} tokens\n\n{table}\n\n{estimate.table()}\n",
-        flush=True,
     )
 
 
@@ -283,19 +277,17 @@ def _write_config(settings: FinetuneSettings, vlm: VLM) -> None:
 def _identity(
     settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, train: VLMDataset
 ) -> dict[str, Any]:
-    """What a checkpoint and a run that resumes it must have in common."""
-    same = ("mp", "quant", "trainable", "lora_rank", "lora_alpha", "lora_targets", "dora", "layer_range",
-            "train_also", "pre_seq_len", "batch_size", "seed", "optimizer")  # fmt: skip
-    plain = settings.to_dict()
-    return {
-        **{name: plain[name] for name in same},
-        "from_pretrained": _base_name(settings),
-        "processes": runtime.world_size(),
-        "zero": ds_settings["zero_optimization"]["stage"],
-        "precision": precision,
-        "version": train.version,
-        "training samples": len(train),
-    }
+    """What a checkpoint and a run that resumes it must have in common, the same on all ranks."""
+
+    def own() -> dict[str, Any] | None:
+        if runtime.rank():
+            return None
+        return run_identity(
+            settings, train.records, base=_base_name(settings), precision=precision,
+            zero=ds_settings["zero_optimization"]["stage"], version=train.version,
+        )  # fmt: skip
+
+    return runtime.broadcast_object(runtime.in_step(own))
 
 
 def _base_name(settings: FinetuneSettings) -> str:

@@ -29,6 +29,7 @@ from sat_models.training.evaluating import Evaluator, token_loss
 from sat_models.training.groups import VISION_GROUPS, group_of
 from sat_models.training.loop_parts import Meter, StopRequest, memory_in_use, random_state, restore_random_state
 from sat_models.training.reporting import Reporter
+from sat_models.training.resuming import Progress, Start
 from sat_models.training.schedule import learning_rate
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.store import CheckpointStore
@@ -39,28 +40,13 @@ logger = logging.getLogger(__name__)
 ENGINE_FOLDER = "engine"
 RNG_FOLDER = "rng"
 PREDICTIONS_FOLDER = "predictions"
-
-
-@dataclass
-class Progress:
-    """How far a run is; kept in every checkpoint.
-
-    Attributes:
-        step: optimiser steps done.
-        passes: batches taken from the data, skipped ones included; the next batch has this number.
-        best: best score so far.
-        without_better: evaluations since then.
-    """
-
-    step: int = 0
-    passes: int = 0
-    best: float | None = None
-    without_better: int = 0
+NOTHING_TO_DO = "nothing to do"
+"""The reason of a run that had come to its end before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: `reason` is "finished", "stopped" (SIGTERM) or "no better score"."""
+    """How a run ended: `reason` is "finished", "stopped" (SIGTERM), "no better score" or `NOTHING_TO_DO`."""
 
     step: int
     reason: str
@@ -100,30 +86,14 @@ class Trainer:
         seed = settings.seed + mpu.get_data_parallel_rank()  # dropout: ranks that share a model draw alike
         runtime.seed_everything(seed)
 
-    def resume(self) -> bool:
-        """Go to the newest checkpoint that verifies; False where there is none.
-
-        Raises:
-            CheckpointError: it belongs to a run with another topology, model or plan.
-        """
-        found = self.store.newest_good()
-        if found is None:
-            return False
-        folder, manifest = found
-        saved = manifest["info"]["identity"]
-        for name, own in self.identity.items():
-            if saved.get(name) != own:
-                raise CheckpointError(
-                    f"{folder} was written by a run with {name} = {saved.get(name)}, but this one has {own}: its "
-                    "optimiser state does not fit. Run with the former value, or choose another --save_path (weights "
-                    "of any number of processes can be merged and started from)"
-                )
+    def resume(self, start: Start) -> None:
+        """Go to the checkpoint of `find_start`."""
         with options_kept(self.engine):
-            self.engine.load_checkpoint(str(folder), tag=ENGINE_FOLDER, load_module_strict=False)
-        self.progress = Progress(**manifest["info"]["progress"])
-        restore_random_state(torch.load(folder / RNG_FOLDER / f"rank_{runtime.rank():03d}.pt", weights_only=False))
-        logger.info("going on after step %d of %d (%s)", self.progress.step, self.settings.train_iters, folder)
-        return True
+            self.engine.load_checkpoint(str(start.folder), tag=ENGINE_FOLDER, load_module_strict=False)
+        self.progress = start.progress
+        file = start.folder / RNG_FOLDER / f"rank_{runtime.rank():03d}.pt"
+        restore_random_state(torch.load(file, weights_only=False))
+        logger.info("going on after step %d of %d (%s)", self.progress.step, self.settings.train_iters, start.folder)
 
     def run(self, reporter: Reporter) -> Outcome:
         """Train to `settings.train_iters`; a checkpoint of the last step is there when this returns.
@@ -164,7 +134,8 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4g}", lr=f"{rate:.2g}", tok_s=f"{meter.speed:.0f}", mem=memory_in_use())
                 if progress.step % settings.log_interval == 0 or progress.step == settings.train_iters:
-                    reporter.report(progress.step, {"loss": meter.loss(), "lr": rate, "tokens_per_s": meter.speed})
+                    values = {"loss": meter.loss(), "lr": rate, "tokens_per_s": meter.speed}
+                    runtime.in_step(lambda values=values: reporter.report(progress.step, values))
                 score, improved = self._evaluate_if_due(reporter)
                 stop = self._someone_stops()
                 due = progress.step % settings.save_interval == 0 or progress.step == settings.train_iters
@@ -292,7 +263,8 @@ class Trainer:
         scores, predictions = self.evaluator.evaluate(
             self.engine.module, device=self.device, dtype=self.dtype, in_step=zero_stage(self.engine) == 3
         )
-        reporter.report(progress.step, {f"eval/{name}": value for name, value in scores.items()})
+        named = {f"eval/{name}": value for name, value in scores.items()}
+        runtime.in_step(lambda: reporter.report(progress.step, named))
         logger.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         runtime.in_step(lambda: self._keep(predictions))
         score = scores.get(settings.best_by)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sat_models.errors import MissingPackageError
+from sat_models.errors import CheckpointError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ class Reporter:
         self._active = active
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        _forget_after(self._file, step)
+        with _written(self._file):
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(self._file, step)
         if tensorboard:
             from tensorboardX import SummaryWriter  # SAT requires it
 
@@ -55,10 +57,14 @@ class Reporter:
             self._online = _start_wandb(wandb, folder, settings or {})
 
     def report(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line: `step` and named numbers."""
+        """One line: `step` and named numbers.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         if not self._active:
             return
-        with self._file.open("a", encoding="utf-8") as file:
+        with _written(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._events is not None:
@@ -69,18 +75,34 @@ class Reporter:
 
     def close(self) -> Path | None:
         """End the reports and draw the curve. Returns the picture, None where there is nothing to draw."""
-        if self._events is not None:
-            self._events.close()
         if self._online is not None:
             self._online.finish()
-        return plot_curve(self._file) if self._active else None
+        try:
+            if self._events is not None:
+                self._events.close()
+            return plot_curve(self._file) if self._active else None
+        except OSError as error:
+            logger.warning("the events or the curve could not be written: %s", error.strerror or error)
+            return None
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """Inside, `file` is written. Raises CheckpointError where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {file}: {error.strerror or error}. Free space; the same command then goes on from the last "
+            "checkpoint."
+        ) from error
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics file; one that a kill cut short is left out."""
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             yield json.loads(line)
         except ValueError:

@@ -79,7 +79,8 @@ def test_a_finished_run_is_not_run_again(short: tuple[Path, str]) -> None:
     before = losses(folder)
     again = finetune(folder, valid_data=folder.parent / "valid.jsonl")
     assert again.returncode == 0, again.stderr[-2000:]
-    assert "going on after step 4" in again.stderr and losses(folder) == before
+    assert again.stdout.count("nothing to do: step 4 of 4 was reached") == 1 and losses(folder) == before
+    assert "choose another --save_path" in again.stdout and "loaded" not in again.stderr
 
 
 def test_another_plan_may_not_go_on_in_the_folder(short: tuple[Path, str]) -> None:
@@ -88,7 +89,7 @@ def test_another_plan_may_not_go_on_in_the_folder(short: tuple[Path, str]) -> No
     assert other.returncode == 2 and "lora_rank = 4, but this one has 5" in other.stderr
     config = (folder / "model_config.json").read_bytes()
     style = finetune(folder, version="vqa", valid_data=folder.parent / "valid.jsonl")
-    assert style.returncode == 2 and "version = chat, but this one has vqa" in style.stderr
+    assert style.returncode == 2 and "version = chat, but this one has vqa: the model has seen" in style.stderr
     assert (folder / "model_config.json").read_bytes() == config, "a refused run changes nothing"
     anew = finetune(folder, resume="none")
     assert anew.returncode == 2 and "Choose another folder" in anew.stderr

@@ -1,0 +1,178 @@
+"""Whose run a folder holds, and from where it goes on: what must be the same and why, and what may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sat_models import runtime
+from sat_models.checkpoint.adapter import find_adapter, read_adapter
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.errors import CheckpointError
+from sat_models.training.records import Record
+from sat_models.training.settings import FinetuneSettings
+from sat_models.training.store import CheckpointStore
+from sat_models.zoo import locate
+
+logger = logging.getLogger(__name__)
+
+_CUT = "the optimiser state is cut over the processes in another way"
+_OTHERS_TRAIN = "other weights train, for which there is no optimiser state"
+REASONS = {
+    "from_pretrained": "what was trained belongs to that model",
+    "base weights": "what was trained belongs to the weights that were there",
+    "training data": "it would go on with other data",
+    "version": "the model has seen prompts of another style",
+    "mp": _CUT,
+    "processes": _CUT,
+    "zero": _CUT,
+    "precision": "the optimiser state was kept beside weights of another kind",
+    "quant": "the frozen weights would be others",
+    **dict.fromkeys(
+        ("trainable", "lora_rank", "lora_targets", "dora", "layer_range", "train_also", "pre_seq_len"), _OTHERS_TRAIN
+    ),
+    "lora_alpha": "what was trained would count for more or less",
+    "optimizer": "another optimiser keeps another state",
+    "seed": "the order of the data hangs on it",
+}
+"""What a run and the checkpoint it goes on from must have in common, and why."""
+SAID = (
+    "batch_size", "accumulate", "learning_rate", "muon_rate", "min_learning_rate", "schedule", "warmup",
+    "weight_decay", "adam_betas", "clip", "rate_scales", "lora_dropout", "max_length", "group_by_length",
+    "on_bad_sample", "train_iters", "valid_data", "valid_share", "best_by", "patience",
+)  # fmt: skip
+"""Settings that may change on the way and that the result hangs on: a change is said."""
+_CHUNKS, _CHUNK = 64, 1 << 16
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in every checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        passes: batches taken from the data, skipped ones included; the next batch has this number.
+        best: best score so far.
+        without_better: evaluations since then.
+    """
+
+    step: int = 0
+    passes: int = 0
+    best: float | None = None
+    without_better: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint from which a run goes on, and how far it had come."""
+
+    folder: Path
+    progress: Progress
+
+
+def find_start(store: CheckpointStore, settings: FinetuneSettings, identity: dict[str, Any]) -> Start | None:
+    """The newest checkpoint that verifies; None where there is none. All ranks call it.
+
+    What differs from its settings and may is said. Where the batch size differs, the data go on at the same place.
+
+    Raises:
+        CheckpointError: it belongs to a run with another topology, model, plan or other data.
+    """
+    found = store.newest_good()
+    if found is None:
+        return None
+    folder, manifest = found
+    info = manifest["info"]
+    check_identity(folder, info["identity"], identity)
+    progress, saved = Progress(**info["progress"]), info["settings"]
+    if differ := changes(saved, settings):
+        logger.warning("settings that differ from those of step %d: %s", progress.step, differ)
+    if saved["batch_size"] != settings.batch_size:
+        progress.passes = progress.passes * saved["batch_size"] // settings.batch_size
+    return Start(folder, progress)
+
+
+def run_identity(
+    settings: FinetuneSettings,
+    records: Sequence[Record],
+    *,
+    base: str,
+    precision: str,
+    zero: int,
+    version: str,
+) -> dict[str, Any]:
+    """The value of each of `REASONS` for a run.
+
+    Args:
+        records: of the training data.
+        base: name or absolute path of the model that it starts from.
+        precision, zero, version: as they were chosen.
+    """
+    plain = settings.to_dict()
+    own = {
+        "from_pretrained": base,
+        "base weights": weights_digest(settings.from_pretrained),
+        "training data": data_digest(records),
+        "version": version,
+        "processes": runtime.world_size(),
+        "zero": zero,
+        "precision": precision,
+        "lora_alpha": 1.0 if settings.lora_alpha is None else settings.lora_alpha,
+    }
+    return {name: own.get(name, plain.get(name)) for name in REASONS}
+
+
+def check_identity(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Sees that a run may go on from a checkpoint.
+
+    Raises:
+        CheckpointError: it may not; the message says what differs and why that matters.
+    """
+    for name, reason in REASONS.items():
+        before = 1.0 if name == "lora_alpha" and saved.get(name) is None else saved.get(name)
+        if name in saved and before != own[name]:
+            raise CheckpointError(
+                f"{folder} was written by a run with {name} = {_shown(before)}, but this one has {_shown(own[name])}: "
+                f"{reason}. Run with the former value, or start anew in another --save_path (from "
+                f"{folder.parent / 'merged'}, if what was learned shall stay)"
+            )
+
+
+def changes(saved: Mapping[str, Any], settings: FinetuneSettings) -> str:
+    """What differs from the settings of a checkpoint and may, for people; "" where nothing does."""
+    plain = json.loads(json.dumps(settings.to_dict()))
+    differ = [name for name in SAID if name in saved and saved[name] != plain[name]]
+    return ", ".join(f"{name} {saved[name]} -> {plain[name]}" for name in differ)
+
+
+def data_digest(records: Iterable[Record]) -> str:
+    """Of texts, and of names and sizes of pictures: the contents of a large set would take hours to read."""
+    digest = hashlib.sha256()
+    for record in records:
+        pictures = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
+        digest.update(json.dumps([pictures, record.turns, record.untrained]).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(name_or_path: str) -> str:
+    """Of a model's weight files: sizes, and pieces of 64 KiB spread over each."""
+    adapter = find_adapter(name_or_path)
+    base = read_adapter(adapter).base_model if adapter else name_or_path
+    digest = hashlib.sha256()
+    for path in [*([adapter] if adapter else []), *find_checkpoint(locate(base)).files]:
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as file:
+            for number in range(_CHUNKS):
+                file.seek(max(0, size - _CHUNK) * number // (_CHUNKS - 1))
+                digest.update(file.read(_CHUNK))
+    return digest.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else f"{value}"
