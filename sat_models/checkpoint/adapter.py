@@ -137,11 +137,9 @@ def _whole(local: Tensor, rule: SplitRule) -> Tensor:
 
 
 def _write(tensors: Mapping[str, Tensor], header: Mapping[str, Any], file: Path) -> None:
-    staging = file.with_name(f".{file.name}.writing")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(tensors, staging, {"format": "pt", _HEADER: json.dumps(header)})
-        staging.replace(file)
+        write_tensors(tensors, file, {"format": "pt", _HEADER: json.dumps(header)})
     except OSError as error:
         raise CheckpointError(
             f"the adapter was not saved: cannot write {error.filename or file}: {error.strerror or error}. "

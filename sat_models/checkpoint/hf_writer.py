@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,15 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from sat_models.checkpoint.find import find_checkpoint
-from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class, open_hf
+from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
-from sat_models.checkpoint.reshard import StoredWeights
-from sat_models.checkpoint.source import EMBEDDING, TOKENIZER, Opened, check_room, of_model, open_whole
+from sat_models.checkpoint.output import check_output, check_room, new_folder
+from sat_models.checkpoint.source import EMBEDDING, Opened, of_model, open_source
 from sat_models.checkpoint.staging import write_tensors
-from sat_models.config import LLaMAConfig
+from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.hf_family import KeyTable
+from sat_models.files import copy_file, write_json, write_text
 from sat_models.models.common.quantisation import QUANTISATION_KEY
-
-logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 10**9
 
@@ -35,10 +29,11 @@ def save_hf(
     source: nn.Module | SATCheckpoint | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    config: LLaMAConfig | None = None,
+    config: LanguageConfig | None = None,
     dtype: torch.dtype | None = None,
     tokenizer_file: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
 ) -> Path:
     """Write a Hugging Face folder: config, safetensors shards with their index, tokenizer, a model card to fill in.
 
@@ -51,64 +46,101 @@ def save_hf(
         dtype: of floating-point weights; None keeps them.
         tokenizer_file: None takes the one beside a checkpoint.
         shard_bytes: most bytes in one shard, unless a single weight has more.
+        overwrite: a folder that was written so may give way, as a whole.
 
     Raises:
         CheckpointError, ConfigError: as `convert`.
     """
+    folder, read = Path(folder).expanduser().resolve(), []
     if isinstance(source, nn.Module):
         if config is None:
             raise ConfigError("to save a model, save_hf needs its config")
         opened = of_model(source, config, tokenizer_file)
     else:
-        opened = open_whole(source if isinstance(source, SATCheckpoint) else find_checkpoint(source))
-    return write_hf(opened, folder, dtype=dtype, tokenizer_file=tokenizer_file, shard_bytes=shard_bytes)
-
-
-def write_hf(
-    opened: Opened,
-    folder: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None,
-    tokenizer_file: Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    check: Callable[[SATCheckpoint], None] | None = None,
-) -> Path:
-    if QUANTISATION_KEY in opened.config:
-        raise ConfigError("quantised weights have no Hugging Face form here; convert those in full precision")
-    family = family_of_class(opened.config["model_class"])
-    data = family.config_to_hf(opened.config)
-    keys, layers = family.keys, opened.config["num_layers"]
-    names = {hf: sat for sat in opened.weights.names for hf in keys.all_hf(sat, layers)}
-    sizes = opened.bytes_of(dtype, opened.weights.names)
-    shards = list(_shards({hf: sizes[sat] // keys.place(hf).parts for hf, sat in names.items()}, shard_bytes))
-    total = sum(sum(shard.values()) for shard in shards)
-    folder = Path(folder).expanduser().absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already; name a new folder")
-    check_room(folder, total)
-    staging = folder.with_name(f".{folder.name}.writing")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-        staging.mkdir(parents=True)
-        index = _write_shards(opened.weights, names, keys, shards, staging, dtype)
-        kind = opened.kind(EMBEDDING, dtype)
-        data["torch_dtype"] = str(kind).removeprefix("torch.")
-        _write_json(staging / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": index})
-        _write_json(staging / HF_CONFIG_FILE, data)
-        (staging / "README.md").write_text(_card(folder.name, data, opened.config), encoding="utf-8")
-        if file := tokenizer_file or opened.tokenizer_file:
-            shutil.copyfile(file, staging / TOKENIZER)
-        if check is not None:
-            check(open_hf(staging))
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} was not written: {error}. Free space or choose another folder.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    logger.info("wrote %s: %d weights in %d shard(s)", folder, len(names), len(shards))
+        found = open_source(source)
+        opened, read = found.open(), found.files()
+    check_output(folder, overwrite=overwrite, read=read)
+    plan = HFPlan(opened, dtype, name=folder.name, tokenizer_file=tokenizer_file, shard_bytes=shard_bytes)
+    check_room(folder, plan.bytes())
+    with new_folder(folder, last=HF_CONFIG_FILE) as staging:
+        plan.write(staging)
     return folder
+
+
+class HFPlan:
+    """A Hugging Face folder to be written.
+
+    Args:
+        opened: the weights.
+        dtype: of floating-point weights; None keeps them.
+        name: of the model, for its card.
+        tokenizer_file: None takes that of `opened`.
+        shard_bytes: most bytes in one shard, unless a single weight has more.
+
+    Raises:
+        ConfigError: the model has no Hugging Face form, or its weights are quantised.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        dtype: torch.dtype | None,
+        *,
+        name: str,
+        tokenizer_file: Path | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        if QUANTISATION_KEY in opened.config:
+            raise ConfigError("quantised weights have no Hugging Face form here; convert those in full precision")
+        family = family_of_class(opened.config["model_class"])
+        self._opened, self._dtype, self._name = opened, dtype, name
+        self._tokenizer_file = tokenizer_file or opened.tokenizer_file
+        self._data = {**family.config_to_hf(opened.config)}
+        self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
+        self._keys = family.keys
+        layers = opened.config["num_layers"]
+        self._names = {hf: sat for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)}
+        sizes = opened.bytes_of(dtype, opened.weights.names)
+        parts = {hf: sizes[sat] // self._keys.place(hf).parts for hf, sat in self._names.items()}
+        self._shards = list(_shards(parts, shard_bytes))
+
+    def bytes(self) -> int:
+        """Of the weights on disk."""
+        return sum(sum(shard.values()) for shard in self._shards)
+
+    def write(self, folder: Path) -> None:
+        """Write it into an empty folder.
+
+        Raises:
+            OSError, CheckpointError: it cannot be written.
+        """
+        try:
+            index = self._write_shards(folder)
+        except SafetensorError as error:
+            raise CheckpointError(f"cannot write in {folder}: {error}. Free space or choose another folder.") from error
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": self.bytes()}, "weight_map": index})
+        write_json(folder / HF_CONFIG_FILE, self._data)
+        write_text(folder / "README.md", _card(self._name, self._data, self._opened.config))
+        if file := self._tokenizer_file:
+            names = self._opened.model.config.TOKENIZER_FILES
+            copy_file(file, folder / (file.name if file.name in names else names[0]))
+
+    def _write_shards(self, folder: Path) -> dict[str, str]:
+        """Gives the file of each weight."""
+        index: dict[str, str] = {}
+        weights, names = self._opened.weights, self._names
+        with tqdm(total=len(names), unit="weight", desc="writing", disable=None) as progress:
+            for number, shard in enumerate(self._shards, start=1):
+                file = folder / f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
+                tensors = {}
+                for name in shard:
+                    tensors[name] = self._keys.hf_value(name, weights.part(names[name], dtype=self._dtype).read())
+                    weights.done(names[name])
+                    index[name] = file.name
+                    progress.update()
+                write_tensors(tensors, file, {"format": "pt"})
+                del tensors
+        return index
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
@@ -120,34 +152,6 @@ def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
             shard = {}
         shard[name] = size
     yield shard
-
-
-def _write_shards(
-    weights: StoredWeights,
-    names: Mapping[str, str],
-    keys: KeyTable,
-    shards: Sequence[Mapping[str, int]],
-    staging: Path,
-    dtype: torch.dtype | None,
-) -> dict[str, str]:
-    """Write the shards; gives the file of each weight."""
-    index: dict[str, str] = {}
-    with tqdm(total=len(names), unit="weight", desc="writing", disable=None) as progress:
-        for number, shard in enumerate(shards, start=1):
-            file = staging / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            tensors = {}
-            for name in shard:
-                tensors[name] = keys.hf_value(name, weights.part(names[name], dtype=dtype).read())
-                weights.done(names[name])
-                index[name] = file.name
-                progress.update()
-            write_tensors(tensors, file, {"format": "pt"})
-            del tensors
-    return index
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _card(name: str, data: Mapping[str, Any], config: Mapping[str, Any]) -> str:

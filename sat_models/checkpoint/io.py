@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +23,10 @@ from sat_models.checkpoint.staging import (
     everywhere,
     point_latest,
     publish,
-    staging_folder,
     start_staging,
-    sync_folder,
-    write_text,
 )
 from sat_models.config import LLaMAConfig
+from sat_models.files import copy_file, draft_of, write_json
 from sat_models.models.build import computable_buffers, compute_buffer
 
 if TYPE_CHECKING:
@@ -128,7 +125,7 @@ def save_checkpoint(
     """
     folder = Path(folder).expanduser()
     final = folder / str(step)
-    staging, first = staging_folder(final), runtime.rank() == 0
+    staging, first = draft_of(final), runtime.rank() == 0
     content = {**config.to_dict(), "model_parallel_size": mpu.get_model_parallel_world_size()}
     everywhere(lambda: start_staging(staging), folder, only=first)
     everywhere(lambda: write_rank_weights(model, staging, dtype), folder)
@@ -143,14 +140,12 @@ def write_parts(
     *,
     step: int | str,
     tokenizer_file: Path | None = None,
-    check: Callable[[SATCheckpoint], None] | None = None,
 ) -> Path:
     """Write a checkpoint from one process, as safely as `save_checkpoint`.
 
     Args:
         parts: weights of model-parallel rank 0, 1, …; each is written before the next one is asked for.
         config: content of `model_config.json`; its `model_parallel_size` is the caller's to set.
-        check: is given what was written before it gets its name; if it raises, nothing of it is left.
 
     Returns:
         The step folder.
@@ -160,17 +155,13 @@ def write_parts(
     """
     folder = Path(folder).expanduser()
     final = folder / str(step)
-    staging = staging_folder(final)
+    staging = draft_of(final)
 
     def write() -> None:
         start_staging(staging)
-        files: list[Path] = []
-        for weights in parts:
-            files.append(staging / rank_file(len(files)))
-            _write_file(weights, files[-1])
+        for rank, weights in enumerate(parts):
+            _write_file(weights, staging / rank_file(rank))
             del weights  # two parts are never in memory at once
-        if check is not None:
-            check(SATCheckpoint(staging, tuple(files), dict(config)))
         _publish(staging, final, config, tokenizer_file)
 
     try:
@@ -197,12 +188,9 @@ def write_model_config(
 
 def _write_beside(folder: Path, config: Mapping[str, object], tokenizer_file: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG_FILE, config)
     if tokenizer_file is not None and not (folder / tokenizer_file.name).exists():
-        staging = folder / f".{tokenizer_file.name}.writing"
-        shutil.copyfile(tokenizer_file, staging)
-        staging.replace(folder / tokenizer_file.name)
-    sync_folder(folder)
+        copy_file(tokenizer_file, folder / tokenizer_file.name)
 
 
 def write_rank_weights(model: nn.Module, staging: Path, dtype: torch.dtype | None = None) -> None:

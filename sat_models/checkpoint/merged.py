@@ -150,30 +150,36 @@ def _take(name: str, state: Mapping[str, Tensor]) -> Tensor:
     return state[name]
 
 
-def open_weights(checkpoint: SATCheckpoint, model: nn.Module, *, adapter: Adapter | None = None) -> StoredWeights:
+def open_weights(
+    checkpoint: SATCheckpoint, model: nn.Module, *, adapter: Adapter | None = None, alpha: float | None = None
+) -> StoredWeights:
     """The weights of `checkpoint` for `load_weights`, LoRA merged: an adapter's, or that which lies beside the weights.
 
     Nothing is held in memory but what is taken. A p-tuning prefix in the adapter is left to the caller.
 
+    Args:
+        alpha: of matrices that lie beside the weights; None takes their config's, else 1 as in the originals.
+
     Raises:
-        CheckpointError: names or shapes that do not fit, or LoRA onto quantised weights.
+        CheckpointError: names or shapes that do not fit, LoRA onto quantised weights, or onto weights with LoRA of
+            their own.
     """
     size = mpu.get_model_parallel_world_size()
     stored = checkpoint.read()
     if adapter is not None:
+        if is_unmerged_lora(stored[0]):
+            raise CheckpointError(
+                f"{checkpoint.step_folder} has LoRA matrices of its own; an adapter goes onto plain weights"
+            )
         added = {name: value for name, value in adapter.tensors.items() if not name.startswith(PREFIX_START)}
-        alpha = adapter.lora.alpha if adapter.lora else 1.0
-        return MergedWeights(stored, model, checkpoint, added, alpha, model_size=size)
+        own = adapter.lora.alpha if adapter.lora else 1.0
+        return MergedWeights(stored, model, checkpoint, added, own, model_size=size)
     if not is_unmerged_lora(stored[0]):
         return stored_weights(checkpoint, model, stored)
-    alpha = alpha_beside(checkpoint)
+    if alpha is None:
+        alpha = float((checkpoint.config.get(LORA_CONFIG_KEY) or {}).get("alpha", 1.0))
     logger.info("%s has LoRA matrices beside its weights; merging them (alpha %g)", checkpoint.step_folder, alpha)
     return MergedWeights(stored, model, checkpoint, {}, alpha, model_size=size)
-
-
-def alpha_beside(checkpoint: SATCheckpoint) -> float:
-    """Of matrices that lie in the weights: their config's, else 1 as in the originals."""
-    return float((checkpoint.config.get(LORA_CONFIG_KEY) or {}).get("alpha", 1.0))
 
 
 class MergedWeights(StoredWeights):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed to the disk, renamed into it."""
+"""Step folders that appear whole or not at all, written by all ranks at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sat_models import runtime
 from sat_models.checkpoint.layout import LATEST_FILE, replaced_name
-from sat_models.errors import CheckpointError
+from sat_models.errors import CheckpointError, ZooError
+from sat_models.files import sync_folder, whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,6 @@ T = TypeVar("T")
 
 _TORCH_WRITER = "inline_container.cc"
 """Stands in what torch.save raises, instead of an OSError, when it cannot write to a path."""
-
-
-def staging_folder(final: Path) -> Path:
-    """Where the content of the step folder `final` is written before it gets its name."""
-    return final.with_name(f".{final.name}.writing")
 
 
 def everywhere(
@@ -66,7 +62,7 @@ def _describe(failure: Exception, folder: Path) -> str:
     if isinstance(cause, OSError):
         where = cause.filename or f"in {folder}"
         return f"cannot write {where}: {cause.strerror or cause}. Free space or choose another folder."
-    if isinstance(failure, CheckpointError):
+    if isinstance(failure, ZooError):
         return str(failure)
     if _TORCH_WRITER in str(failure) and folder.is_dir():
         free = shutil.disk_usage(folder).free
@@ -99,33 +95,12 @@ def point_latest(final: Path) -> None:
     shutil.rmtree(final.with_name(replaced_name(final.name)), ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    staging = path.with_name(f".{path.name}.writing")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-    sync_folder(path.parent)
-
-
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """A safetensors file, on the disk, with the rights of any new file (by itself safetensors makes it its owner's)."""
+    """A safetensors file, whole, with the rights of any new file (by itself safetensors makes it its owner's)."""
     from safetensors.torch import save_file
 
-    path.touch()
-    rights = stat.S_IMODE(path.stat().st_mode)
-    save_file(dict(tensors), path, metadata=dict(header))
-    path.chmod(rights)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with whole_file(path) as draft:
+        draft.touch()
+        rights = stat.S_IMODE(draft.stat().st_mode)
+        save_file(dict(tensors), draft, metadata=dict(header))
+        draft.chmod(rights)

@@ -9,8 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sat_models.errors import run_script
+from sat_models.flags import check_numbers
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,9 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo",
     )  # fmt: skip
     parser.add_argument("--to", required=True, choices=("sat", "hf"), help="form of the result")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--mp", type=int, default=1, help="parts of a SAT folder (default: %(default)s)")
-    parser.add_argument("--dtype", help="of the weights: fp32, bf16, fp16 (default: as they are)")
+    add_output_flags(parser, "folder to write")
     parser.add_argument("--merge-lora", metavar="ADAPTER", help="adapter file or folder to merge on the way")
     parser.add_argument("--quant", type=int, choices=(4, 8), help="quantise the linears of a SAT folder")
     parser.add_argument(
@@ -31,16 +34,35 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--verify", action="store_true",
-        help="compare the logits of both for a small made input; what differs is not kept",
+        help="compare the logits of both for a small made-up input; what differs is not kept",
     )  # fmt: skip
     return parser
+
+
+def add_output_flags(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where a command writes a checkpoint, and how it is divided; `what` names the place."""
+    parser.add_argument("--output", type=Path, required=True, help=f"{what}; it must not be there yet, or be empty")
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace what is in --output, as a whole, if this command or one like it wrote it",
+    )  # fmt: skip
+    parser.add_argument("--mp", type=int, default=1, help="parts of a SAT folder (default: %(default)s)")
+    parser.add_argument("--dtype", help="of the weights: fp32, bf16, fp16 (default: as they are)")
+
+
+def chosen_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """What --dtype means. Raises ConfigError."""
+    import torch
+
+    from sat_models import runtime
+
+    return runtime.choose_dtype(args.dtype, torch.device("cpu")) if args.dtype else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert once. Returns the exit code."""
     args = make_parser().parse_args(argv)
-    import torch
-
+    check_numbers(args, {"mp": 1})
     from sat_models import runtime
     from sat_models.checkpoint.adapter import read_adapter
     from sat_models.checkpoint.convert import convert
@@ -53,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.to,
         args.output,
         size=args.mp,
-        dtype=runtime.choose_dtype(args.dtype, torch.device("cpu")) if args.dtype else None,
+        dtype=chosen_dtype(args),
         adapter=read_adapter(args.merge_lora) if args.merge_lora else None,
         quantisation=Quantisation.asked(args.quant, args.quant_skip),
         verify=args.verify,
+        overwrite=args.overwrite,
     )
     checked = " Its logits equal those of the source." if args.verify else ""
     print(f"wrote {written}.{checked} Try it: --from_pretrained {args.output}")

@@ -12,8 +12,7 @@ import torch
 
 from sat_models import runtime
 from sat_models.checkpoint.adapter import ADAPTER_FILE, read_adapter
-from sat_models.checkpoint.find import find_checkpoint
-from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
+from sat_models.checkpoint.convert import convert
 from sat_models.errors import CheckpointError, ZooError
 from sat_models.zoo import locate
 
@@ -27,7 +26,7 @@ def merge_step(step: Path, target: Path, dtype: torch.dtype | None) -> Path:
 
     Args:
         step: folder with an adapter, or with all weights.
-        target: SAT folder to write.
+        target: SAT folder to write; what an earlier merging wrote there gives way.
         dtype: of the result; None keeps the base model's.
 
     Returns:
@@ -37,10 +36,9 @@ def merge_step(step: Path, target: Path, dtype: torch.dtype | None) -> Path:
         CheckpointError: a damaged step, another base model, or a folder that cannot be written.
     """
     if not (step / ADAPTER_FILE).is_file():
-        return merge_model(find_checkpoint(step), target, dtype=dtype)
+        return convert(step, "sat", target, dtype=dtype, overwrite=True)
     adapter = read_adapter(step)
-    base = find_checkpoint(locate(adapter.base_model))
-    return merge_lora_checkpoint(base, target, adapter=adapter, dtype=dtype)
+    return convert(locate(adapter.base_model), "sat", target, adapter=adapter, dtype=dtype, overwrite=True)
 
 
 def merge_apart(step: Path, target: Path, dtype: torch.dtype | None) -> None:

@@ -22,8 +22,9 @@ from typing import Any
 
 from sat_models import runtime
 from sat_models.checkpoint.layout import replaced_name
-from sat_models.checkpoint.staging import everywhere, point_latest, publish, staging_folder, start_staging, write_text
+from sat_models.checkpoint.staging import everywhere, point_latest, publish, start_staging
 from sat_models.errors import CheckpointError
+from sat_models.files import draft_of, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class CheckpointStore:
         assert step >= 0
         score = float(score) if score is not None and math.isfinite(score) else None
         final, first = self.folder / str(step), runtime.rank() == 0
-        staging = staging_folder(final)
+        staging = draft_of(final)
         try:
             everywhere(lambda: (self._clear_left_overs(), start_staging(staging)), self.folder, only=first)
             everywhere(lambda: write(staging), self.folder)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mixins.base import ZooModel
 from mixins.sat_compat import mpu
 from sat_models import registry, runtime
-from sat_models.checkpoint.adapter import Adapter, find_adapter, load_prefix, read_adapter
+from sat_models.checkpoint.adapter import find_adapter, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
-from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
-from sat_models.checkpoint.merged import open_weights
-from sat_models.checkpoint.quantise import Quantiser
+from sat_models.checkpoint.source import Source, open_source
 from sat_models.config import LanguageConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
-from sat_models.models.build import build_model, make_config
+from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
-from sat_models.models.common.quantised import bitsandbytes
 from sat_models.models.families import prompt_style, prompt_styles
 from sat_models.models.visualglm.tokens import tokenizer_for
 from sat_models.processing.processor import Processor
@@ -89,13 +83,13 @@ def load_pretrained(
         prompt_style(version)
     runtime.init_distributed(device)
     size = _model_parallel_size()
-    opened = runtime.in_step(lambda: _open(name_or_path, size, asked))
-    checkpoint, config = opened.checkpoint, opened.config
+    source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
+    checkpoint, config = source.checkpoint, source.config
     runtime.init_model_parallel(size)
     processor, tokenizer_file = runtime.in_step(
-        lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, opened.spec))
+        lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
     )
-    model, config = runtime.in_step(lambda: _load_model(opened, device, dtype))
+    model, config = runtime.in_step(lambda: source.load(device, dtype))
     if rotary_table == "fp32":
         model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
     model.eval().requires_grad_(False)
@@ -110,18 +104,10 @@ def load_pretrained(
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """What is known of a model before its weights are read; `quantisation` is what is still to be done to them."""
-
-    checkpoint: SATCheckpoint
-    config: LanguageConfig
-    spec: ModelSpec | None
-    adapter: Adapter | None
-    quantisation: Quantisation | None
-
-
-def _open(name_or_path: str | os.PathLike[str], size: int, asked: Quantisation | None) -> _Opened:
+def _open(
+    name_or_path: str | os.PathLike[str], size: int, asked: Quantisation | None
+) -> tuple[Source, ModelSpec | None]:
+    """What is known of a model before its weights are read."""
     file = find_adapter(name_or_path)
     adapter = read_adapter(file) if file else None
     try:
@@ -131,34 +117,7 @@ def _open(name_or_path: str | os.PathLike[str], size: int, asked: Quantisation |
             raise
         message = f"the adapter {file} needs the model that it was trained on, '{adapter.base_model}': {error}"
         raise CheckpointError(message) from error
-    checkpoint = find_checkpoint(path)
-    config = make_config(checkpoint.config)
-    if adapter is not None and adapter.extra.get("version"):
-        config = dataclasses.replace(config, text_processor_version=adapter.extra["version"])
-    config.check_model_parallel(size)
-    stored = Quantisation.of(config)
-    if stored or asked:
-        bitsandbytes()
-    if stored and asked and (stored.bits != asked.bits or not {*asked.skip} <= {*stored.skip}):
-        raise ConfigError(
-            f"{checkpoint.step_folder} holds linears of {stored.bits} bits, all but {', '.join(stored.skip)}; load it "
-            "without quant and quant_skip, or name the weights in full precision"
-        )
-    return _Opened(checkpoint, config, spec, adapter, None if stored else asked)
-
-
-def _load_model(opened: _Opened, device: torch.device, dtype: torch.dtype) -> tuple[ZooModel, LanguageConfig]:
-    """The model with its weights, and the config that says what became of them."""
-    config = opened.config
-    model = build_model(config, dtype=dtype)
-    source = open_weights(opened.checkpoint, model, adapter=opened.adapter)
-    quantiser = Quantiser(model, opened.quantisation) if opened.quantisation else None
-    load_weights(model, opened.checkpoint, device=device, source=source, quantiser=quantiser)
-    if opened.adapter is not None and opened.adapter.prefix_length:
-        load_prefix(model, opened.adapter)
-    if opened.quantisation is not None:
-        config = model.config = opened.quantisation.noted_in(config)
-    return model, config
+    return open_source(path, adapter=adapter, quantisation=asked, size=size), spec
 
 
 def load_processor(

@@ -19,6 +19,7 @@ from sat_models.checkpoint import io as checkpoint_io
 from sat_models.checkpoint.convert import convert, save_hf
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights
+from sat_models.checkpoint.source import open_source
 from sat_models.checkpoint.verify import same_logits
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
@@ -246,7 +247,7 @@ def test_verification_finds_a_difference(golden, tmp_path):
     hub = convert(golden / "cogvlm-mini", "hf", tmp_path / "hub", verify=True)
     _edit_shard(hub, lambda weights: weights["lm_head.weight"].mul_(1.001))
     with pytest.raises(CheckpointError, match="logits that differ from those of"):
-        same_logits(find_checkpoint(golden / "cogvlm-mini"), find_checkpoint(hub))
+        same_logits(open_source(golden / "cogvlm-mini"), open_source(hub))
 
 
 @pytest.mark.parametrize("form", ["hf", "sat"])
@@ -272,7 +273,7 @@ def test_what_fails_verification_is_not_kept(golden, tmp_path, monkeypatch, form
         before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
         monkeypatch.setattr(place, name, damaged(getattr(place, name)))
         with pytest.raises(CheckpointError, match="so it was removed again"):
-            convert(golden / "cogvlm-mini", form, target, verify=True)
+            convert(golden / "cogvlm-mini", form, target, verify=True, overwrite=True)
         assert {file: file.read_bytes() for file in target.rglob("*") if file.is_file()} == before
 
 

@@ -21,7 +21,6 @@ from sat_models.checkpoint.adapter import load_adapter, read_adapter, save_adapt
 from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights, save_checkpoint
-from sat_models.checkpoint.merge import merge_lora_checkpoint, merge_model
 from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora, open_weights
 from sat_models.checkpoint.reshard import slice_for_rank
 from sat_models.errors import CheckpointError, ConfigError
@@ -75,7 +74,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> in
 
 
 def test_two_parts_become_the_golden_one_bit_for_bit(golden, whole, tmp_path):
-    written = merge_model(find_checkpoint(_two_parts(golden, tmp_path)), tmp_path / "one")
+    written = convert(_two_parts(golden, tmp_path), "sat", tmp_path / "one")
     assert written == tmp_path / "one" / "1"
     merged = find_checkpoint(tmp_path / "one")
     assert len(merged.files) == 1 and merged.config["model_parallel_size"] == 1
@@ -86,7 +85,7 @@ def test_two_parts_become_the_golden_one_bit_for_bit(golden, whole, tmp_path):
 
 
 def test_one_becomes_the_two_parts_of_the_original_loader(golden, halves, tmp_path):
-    merge_model(find_checkpoint(golden / "cogvlm-mini"), tmp_path / "two", size=2)
+    convert(golden / "cogvlm-mini", "sat", tmp_path / "two", size=2)
     split = find_checkpoint(tmp_path / "two")
     assert split.config["model_parallel_size"] == 2
     for file, half in zip(split.files, halves, strict=True):
@@ -96,26 +95,26 @@ def test_one_becomes_the_two_parts_of_the_original_loader(golden, halves, tmp_pa
 
 
 def test_two_parts_to_four_and_back_with_another_dtype(golden, whole, tmp_path):
-    merge_model(find_checkpoint(_two_parts(golden, tmp_path)), tmp_path / "four", size=4, step="7")
-    merge_model(find_checkpoint(tmp_path / "four"), tmp_path / "one", dtype=torch.float16)
+    convert(_two_parts(golden, tmp_path), "sat", tmp_path / "four", size=4, step="7")
+    convert(tmp_path / "four", "sat", tmp_path / "one", dtype=torch.float16)
     weights = read_weights(find_checkpoint(tmp_path / "one").files[0])
     assert find_checkpoint(tmp_path / "one").step_folder.name == "7"
     assert all(weights[name].equal(value.half()) for name, value in whole.items())
 
 
-def test_merging_says_what_it_cannot_do(golden, folder, tmp_path):
+def test_merging_says_what_it_cannot_do(golden, folder, tmp_path, monkeypatch, capsys):
     source = find_checkpoint(folder)
     with pytest.raises(ConfigError, match="model-parallel size 3 does not divide num_attention_heads = 4"):
-        merge_model(source, tmp_path / "out", size=3)
+        convert(source, "sat", tmp_path / "out", size=3)
     with pytest.raises(ConfigError, match="is what is read; name another folder"):
-        merge_model(source, folder)
-    with pytest.raises(CheckpointError, match="has no LoRA matrices: there is nothing to merge"):
-        merge_lora_checkpoint(source, tmp_path / "out")
+        convert(source, "sat", folder)
+    assert _run(monkeypatch, "merge_lora.py", "--from_pretrained", folder, "--output", tmp_path / "out") == 2
+    assert "has no LoRA matrices: there is nothing to merge" in capsys.readouterr().err
     weights = {name: value.clone() for name, value in read_weights(source.files[0]).items()}  # the file is mapped
     weights["mixins.new.weight"] = weights.pop("mixins.eva.boi")
     torch.save({"module": weights}, folder / "1" / "mp_rank_00_model_states.pt")
     with pytest.raises(CheckpointError, match=r"1 missing: mixins.eva.boi\n.*1 unexpected: mixins.new.weight"):
-        merge_model(find_checkpoint(folder), tmp_path / "out")
+        convert(folder, "sat", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -172,8 +171,6 @@ def test_incomplete_lora_of_the_originals(whole):
 def test_a_folder_with_lora_of_the_originals_becomes_loadable(folder, file, whole, load, tmp_path, monkeypatch, capsys):
     stored, wanted = _original_style(whole)
     torch.save({"module": stored}, file)
-    with pytest.raises(CheckpointError, match=r"scripts/merge_lora.py merges both at once"):
-        merge_model(find_checkpoint(folder), tmp_path / "out")
     assert _run(monkeypatch, "merge_lora.py", "--from_pretrained", folder / "1", "--output", tmp_path / "out") == 0
     assert f"--from_pretrained {tmp_path / 'out'}" in capsys.readouterr().out
     merged = load(tmp_path / "out").state_dict()
@@ -199,7 +196,7 @@ def test_parts_of_the_originals_are_merged_each_with_its_own_matrices(golden, ha
         file = folder / "1" / f"mp_rank_0{rank}_model_states.pt"
         file.unlink()
         torch.save({"module": part}, file)
-    merge_lora_checkpoint(find_checkpoint(folder), tmp_path / "one")
+    convert(folder, "sat", tmp_path / "one")
     merged = load(tmp_path / "one").state_dict()[f"{dense}.weight"]
     torch.testing.assert_close(merged, torch.cat(wanted, dim=1))
     assert load_pretrained(folder, device="cpu").model.state_dict()[f"{dense}.weight"].equal(merged)
@@ -216,7 +213,7 @@ def test_unmerged_weights_of_ours_keep_their_alpha(golden, load, tmp_path, use_d
     data = {**model.config.to_dict(), "lora": settings.to_dict()}
     save_checkpoint(model, tmp_path / "training", make_config(data), step=20)
     for size in (1, 2):
-        written = merge_lora_checkpoint(find_checkpoint(tmp_path / "training"), tmp_path / f"mp{size}", size=size)
+        written = convert(tmp_path / "training", "sat", tmp_path / f"mp{size}", size=size)
         assert written.name == "20"
         assert "lora" not in json.loads((tmp_path / f"mp{size}" / "model_config.json").read_text())
         assert (_logits(load(tmp_path / f"mp{size}"), golden) - trained).abs().max() <= 1e-5
@@ -338,7 +335,7 @@ def test_a_prefix_cannot_be_merged(golden, load, tmp_path):
     add_ptuning(model, 3)
     save_adapter(model, tmp_path, base_model="x")
     with pytest.raises(CheckpointError, match="p-tuning prefix, which is no weight"):
-        merge_lora_checkpoint(find_checkpoint(golden / "cogvlm-mini"), tmp_path / "o", adapter=read_adapter(tmp_path))
+        convert(golden / "cogvlm-mini", "sat", tmp_path / "o", adapter=read_adapter(tmp_path))
 
 
 def test_the_script_merges_parts_and_ends_with_one_line(golden, whole, tmp_path, monkeypatch, capsys):
@@ -354,11 +351,11 @@ def test_the_script_merges_parts_and_ends_with_one_line(golden, whole, tmp_path,
 
 def test_cogagent_too(golden, tmp_path):
     if not (golden / "cogagent-mini-mp2").is_dir():
-        merge_model(find_checkpoint(golden / "cogagent-mini"), tmp_path / "two", size=2)
+        convert(golden / "cogagent-mini", "sat", tmp_path / "two", size=2)
         source = tmp_path / "two"
     else:
         source = _two_parts(golden, tmp_path, "cogagent-mini")
-    merge_model(find_checkpoint(source), tmp_path / "one")
+    convert(source, "sat", tmp_path / "one")
     weights = read_weights(find_checkpoint(tmp_path / "one").files[0])
     expected = read_weights(find_checkpoint(golden / "cogagent-mini").files[0])
     assert weights.keys() == expected.keys()

@@ -14,9 +14,7 @@ import torch
 from mixins.lora import LoRASettings, apply_lora
 from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.convert import convert
-from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights, save_checkpoint
-from sat_models.checkpoint.merge import merge_model
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.common import quantised as layers
 from sat_models.models.common.quantisation import Quantisation
@@ -127,7 +125,7 @@ def test_written_by_the_script_and_read_again(quantised, tmp_path, monkeypatch, 
     for wrong in ({"quant": 12 - _bits(quantised)}, {"quant": _bits(quantised), "quant_skip": ["mixins.eva.*"]}):
         with pytest.raises(ConfigError, match=r"all but \*.lm_head; load it without quant"):
             load_pretrained(tmp_path / "out", device="cpu", **wrong)
-    merged = merge_model(find_checkpoint(tmp_path / "out"), tmp_path / "one", dtype=torch.bfloat16)
+    merged = convert(tmp_path / "out", "sat", tmp_path / "one", dtype=torch.bfloat16)
     scales = {n: v for n, v in read_weights(merged / "mp_rank_00_model_states.pt").items() if n.endswith("quant_scale")}
     assert scales and all(value.equal(quantised.model.state_dict()[name]) for name, value in scales.items())
 

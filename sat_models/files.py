@@ -1,0 +1,123 @@
+"""Files that appear whole or not at all, and JSONL that an interrupted run goes on with.
+
+What is to be whole is written beside its place, flushed to the disk and renamed into it. JSONL of answers grows line by
+line instead: a line that was cut off is told by what it is, and its answer is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sat_models.text import json_line
+
+
+def draft_of(place: Path) -> Path:
+    """Where a file or folder is written before it gets its name; worthless once its process is gone."""
+    return place.with_name(f".{place.name}.writing")
+
+
+@contextlib.contextmanager
+def whole_file(place: Path) -> Iterator[Path]:
+    """Gives the path of a draft, which takes its name at the end of the block; a block that fails leaves nothing."""
+    draft = draft_of(place)
+    try:
+        yield draft
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
+        draft.replace(place)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(place.parent)
+
+
+def write_text(place: Path, text: str) -> None:
+    """Make or replace a small file. Raises OSError."""
+    with whole_file(place) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(place: Path, content: Any) -> None:
+    """The same with JSON, for people to read. Raises OSError."""
+    write_text(place, json.dumps(content, indent=2) + "\n")
+
+
+def write_jsonl(place: Path, records: Iterable[Any]) -> None:
+    """The same with one record a line. Raises OSError."""
+    with whole_file(place) as draft, draft.open("w", encoding="utf-8") as file:
+        file.writelines(map(json_line, records))
+
+
+def copy_file(source: Path, place: Path) -> None:
+    """Copy the content of a file. Raises OSError."""
+    with whole_file(place) as draft:
+        shutil.copyfile(source, draft)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def numbered_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """The lines of a text file that hold something, numbered from 1.
+
+    A line ends at a line feed alone: what else Unicode calls a line end may stand inside a JSON string.
+
+    Args:
+        errors: as in `bytes.decode`, for bytes that are no UTF-8.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors=errors)
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def kept_records(path: Path, *, whole: Callable[[dict[str, Any]], bool] = lambda record: True) -> list[dict[str, Any]]:
+    """The objects of a JSONL file that a run has left; empty where there is no file.
+
+    Args:
+        whole: says which of them count; lines that were cut off never do.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for _, line in numbered_lines(path, errors="replace"):  # a character may be cut in two
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and whole(record):
+                records.append(record)
+    return records
+
+
+@contextlib.contextmanager
+def appended_records(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Gives what appends a record to a JSONL file, each at once; to no file for None.
+
+    A line that a killed run has cut off is ended first.
+    """
+    if path is None:
+        yield lambda record: None
+        return
+    with path.open("a+b") as file:
+        if file.tell() and not _ends_line(file):
+            file.write(b"\n")
+
+        def append(record: dict[str, Any]) -> None:
+            file.write(json_line(record).encode("utf-8"))
+            file.flush()
+
+        yield append
+
+
+def _ends_line(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
