@@ -168,7 +168,7 @@ def test_saving_and_loading_again(folder, load, whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dies_in", ["start_staging", "write_rank_weights", "publish", "write_text", "point_latest", "rename"]
+    "dies_in", ["start_staging", "write_rank_weights", "publish", "write_json", "point_latest", "rename"]
 )
 def test_a_crash_while_saving_keeps_the_former_checkpoint(folder, load, whole, tmp_path, monkeypatch, dies_in):
     model, config, target = load(folder), make_config(find_checkpoint(folder).config), tmp_path / "saved"
