@@ -97,11 +97,12 @@ class HFPlan:
         self._tokenizer_file = tokenizer_file or opened.tokenizer_file
         self._data = {**family.config_to_hf(opened.config)}
         self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
-        self._keys = family.keys
+        self._keys = family.keys_of(opened.config)
         layers = opened.config["num_layers"]
         self._names = {hf: sat for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)}
         sizes = opened.bytes_of(dtype, opened.weights.names)
-        parts = {hf: sizes[sat] // self._keys.place(hf).parts for hf, sat in self._names.items()}
+        shares = {hf: self._keys.share(hf) for hf in self._names}
+        parts = {hf: sizes[sat] * shares[hf][0] // shares[hf][1] for hf, sat in self._names.items()}
         self._shards = list(_shards(parts, shard_bytes))
 
     def bytes(self) -> int:
@@ -155,6 +156,7 @@ def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
 
 
 def _card(name: str, data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    image = f"Pictures: {config['eva_args']['image_size'][0]} px; " if "eva_args" in config else ""
     return f"""---
 tags: [vision-language]
 ---
@@ -164,7 +166,7 @@ TODO: what this model is for, what it was trained on, and the licence of its wei
 from applies).
 
 - Architecture: {data["architectures"][0]}, {config["num_layers"]} layers, width {config["hidden_size"]}
-- Pictures: {config["eva_args"]["image_size"][0]} px; weights: {data["torch_dtype"]}
+- {image}weights: {data["torch_dtype"]}
 
 Load it with the zoo of SAT models; no remote code is needed:
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,7 +24,8 @@ from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import model_class
 from sat_models.models.cogagent import keys as cogagent_keys
 from sat_models.models.cogvlm import keys as cogvlm_keys
-from sat_models.models.common.hf_family import HFFamily, Place
+from sat_models.models.common.hf_family import HFFamily, KeyTable, Place
+from sat_models.models.llama import keys as llama_keys
 from sat_models.models.llava import keys as llava_keys
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -33,7 +33,7 @@ SINGLE_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
 FAMILIES: dict[str, HFFamily] = {
     family.architecture: family
-    for family in (cogvlm_keys.FAMILY, cogagent_keys.FAMILY, llava_keys.FAMILY, llava_keys.ORIGINAL)
+    for family in (cogvlm_keys.FAMILY, cogagent_keys.FAMILY, llava_keys.FAMILY, llava_keys.ORIGINAL, llama_keys.FAMILY)
 }
 """By the name in `architectures` of a `config.json`."""
 
@@ -41,13 +41,16 @@ _AGAIN = "Copy or download it again."
 
 
 class JoinedWeights(Mapping[str, Tensor]):
-    """Weights by SAT's names. What is stored in several parts is joined when it is asked for, and not kept."""
+    """Weights by SAT's names. What is stored in parts, or in another order, is put together when it is asked for, and
+    not kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: KeyTable) -> None:
+        self._keys, self._places = keys, dict[str, Place]()
         self._parts: dict[str, list[Tensor | None]] = {}
 
     def put(self, place: Place, value: Tensor) -> bool:
         """Take what belongs in a place; False if something else is there."""
+        self._places[place.name] = place
         parts = self._parts.setdefault(place.name, [None] * place.parts)
         if parts[place.part] is not None:
             return parts[place.part].equal(value)
@@ -59,8 +62,7 @@ class JoinedWeights(Mapping[str, Tensor]):
         return [name for name, parts in self._parts.items() if any(part is None for part in parts)]
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = self._parts[name]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._keys.sat_value(self._places[name], self._parts[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -111,33 +113,37 @@ class HFCheckpoint(SATCheckpoint):
             if twice := sorted(found.keys() & shard.keys()):
                 raise CheckpointError(f"{twice[0]} stands in two shards of {self.folder}. {_AGAIN}")
             found |= shard
-        own = by_sat_names(self.family, found, self.folder)
+        keys = self.family.keys_of(self.config)
+        own = by_sat_names(self.family, keys, found, self.folder)
         further = self.further()
         if not further:
             return [own]
-        apart = by_sat_names(self.family, further, self.folder)
+        apart = by_sat_names(self.family, keys, further, self.folder)
         return [ChainMap(own, apart)]
 
 
-def by_sat_names(family: HFFamily, found: Mapping[str, Tensor], folder: Path) -> JoinedWeights:
+def by_sat_names(family: HFFamily, keys: KeyTable, found: Mapping[str, Tensor], folder: Path) -> JoinedWeights:
     """Weights of a Hugging Face form under SAT's names; unknown names are kept, marked as such.
+
+    Args:
+        keys: the form's, for a model with its heads.
 
     Raises:
         CheckpointError: layers that disagree on what they share, or a part that is missing.
     """
-    weights = JoinedWeights()
+    weights = JoinedWeights(keys)
     for name, value in found.items():
         plain = family.canonical(name)
         if plain is None:
             continue
         try:
-            place = family.keys.place(plain)
+            place = keys.place(plain)
         except CheckpointError:
             place = Place(f"{name} (no weight of {family.architecture})")
         if not weights.put(place, value[None] if place.lifted else value):
             raise CheckpointError(f"{folder}: {name} differs from the same table in another layer")
     if half := weights.incomplete():
-        raise CheckpointError(f"{folder}: one of {', '.join(family.keys.all_hf(half[0], 1))} is missing. {_AGAIN}")
+        raise CheckpointError(f"{folder}: one of {', '.join(keys.all_hf(half[0], 1))} is missing. {_AGAIN}")
     return weights
 
 

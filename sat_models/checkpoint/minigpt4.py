@@ -59,7 +59,8 @@ class MiniGPT4Files(SATCheckpoint):
             width, kind = config.eva_args.hidden_size, next(iter(found.values()))
             found.setdefault("ln_vision.weight", kind.new_ones(width))
             found.setdefault("ln_vision.bias", kind.new_zeros(width))
-        return [by_sat_names(minigpt4_keys.FAMILY, minigpt4_keys.renamed(found, config), self.folder)]
+        keys = minigpt4_keys.KEYS.of_heads(config.heads)
+        return [by_sat_names(minigpt4_keys.FAMILY, keys, minigpt4_keys.renamed(found, config), self.folder)]
 
 
 def open_minigpt4(folder: Path) -> MiniGPT4Files:

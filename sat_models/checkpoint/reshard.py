@@ -7,6 +7,7 @@ so with memory-mapped parts each rank touches its own slice of the file only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,8 @@ class SplitRule:
     Attributes:
         dim: dimension that is cut; None = every rank holds the whole.
         parts: relative sizes of the blocks along `dim` that are cut each on its own and then joined: (1, 1, 1) for
-            QKV (q, k and v are cut separately), (1, 1) for the key_value of cross-attention, (1,) for the rest.
+            QKV (q, k and v are cut separately; (4, 1, 1) where four queries share a key), (1, 1) for the key_value of
+            cross-attention, (1,) for the rest.
     """
 
     dim: int | None = None
@@ -67,7 +69,8 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     if isinstance(module, VocabParallelEmbedding):
         return {"weight": SplitRule(0)}
     if isinstance(module, ColumnParallelLinear):
-        parts = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
+        given = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
+        parts = tuple(part // math.gcd(*given) for part in given)
         return {name: SplitRule(0, parts) for name in ("weight", "bias", SCALE)}
     if isinstance(module, RowParallelLinear):  # its bias stays whole, and so does a scale for each output
         scale = getattr(module, SCALE, None)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mixins.heads import HeadLayout
 from sat_models.checkpoint import hf_writer
 from sat_models.checkpoint import io as checkpoint_io
 from sat_models.checkpoint.convert import convert, save_hf
@@ -26,6 +27,7 @@ from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import make_config
 from sat_models.models.cogagent import keys as cogagent_keys
 from sat_models.models.cogvlm import keys as cogvlm_keys
+from sat_models.models.common.hf_family import Joined, KeyTable, Packed
 from sat_models.zoo import load_pretrained
 
 NAMES = ("cogvlm-mini", "cogagent-mini")
@@ -202,7 +204,7 @@ def test_damaged_folders_say_what_is_wrong(hub, tmp_path):
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../x.safetensors"}}))
     with pytest.raises(CheckpointError, match="refused"):
         load_pretrained(hub, device="cpu")
-    (hub / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (hub / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
     with pytest.raises(ConfigError, match="Hugging Face folder of another model"):
         load_pretrained(hub, device="cpu")
 
@@ -294,3 +296,27 @@ def test_an_id_lies_under_sat_home_or_on_the_hub(hub, tmp_path, monkeypatch):
     hub.rename(home / "cogvlm-chat-hf")
     assert load_pretrained("THUDM/cogvlm-chat-hf", device="cpu").checkpoint.folder == home / "cogvlm-chat-hf"
     assert len(asked) == 1
+
+
+class TestHeadsInKeyTables:
+    HEADS = HeadLayout(num_heads=4, num_kv_heads=2, head_dim=3, rotary_dim=3)
+    ROWS = torch.arange(8 * 3 * 5).view(24, 5)
+
+    def test_q_k_and_v_are_of_their_own_sizes(self) -> None:
+        table = KeyTable({"qkv.weight": Joined(("q.weight", "k.weight", "v.weight"), by_heads=True)})
+        table = table.of_heads(self.HEADS)
+        parts = [table.hf_value(name, self.ROWS) for name in ("q.weight", "k.weight", "v.weight")]
+        assert [len(part) for part in parts] == [12, 6, 6]
+        assert table.share("q.weight") == (4, 8) and table.share("v.weight") == (2, 8)
+        assert table.sat_value(table.place("q.weight"), parts).equal(self.ROWS)
+
+    def test_packed_rows_are_group_by_group(self) -> None:
+        """As InternLM2: for each group its queries, its key, its value."""
+        table = KeyTable({"qkv.weight": Packed("wqkv.weight")}).of_heads(self.HEADS)
+        packed = table.hf_value("wqkv.weight", self.ROWS)
+        groups = packed.view(2, 4, 3, 5)  # two queries, key and value of each group
+        assert groups[:, :2].reshape(12, 5).equal(self.ROWS[:12])
+        assert groups[:, 2].reshape(6, 5).equal(self.ROWS[12:18]) and groups[:, 3].reshape(6, 5).equal(self.ROWS[18:])
+        assert table.sat_value(table.place("wqkv.weight"), [packed]).equal(self.ROWS)
+        assert table.hf_value("wqkv.weight", self.ROWS[:, 0]).equal(packed[:, 0]), "biases alike"
+        assert table.extended({"a": "b"}).heads == self.HEADS

@@ -11,18 +11,18 @@ from sat_models.models.build import build_model, make_config
 from sat_models.models.common.llama import LLaMAModel
 
 SIZES = {
-    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 96, "vocab_size": 160,
+    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 128, "vocab_size": 160,
     "max_sequence_length": 128, "layernorm_epsilon": 1e-5,
 }  # fmt: skip
 THEIRS = {
-    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 160,
+    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 160,
     "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "num_key_value_heads": 2, "tie_word_embeddings": False,
     "pad_token_id": 0,
 }  # fmt: skip
 PEERS = {
     "llama": (
-        "LlamaForCausalLM", {"head_dim": 24, "rope_theta": 500000.0},
-        {"num_kv_heads": 2, "head_dim": 24, "rope_theta": 500000.0},
+        "LlamaForCausalLM", {"head_dim": 32, "rope_theta": 500000.0},
+        {"num_kv_heads": 2, "head_dim": 32, "rope_theta": 500000.0},
     ),
     "qwen2": (
         "Qwen2ForCausalLM", {"rope_theta": 1e6, "use_sliding_window": False},

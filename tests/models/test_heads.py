@@ -102,7 +102,7 @@ def test_a_prefix_and_lanes_know_the_key_value_heads() -> None:
         torch.testing.assert_close(model(PROMPT[:1], lane_mask=lane)[0], expected, **CLOSE)
         model.del_mixin("packed")
         prefix = add_ptuning(model, 3)
-        assert prefix.prefix[0].shape == (2, 2, 3, 24)
+        assert prefix.prefix[0].shape == (2, 2, 3, 32)
         assert not torch.allclose(model(PROMPT[:1])[0], expected)
 
 

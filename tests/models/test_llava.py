@@ -206,8 +206,9 @@ def test_what_is_missing_or_not_supported_is_named(theirs: Any, hub: Path, tmp_p
     with pytest.raises(CheckpointError, match=r"vision tower \(mm_vision_tower\), openai/clip-tiny, is not in"):
         find_checkpoint(folder)
     for place, change, message in (
-        ("text_config", {"num_key_value_heads": 2}, "num_key_value_heads = 2 is not supported"),
-        ("text_config", {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_theta = 500000.0"),
+        ("text_config", {"num_key_value_heads": 3}, "num_attention_heads = 4 is not divisible by 3"),
+        ("text_config", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear"}}, "rope_type = 'linear'"),
+        ("text_config", {"attention_bias": True}, "attention_bias = True is not supported"),
         ("vision_config", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; 'quick_gelu' is"),
         ("", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy = 'full'"),
         ("", {"vision_feature_layer": 3}, "feature_layer is 3"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from sat_models.config import PictureConfig
+from mixins.heads import HeadLayout
+from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
 
 SAT_KEY = "sat_model_config"
@@ -22,9 +24,18 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Joined:
-    """Weights that SAT holds as one, one below the other (q, k and v)."""
+    """Weights that SAT holds as one, one below the other: of one size, or q, k and v by the model's heads."""
 
     names: tuple[str, ...]
+    by_heads: bool = False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """q, k and v as one weight on both sides: whole parts in SAT, and in the files group by group, each with its
+    queries, its key and its value (`wqkv` of InternLM2)."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,12 @@ class Place:
     part: int = 0
     parts: int = 1
     lifted: bool = False
+    by_heads: bool = False
+    packed: bool = False
+
+
+Row = str | Joined | Lifted | Packed
+"""What stands for a weight of SAT's in the files."""
 
 
 class KeyTable:
@@ -52,29 +69,40 @@ class KeyTable:
             a tower.
         per_layer: the same for weights that SAT holds once and Hugging Face once per layer.
         left_out: SAT names of tables that Hugging Face's files do not have; they follow from the sizes.
+        heads: of the language model; needed where weights are cut or ordered by them.
     """
 
     def __init__(
         self,
-        rows: Mapping[str, str | Joined | Lifted],
+        rows: Mapping[str, Row],
         per_layer: Mapping[str, str] | None = None,
         left_out: Collection[str] = (),
+        *,
+        heads: HeadLayout | None = None,
     ) -> None:
         self.rows, self.per_layer, self.left_out = dict(rows), dict(per_layer or {}), frozenset(left_out)
+        self.heads = heads
         self._to_hf: dict[str, tuple[str, ...]] = {}
         self._to_sat: dict[str, Place] = {}
         for sat, hf in [*rows.items(), *self.per_layer.items()]:
-            names = hf.names if isinstance(hf, Joined) else (hf.name if isinstance(hf, Lifted) else hf,)
+            names = hf.names if isinstance(hf, Joined) else (hf if isinstance(hf, str) else hf.name,)
             sat, names = _PLACE.sub("{}", sat), tuple(_PLACE.sub("{}", name) for name in names)
             if sat in self._to_hf or self._to_sat.keys() & set(names):
                 raise ValueError(f"a name stands in the key table twice: {sat} or {', '.join(names)}")
             self._to_hf[sat] = names
             for part, name in enumerate(names):
-                self._to_sat[name] = Place(sat, part, len(names), isinstance(hf, Lifted))
+                by_heads = isinstance(hf, Joined) and hf.by_heads
+                self._to_sat[name] = Place(
+                    sat, part, len(names), isinstance(hf, Lifted), by_heads, isinstance(hf, Packed)
+                )
 
-    def extended(self, rows: Mapping[str, str | Joined | Lifted]) -> KeyTable:
+    def extended(self, rows: Mapping[str, Row]) -> KeyTable:
         """This table with more rows."""
-        return KeyTable({**self.rows, **rows}, self.per_layer, self.left_out)
+        return KeyTable({**self.rows, **rows}, self.per_layer, self.left_out, heads=self.heads)
+
+    def of_heads(self, heads: HeadLayout) -> KeyTable:
+        """This table for a model with such heads."""
+        return KeyTable(self.rows, self.per_layer, self.left_out, heads=heads)
 
     def place(self, name: str) -> Place:
         """Where the weight of a Hugging Face name belongs. Raises CheckpointError for an unknown one."""
@@ -105,7 +133,44 @@ class KeyTable:
         place = self.place(name)
         if place.lifted:
             return value[0]
-        return value if place.parts == 1 else value.chunk(place.parts)[place.part].clone()
+        if place.packed:
+            return value[self._packed_rows(len(value))]
+        if place.parts == 1:
+            return value
+        first, rows = self._part(place, len(value))
+        return value.narrow(0, first, rows).clone()
+
+    def sat_value(self, place: Place, parts: Sequence[Tensor]) -> Tensor:
+        """What SAT holds of a weight, out of the values of its parts."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+        return whole[self._packed_rows(len(whole)).argsort()] if place.packed else whole
+
+    def share(self, name: str) -> tuple[int, int]:
+        """How much of the SAT weight that holds it a Hugging Face name has: so many of so many equal pieces."""
+        place = self.place(name)
+        sizes = self._sizes(place)
+        return sizes[place.part], sum(sizes)
+
+    def _part(self, place: Place, rows: int) -> tuple[int, int]:
+        """First row and number of rows of a part."""
+        sizes = self._sizes(place)
+        unit = rows // sum(sizes)
+        return unit * sum(sizes[: place.part]), unit * sizes[place.part]
+
+    def _sizes(self, place: Place) -> tuple[int, ...]:
+        return self._known_heads().parts if place.by_heads else (1,) * place.parts
+
+    def _packed_rows(self, rows: int) -> Tensor:
+        """Of the rows as SAT has them, those of the files in their order."""
+        heads = self._known_heads()
+        queries, keys, values = torch.arange(rows).view(heads.row_heads, -1).split(heads.parts)
+        groups = queries.unflatten(0, (heads.num_kv_heads, heads.group))
+        return torch.cat((groups, keys[:, None], values[:, None]), dim=1).flatten()
+
+    def _known_heads(self) -> HeadLayout:
+        if self.heads is None:
+            raise ValueError("this table cuts weights by heads: `of_heads` makes it one of a model")
+        return self.heads
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
@@ -137,12 +202,16 @@ class HFFamily:
 
     architecture: str
     model_class: str
-    config_class: type[PictureConfig]
+    config_class: type[LanguageConfig]
     keys: KeyTable
     versions: Mapping[str, str]
     sizes_to_sat: Callable[[Mapping[str, Any]], dict[str, Any]]
     sizes_to_hf: Callable[[Any], dict[str, Any]] | None = None
     canonical: Callable[[str], str | None] = _unchanged
+
+    def keys_of(self, config: Mapping[str, Any]) -> KeyTable:
+        """The table for a model, from the content of its `model_config.json`."""
+        return self.keys.of_heads(self.config_class.from_dict(dict(config)).heads)
 
     def config_to_sat(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `model_config.json` from that of `config.json`.
