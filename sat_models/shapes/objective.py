@@ -99,7 +99,7 @@ class TinyObjective(nn.Module):
         told = batch.mention_classes[..., 0] >= 0
         mention = self.mention_head(hidden[told], batch.mention_classes[told], batch.mention_box[told])
         trained = batch.labels >= 0
-        each = F.cross_entropy(logits[trained].float(), batch.labels[trained], reduction="none")
+        each = F.cross_entropy(logits.float(), batch.labels[trained], reduction="none")
         parts = {k: v.detach() for k, v in dense.items()}
         parts |= {f"mention_{k}": v.detach() for k, v in mention.items()}
         tasks = batch.task_ids[trained]
@@ -112,7 +112,8 @@ class TinyObjective(nn.Module):
         return loss + self.recipe.mention_weight * sum(mention.values()), parts
 
     def _run(self, batch: LaneBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits, the tower's features, and what the last language layer is given."""
+        """-> logits [W, vocab] where labels are, the tower's features, and what the last language layer is given."""
+        wanted = (batch.labels >= 0).flatten().nonzero().flatten()
         kept: dict[str, Tensor] = {}
         last = self.model.transformer.layers[-1].input_layernorm
         hooks = [
@@ -120,7 +121,7 @@ class TinyObjective(nn.Module):
             last.register_forward_pre_hook(lambda _, given: kept.update(hidden=given[0])),
         ]
         try:
-            logits = self.model(**batch.model_inputs())[0]
+            logits = self.model(**batch.model_inputs(), wanted_positions=wanted)[0]
         finally:
             for hook in hooks:
                 hook.remove()
