@@ -106,8 +106,8 @@ def train_tiny(
 
 
 def export_tiny(engine: Any, config: CogVLMConfig, tokenizer_file: Path, run: Path) -> Path:
-    """Write what a finished run made to `cogvlm-tiny` in its folder: the weights in SAT layout, fp16, without what
-    served training only, and `training.json` with recipe, seconds, machine and the last milestone. Returns that folder."""
+    """Write what a finished run made to `cogvlm-tiny` in its folder and return that: the weights in SAT layout, fp16,
+    without what served training only, and `training.json` with recipe, seconds, machine and the last milestone."""
     folder, objective = run / "cogvlm-tiny", engine.module
     objective.model.del_mixin("packed")
     save_checkpoint(objective.model, folder, config, step=1, dtype=torch.float16, tokenizer_file=tokenizer_file)
