@@ -112,13 +112,15 @@ class TinyObjective(nn.Module):
         return loss + self.recipe.mention_weight * sum(mention.values()), parts
 
     def _run(self, batch: LaneBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits [W, vocab] where labels are, the tower's features, and what the last language layer is given."""
+        """-> logits [W, vocab] where labels are, the tower's features, and the language model's states halfway up:
+        names are looked up below, so that layers are left above to compare what was found."""
         wanted = (batch.labels >= 0).flatten().nonzero().flatten()
         kept: dict[str, Tensor] = {}
-        last = self.model.transformer.layers[-1].input_layernorm
+        layers = self.model.transformer.layers
+        middle = layers[len(layers) // 2].input_layernorm
         hooks = [
             self.model.get_mixin("eva").vit_model.register_forward_hook(lambda _, __, out: kept.update(features=out)),
-            last.register_forward_pre_hook(lambda _, given: kept.update(hidden=given[0])),
+            middle.register_forward_pre_hook(lambda _, given: kept.update(hidden=given[0])),
         ]
         try:
             logits = self.model(**batch.model_inputs(), wanted_positions=wanted)[0]
