@@ -45,6 +45,7 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         "bits": stored.bits if stored else None,
         "device": vlm.device.type,
         "prompt_style": vlm.processor.version,
+        "boxes": vlm.processor.form.boxes,
     }
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sat_models.errors import InputError
 from sat_models.evaluation.runner import PREDICTIONS_FILE, SCORES_FILE, read_predictions
 from sat_models.evaluation.samples import read_json
+from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.boxes import parse_boxes
 from sat_models.processing.image import load_image
 
@@ -56,7 +57,7 @@ def _cell(entry: dict[str, Any]) -> Image.Image:
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     cell.paste(small, (4, 4))
     draw = ImageDraw.Draw(cell)
-    said = [box.pixels for box in parse_boxes(entry["answer"], *picture.size, use_spacy=False)]
+    said = _pixels_said(entry, picture.size)
     pointing = "accuracy" in entry["scores"]  # there, the other boxes are wrong choices
     for boxes, colour in ((entry["boxes"][:1] if pointing else entry["boxes"], TRUE), (said, SAID)):
         for box in boxes:
@@ -68,6 +69,11 @@ def _cell(entry: dict[str, Any]) -> Image.Image:
     for line, text in enumerate((entry["question"], f"{score}  {entry['answer']}")):
         draw.text((4, _SIDE - 2 + 15 * line), _fitting(draw, text, font), fill="black", font=font)
     return cell
+
+
+def _pixels_said(entry: dict[str, Any], size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    form = BOX_FORMS.get(entry.get("box_form", ""))
+    return [box.pixels for box in parse_boxes(entry["answer"], *size, use_spacy=False, form=form)]
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:

@@ -25,6 +25,7 @@ from sat_models.evaluation.identity import model_identity, pictures_digest, ques
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.image import load_image
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def run(
     runtime.in_step(
         lambda: predict(
             task, samples, answer, output, prompt=prompt, share=share, writes=writes, batch_size=batch_size,
-            progress=runtime.rank() == 0,
+            progress=runtime.rank() == 0, boxes=vlm.processor.form.boxes,
         )
     )  # fmt: skip
     if lock is None:
@@ -198,6 +199,7 @@ def predict(
     writes: bool = True,
     batch_size: int = 8,
     progress: bool = True,
+    boxes: str = "thousand",
 ) -> None:
     """Answers what is not answered yet.
 
@@ -205,6 +207,7 @@ def predict(
         share: (number of this process, number of processes): it takes every so-manieth sample.
         writes: False on the processes that only help another with its share of the model.
         batch_size: questions asked at a time; each is written as soon as its batch is done.
+        boxes: how the model writes boxes, a name of `BOX_FORMS`.
     """
     done = {entry["id"] for entry in read_predictions(output)}
     todo = [sample for sample in samples[share[0] :: share[1]] if sample.id not in done]
@@ -216,17 +219,19 @@ def predict(
         for start in range(0, len(todo), batch_size):
             some = todo[start : start + batch_size]
             pictures = [load_image(sample.image) for sample in some]
-            questions = [question_of(prompt, s, p.size) for s, p in zip(some, pictures, strict=True)]
+            questions = [question_of(prompt, s, p.size, BOX_FORMS[boxes]) for s, p in zip(some, pictures, strict=True)]
             answers = answer(list(zip(pictures, questions, strict=True)))
             sizes = [picture.size for picture in pictures]
-            entries = [_entry(task, *each) for each in zip(some, sizes, questions, answers, strict=True)]
+            entries = [_entry(task, *each, boxes) for each in zip(some, sizes, questions, answers, strict=True)]
             if writes:
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             bar.update(len(some))
 
 
-def _entry(task: str, sample: Sample, size: Sequence[int], question: str, answer: dict[str, Any]) -> dict[str, Any]:
+def _entry(
+    task: str, sample: Sample, size: Sequence[int], question: str, answer: dict[str, Any], boxes: str
+) -> dict[str, Any]:
     """What is kept of an answer.
 
     Args:
@@ -243,15 +248,16 @@ def _entry(task: str, sample: Sample, size: Sequence[int], question: str, answer
         "finish_reason": answer["finish_reason"],
         "references": list(sample.references),
         "boxes": [list(box) for box in sample.boxes],
+        "box_form": boxes,
         "kind": sample.kind,
-        "scores": TASKS[task].score(sample, answer["text"], (size[0], size[1])),
+        "scores": TASKS[task].score(sample, answer["text"], (size[0], size[1]), BOX_FORMS[boxes]),
     }
 
 
 def _scored_anew(task: str, sample: Sample, kept: dict[str, Any]) -> dict[str, Any]:
     """A kept answer with what is right today."""
     answer = {"text": kept["answer"], "tokens": kept["tokens"], "finish_reason": kept["finish_reason"]}
-    return _entry(task, sample, kept["size"], kept["question"], answer)
+    return _entry(task, sample, kept["size"], kept["question"], answer, kept["box_form"])
 
 
 def read_predictions(output: Path) -> list[dict[str, Any]]:

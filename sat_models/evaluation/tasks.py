@@ -12,6 +12,7 @@ from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import caption_metrics
 from sat_models.evaluation.samples import PixelBox, Sample
+from sat_models.processing.box_forms import BoxForm
 from sat_models.processing.boxes import count_boxes, format_boxes, parse_boxes, strip_boxes
 
 Size = tuple[int, int]
@@ -24,26 +25,30 @@ class Task:
 
     Attributes:
         prompt: what is asked; `{question}`, `{expression}` or `{box}` is filled in.
-        score: sample, answer and the picture's size -> scores of the answer.
+        score: sample, answer, the picture's size, and how the model writes boxes (None: any way) -> scores of the
+            answer.
         corpus: all samples and answers -> scores of the corpus, if there are any.
         main: the score that tables show.
         right: the score that says whether one answer is right.
     """
 
     prompt: str
-    score: Callable[[Sample, str, Size], dict[str, float]]
+    score: Callable[..., dict[str, float]]
     corpus: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None
     main: str
     right: str
 
 
-def question_of(prompt: str, sample: Sample, size: Size) -> str:
+def question_of(prompt: str, sample: Sample, size: Size, form: BoxForm | None = None) -> str:
     """What the model is asked: the sample's own prompt where it has one, else `prompt`, filled in.
+
+    Args:
+        form: how the model is told boxes; None is CogVLM's.
 
     Raises:
         ConfigError: the prompt names a word that samples of this task have not.
     """
-    words = {name: format_boxes([word], *size) if name == "box" else word for name, word in sample.words.items()}
+    words = {name: format_boxes([word], *size, form) if name == "box" else word for name, word in sample.words.items()}
     prompt = sample.prompt or prompt
     try:
         return prompt.format(**words)
@@ -54,7 +59,7 @@ def question_of(prompt: str, sample: Sample, size: Size) -> str:
         ) from error
 
 
-def score_caption(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_caption(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """Whether the answer is one of the captions, and whether it lists the same things as one, all of them, or none but
     them; the usual scores are the corpus'."""
     exact = any(metrics.exact_match(answer, reference) for reference in sample.references)
@@ -63,7 +68,7 @@ def score_caption(sample: Sample, answer: str, size: Size) -> dict[str, float]:
     return {"exact_match": float(exact), **{name: float(any(found[name] for found in listed)) for name in things}}
 
 
-def score_vqa(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_vqa(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """Soft accuracy of the challenge, similarity in letters, and equality with the most frequent answer."""
     usual = max(sample.references, key=sample.references.count)
     return {
@@ -73,26 +78,28 @@ def score_vqa(sample: Sample, answer: str, size: Size) -> dict[str, float]:
     }
 
 
-def score_rec(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_rec(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """IoU of the first box of the answer, and whether it is at least one half."""
-    boxes = _pixel_boxes(answer, size)
+    boxes = _pixel_boxes(answer, size, form)
     overlap = metrics.iou(boxes[0], sample.boxes[0]) if boxes else 0.0
     return {"acc@0.5": float(overlap >= 0.5), "iou": overlap, "boxes": float(bool(boxes))}
 
 
-def score_reg(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_reg(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """As a caption, on the answer without boxes."""
     return score_caption(sample, strip_boxes(answer), size)
 
 
-def score_grounded(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_grounded(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """Boxes of the answer against those of the phrases, at IoU 0.5.
 
     `box_*` look at boxes alone; `phrase_*` want a box and its phrase right. Precision is over the boxes that the model
     wrote (one without four values is wrong), recall over those of people. `right`: every phrase is there with a right
     box, and no other box.
     """
-    said = [(metrics.bare_phrase(box.phrase), box.pixels) for box in parse_boxes(answer, *size, use_spacy=False)]
+    said = [
+        (metrics.bare_phrase(box.phrase), box.pixels) for box in parse_boxes(answer, *size, use_spacy=False, form=form)
+    ]
     true = [(metrics.bare_phrase(p), box) for p, box in zip(sample.choices, sample.boxes, strict=True)]
     scores: dict[str, float] = {}
     for name, with_phrase in (("box", False), ("phrase", True)):
@@ -104,10 +111,10 @@ def score_grounded(sample: Sample, answer: str, size: Size) -> dict[str, float]:
     return scores
 
 
-def score_visual7w(sample: Sample, answer: str, size: Size) -> dict[str, float]:
+def score_visual7w(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
     """Which choice the answer is nearest to: by overlap for boxes, by letters for text."""
     if sample.boxes:
-        boxes = _pixel_boxes(answer, size)
+        boxes = _pixel_boxes(answer, size, form)
         overlaps = [metrics.iou(boxes[0], choice) for choice in sample.boxes] if boxes else [0.0]
         right = overlaps[0] > 0 and overlaps[0] == max(overlaps)
         return {"accuracy": float(right), "acc@0.5": float(overlaps[0] >= 0.5), "iou": overlaps[0]}
@@ -153,5 +160,5 @@ def default_prompt(task: str, samples: Sequence[Sample]) -> str:
     return POINTING_PROMPT if pointing else TASKS[task].prompt
 
 
-def _pixel_boxes(answer: str, size: Size) -> list[PixelBox]:
-    return [box.pixels for box in parse_boxes(answer, *size, use_spacy=False)]
+def _pixel_boxes(answer: str, size: Size, form: BoxForm | None) -> list[PixelBox]:
+    return [box.pixels for box in parse_boxes(answer, *size, use_spacy=False, form=form)]

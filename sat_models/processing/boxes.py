@@ -1,7 +1,8 @@
 """Boxes in a model's text: `[[x0,y0,x1,y1]]` <-> pixels, and the phrase each belongs to.
 
-Coordinates in the text are three-digit integers 000-999: x relative to the width, y to the height, times 1000, top-left
-and bottom-right corner; several boxes of one phrase are separated by `;` (CogVLM, arXiv 2311.03079, section 4.3).
+CogVLM's coordinates are three-digit integers 000-999: x relative to the width, y to the height, times 1000, top-left
+and bottom-right corner; several boxes of one phrase are separated by `;` (arXiv 2311.03079, section 4.3). Other
+families write otherwise (`box_forms.py`): all forms are read wherever they stand, and a box says which it was in.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sat_models.errors import InputError
+from sat_models.processing.box_forms import (
+    BOX_FORMS,
+    BoxForm,
+    Corners,
+    groups_in,
+    named_before,
+    read_box,
+    without_groups,
+    write_box,
+    write_group,
+)
 from sat_models.processing.phrases import phrase_before
 
 logger = logging.getLogger(__name__)
@@ -19,8 +31,7 @@ logger = logging.getLogger(__name__)
 LARGEST = 999
 """The largest coordinate the format can write."""
 
-_GROUP = re.compile(r"\[\s*\[([\d\s,;]*(?:\](?:\s*[,;])?\s*\[[\d\s,;]*)*)\]\s*\]")
-_BETWEEN = re.compile(r";|\]\s*[,;]?\s*\[")
+_COGVLM = BOX_FORMS["thousand"]
 
 
 @dataclass(frozen=True)
@@ -30,29 +41,36 @@ class Box:
     Attributes:
         phrase: the noun phrase in front of it, "" if there is none.
         pixels: (x1, y1, x2, y2) in pixels of the picture, fractions kept; x1 <= x2, y1 <= y2.
-        normalized: the same as integers 0-999, as in the text.
+        normalized: the same as integers 0-999, as CogVLM writes them.
+        form: how it stood in the text: its brackets, and what a side was divided into.
     """
 
     phrase: str
     pixels: tuple[float, float, float, float]
     normalized: tuple[int, int, int, int]
+    form: str = "[[]]/1000"
 
     def rounded(self) -> tuple[int, int, int, int]:
         """`pixels` as whole numbers."""
         return tuple(round(value) for value in self.pixels)
 
 
-def parse_boxes(text: str, width: int, height: int, *, use_spacy: bool | None = None) -> list[Box]:
+def parse_boxes(
+    text: str, width: int, height: int, *, use_spacy: bool | None = None, form: BoxForm | None = None
+) -> list[Box]:
     """All boxes in `text`, in order; equal boxes and repeated phrases are all kept.
 
-    Spaces are allowed anywhere, and so is `[[...],[...]]`. What the model got wrong is treated so: corners in the wrong
-    order are swapped, values above 999 become 999, and a box without exactly four values (or one that is not closed)
-    is left out with a debug log, its neighbours kept.
+    Spaces are allowed anywhere, and so are `[[...],[...]]`, `[x0, y0, x1, y1]`, `{<x0><y0><x1><y1>}`,
+    `(x0,y0),(x1,y1)` and fractions. What the model got wrong is treated so: corners in the wrong order are swapped,
+    values above 999 become 999 (of other scales: the picture's edge), and a box without exactly four values (or one
+    that is not closed) is left out with a debug log, its neighbours kept.
 
     Args:
         text: a model's answer.
         width, height: of the picture in pixels.
         use_spacy: None uses spaCy's `en_core_web_sm` for phrases where installed; False never.
+        form: of the model's family (`Processor.box_form`); it says whether boxes are of the picture padded to a
+            square, and what `[0, 0, 1, 1]` means.
 
     Raises:
         InputError: a size below 1.
@@ -60,55 +78,72 @@ def parse_boxes(text: str, width: int, height: int, *, use_spacy: bool | None = 
     _check_size(width, height)
     boxes: list[Box] = []
     phrase, cursor = "", 0
-    for group in _GROUP.finditer(text):
-        found = phrase_before(text[cursor : group.start()], use_spacy=use_spacy)
+    for group in groups_in(text):
+        named, segment = named_before(text[cursor : group.start])
+        found = named if named is not None else phrase_before(segment, use_spacy=use_spacy)
         phrase = phrase if found is None else found  # a box right behind another has the same phrase
-        cursor = group.end()
-        for values in map(_four_values, _BETWEEN.split(group.group(1))):
-            if values is not None:
-                boxes.append(Box(phrase, _to_pixels(values, width, height), values))
+        cursor = group.end
+        for one in group.boxes:
+            if one is None:
+                logger.debug("a box of '%s' has not four values; left out", text[group.start : group.end])
+            else:
+                values, scale = read_box(one, group.style, form)
+                square = form is not None and form.square
+                boxes.append(_box(phrase, values, scale, width, height, square, f"{group.style}/{scale}"))
     return boxes
+
+
+def _box(phrase: str, values: Corners, scale: int, width: int, height: int, square: bool, form: str) -> Box:
+    """A box of numbers as they stand in a text."""
+    if scale == 1000 and not square:
+        normalized = _ordered([round(value) for value in values])
+        return Box(phrase, _to_pixels(normalized, width, height), normalized, form)
+    side = max(width, height)
+    pixels = []
+    for value, size in zip(values, (width, height, width, height), strict=True):
+        whole, margin = (side, (side - size) / 2) if square else (size, 0.0)
+        pixels.append(max(0.0, min(value / scale * whole - margin, float(size))))
+    x0, x1, y0, y1 = *sorted(pixels[::2]), *sorted(pixels[1::2])
+    sizes = (width, height, width, height)
+    normalized = _ordered([round(value * 1000 / size) for value, size in zip((x0, y0, x1, y1), sizes, strict=True)])
+    return Box(phrase, (x0, y0, x1, y1), normalized, form)
 
 
 def count_boxes(text: str) -> int:
     """Boxes that a text writes, those included that `parse_boxes` leaves out because they have not four values."""
-    return sum(len(_BETWEEN.split(group.group(1))) for group in _GROUP.finditer(text))
+    return sum(len(group.boxes) for group in groups_in(text))
 
 
-def format_boxes(boxes: Iterable[Box | Sequence[float]], width: int, height: int) -> str:
+def format_boxes(boxes: Iterable[Box | Sequence[float]], width: int, height: int, form: BoxForm | None = None) -> str:
     """The text of boxes: `[[086,540,400,760]]`, several separated by `;`, "" for none. The inverse of `parse_boxes`.
 
     Args:
         boxes: `Box`es or pixel corners (x1, y1, x2, y2); corners in the wrong order are swapped, what lies outside
             the picture is clamped to 000-999.
         width, height: of the picture in pixels.
+        form: of the model that is told them; None is CogVLM's.
 
     Raises:
         InputError: a size below 1, or corners that are not four finite numbers.
     """
     _check_size(width, height)
-    texts = []
+    form = form or _COGVLM
+    side, texts = max(width, height), []
     for box in boxes:
         corners = box.pixels if isinstance(box, Box) else _four_numbers(box)
-        scaled = [value * 1000 / size for value, size in zip(corners, (width, height, width, height), strict=True)]
-        ordered = _ordered([round(max(-1, min(value, 1000))) for value in scaled])
-        texts.append(",".join(f"{value:03d}" for value in ordered))
-    return f"[[{';'.join(texts)}]]" if texts else ""
+        shares = []
+        for value, size in zip(corners, (width, height, width, height), strict=True):
+            share = (value + (side - size) / 2) / side if form.square else value / size
+            shares.append(max(0.0, min(share, 1.0)))
+        (x0, x1), (y0, y1) = sorted(shares[::2]), sorted(shares[1::2])
+        texts.append(write_box((x0, y0, x1, y1), form))
+    return write_group(texts, form) if texts else ""
 
 
 def strip_boxes(text: str) -> str:
     """`text` without its boxes, for reading aloud or for metrics."""
-    without = _GROUP.sub("", text)
+    without = without_groups(text)
     return re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"[ \t]{2,}", " ", without)).strip()
-
-
-def _four_values(text: str) -> tuple[int, int, int, int] | None:
-    """The values of one box, in order and in range; None where there are not four."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 4 or not all(re.fullmatch(r"\d{1,9}", part, re.ASCII) for part in parts):
-        logger.debug("box '%s' has not four values; left out", text)
-        return None
-    return _ordered([int(part) for part in parts])
 
 
 def _ordered(values: Sequence[int]) -> tuple[int, int, int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm
 from sat_models.errors import ConfigError, InputError
+from sat_models.processing.box_forms import BOX_FORMS, BoxForm
 from sat_models.processing.checks import check_text, check_turns
 from sat_models.processing.image import ImageSource, load_image
 from sat_models.processing.inputs import TokenLayout, VLMInputs
@@ -175,6 +176,11 @@ class Processor:
     def style(self, version: str | None = None) -> PromptStyle:
         """A prompt style by name; None: the default one. Raises UnknownNameError."""
         return find_style(self.styles, version or self.version)
+
+    @property
+    def box_form(self) -> BoxForm:
+        """How this model's family writes boxes."""
+        return BOX_FORMS[self.form.boxes]
 
     def stops(self, version: str | None = None) -> tuple[str, ...]:
         """Texts that end an answer besides the end token."""

@@ -23,6 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.box_forms import BoxForm
 from sat_models.processing.boxes import parse_boxes
 from sat_models.serving.core import Limits, Question, ServerCore
 from sat_models.serving.failures import UnknownModelError, describe, on_error
@@ -137,6 +138,7 @@ class Call:
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.tickets: list[Ticket] = []
         self.size: tuple[int, int] | None = None
+        self.box_form: BoxForm | None = None
         self._cancelled = False
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
@@ -159,6 +161,7 @@ class Call:
         self.inputs = core.prepare(self.question)
         self.most = core.room(self.inputs, self.question.options.max_new_tokens)
         self.size = images[-1].size if images else None
+        self.box_form = core.processor.box_form
 
     @property
     def headers(self) -> dict[str, str]:
@@ -245,7 +248,7 @@ class Call:
 
     def _boxes(self, text: str) -> list[dict[str, Any]]:
         """Boxes of an answer in pixels of the last picture."""
-        found = parse_boxes(text, *self.size) if self.size else []
+        found = parse_boxes(text, *self.size, form=self.box_form) if self.size else []
         return [{"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found]
 
     def _usage(self, done: list[Finished]) -> dict[str, int]:

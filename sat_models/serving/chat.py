@@ -126,8 +126,12 @@ class ChatSession:
             token_ids=tokens.token_ids,
             finish_reason=tokens.finish_reason or "stop",
             prompt_tokens=tokens.prompt_tokens,
-            boxes=parse_boxes(text, *self.image.size) if self.image is not None else [],
+            boxes=self._boxes(text),
         )
+
+    def _boxes(self, text: str) -> list[Box]:
+        form = self._vlm.processor.box_form
+        return parse_boxes(text, *self.image.size, form=form) if self.image is not None else []
 
     def draw(self, answer: Answer, path: Path) -> Path | None:
         """Save the picture with the answer's boxes.

@@ -87,7 +87,7 @@ class Page:
                         text += event.text
                         yield _with_answer(shown, text), talk, None, "", ""
                     elif isinstance(event, Finished):
-                        boxes = parse_boxes(text, *image.size) if image else []
+                        boxes = parse_boxes(text, *image.size, form=self._core.processor.box_form) if image else []
                         cut = f" {words['cut']}" if event.answer.finish_reason == "length" else ""
                         drawn = draw_boxes(image, boxes) if image and boxes else None
                         yield (

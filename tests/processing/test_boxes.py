@@ -11,6 +11,7 @@ from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing import phrases
+from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.boxes import Box, count_boxes, format_boxes, parse_boxes, strip_boxes
 from sat_models.processing.drawing import draw_boxes
 
@@ -67,7 +68,7 @@ def test_pixels() -> None:
         ("[[0,0,1000,12345]]", [(0, 0, 999, 999)]),
         ("[[1,2,3;1,2,3,4;1,2,3,4,5]]", [(1, 2, 3, 4)]),
         ("[[1,2,3,4;]]", [(1, 2, 3, 4)]),
-        ("[[1,2,3]] [[]] [[;]] [[a,b,c,d]] [[0.1,0.2,0.3,0.4]] [[-1,2,3,4]] [[1,2,3,4] [1,2,3,4] 1,2,3,4", []),
+        ("[[1,2,3]] [[]] [[;]] [[a,b,c,d]] [[-1,2,3,4]] 1,2,3,4 [1,2,3] [1,2,3,4,5]", []),
         ("[[1,2,3,4", []),
         ("", []),
         ("[[１,2,3,4]]", []),
@@ -75,6 +76,78 @@ def test_pixels() -> None:
 )
 def test_forms(text: str, expected: list[tuple[int, ...]]) -> None:
     assert [box.normalized for box in parse_boxes(text, 10, 10)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "form"),
+    [
+        ("[0.12, 0.34, 0.56, 0.78]", (24.0, 34.0, 112.0, 78.0), "[]/1"),
+        ("[[0.12, 0.34, 0.56, 0.78]]", (24.0, 34.0, 112.0, 78.0), "[[]]/1"),
+        ("[.12,.34,.56,1.0]", (24.0, 34.0, 112.0, 100.0), "[]/1"),
+        ("{<12><34><56><78>}", (24.0, 34.0, 112.0, 78.0), "{<>}/100"),
+        ("{ <12> <34> <56> <100> }", (24.0, 34.0, 112.0, 100.0), "{<>}/100"),
+        ("[120, 340, 560, 780]", (24.0, 34.0, 112.0, 78.0), "[]/1000"),
+        ("(120,340),(560,780)", (24.0, 34.0, 112.0, 78.0), "(),()/1000"),
+        ("<box>(120, 340) (560, 780)</box>", (24.0, 34.0, 112.0, 78.0), "(),()/1000"),
+        ("[[120.0, 340.0, 560.0, 780.0]]", (24.0, 34.0, 112.0, 78.0), "[[]]/1000"),
+        ("[560, 780, 120, 340]", (24.0, 34.0, 112.0, 78.0), "[]/1000"),
+        ("{<56><78><12><34>}", (24.0, 34.0, 112.0, 78.0), "{<>}/100"),
+        ("{<12><34><56><780>}", (24.0, 34.0, 112.0, 100.0), "{<>}/100"),
+    ],
+)
+def test_forms_of_other_families(text: str, expected: tuple[float, ...], form: str) -> None:
+    (box,) = parse_boxes(f"the dog {text}.", 200, 100, use_spacy=False)
+    assert box.pixels == pytest.approx(expected) and box.form == form and box.phrase == "the dog"
+    assert count_boxes(text) == 1 and strip_boxes(f"the dog {text}.") == "the dog."
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        (
+            "<p>a black dog</p>{<1><2><3><4>}<delim>{<5><6><7><8>} and <p>it</p> {<1><2><3><4>}",
+            ["a black dog"] * 2 + ["it"],
+        ),
+        ("<ref>dogs</ref><box>(1,2),(3,4)</box><box>(5,6),(7,8)</box>", ["dogs", "dogs"]),
+        ("<ref>a cat</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", ["a cat", "a cat"]),
+        ("A dog [0.1, 0.2, 0.3, 0.4] and a cat [0.5, 0.2, 0.6, 0.4].", ["A dog", "a cat"]),
+    ],
+)
+def test_phrases_of_other_families(text: str, phrases: list[str]) -> None:
+    assert [box.phrase for box in parse_boxes(text, 10, 10, use_spacy=False)] == phrases
+
+
+@pytest.mark.parametrize(
+    "text", ["(1,2)", "[1,2,3]", "{<1><2><3>}", "[1, 2, 3, 4, 5]", "{1,2,3,4}", "f(1, 2) + (3)", "1,2,3,4"]
+)
+def test_what_is_no_box(text: str) -> None:
+    assert parse_boxes(text, 10, 10) == [] and strip_boxes(text) == text
+
+
+def test_boxes_of_a_padded_square() -> None:
+    form = BOX_FORMS["unit of square"]
+    (box,) = parse_boxes("[0.25, 0.25, 0.75, 0.75]", 200, 100, form=form)  # 50 pixels above and below
+    assert box.pixels == (50.0, 0.0, 150.0, 100.0)
+    (tall,) = parse_boxes("[0.0, 0.0, 1.0, 0.5]", 100, 200, form=form)
+    assert tall.pixels == (0.0, 0.0, 100.0, 100.0) and tall.normalized == (0, 0, 999, 500)
+    (whole,) = parse_boxes("[0, 0, 1, 1]", 100, 100, form=form)
+    assert whole.pixels == (0.0, 0.0, 100.0, 100.0)
+    (tiny,) = parse_boxes("[0, 0, 1, 1]", 100, 100)
+    assert tiny.pixels == (0.0, 0.0, 0.1, 0.1), "without a family, whole numbers are of a thousand"
+
+
+@pytest.mark.parametrize("name", BOX_FORMS)
+@pytest.mark.parametrize("size", [(200, 100), (90, 230), (64, 64)])
+def test_every_form_is_read_as_it_is_written(name: str, size: tuple[int, int]) -> None:
+    form, chance = BOX_FORMS[name], random.Random(name)
+    step = max(size) / form.scale if form.scale > 1 else max(size) / 100
+    for _ in range(50):
+        boxes = []
+        for _ in range(chance.randrange(1, 4)):
+            x, y = sorted(chance.sample(range(size[0]), 2)), sorted(chance.sample(range(size[1]), 2))
+            boxes.append((x[0], y[0], x[1], y[1]))
+        read = parse_boxes(format_boxes(boxes, *size, form), *size, form=form)
+        assert [box.pixels for box in read] == [pytest.approx(box, abs=step) for box in boxes]
 
 
 def test_format() -> None:
@@ -122,6 +195,12 @@ def test_boxes_are_counted_as_written() -> None:
 
 def test_parsing_is_linear() -> None:
     for text in (
+        "(1,2)" + " " * 50000 + "x",
+        "(1,2)," * 20000,
+        "{<1>" * 20000,
+        "[1, " * 20000,
+        "[0." + "1" * 50000,
+        "<p>" * 20000 + A,
         "[[" * 20000,
         "[[1,2,3,4;" * 20000,
         "word " * 20000 + A,

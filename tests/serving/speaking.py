@@ -49,6 +49,7 @@ class _Decoder:
 
 class _Processor:
     tokenizer = SimpleNamespace(stream=_Decoder)
+    box_form = None
 
     def stops(self, version: str | None) -> tuple[str, ...]:
         return ("###",) if version == "llava_v0" else ()

@@ -49,8 +49,9 @@ class LLaVAConfig(LLaMAConfig, PictureConfig):
 
     @property
     def sequence_form(self) -> SequenceForm:
-        """A plain sequence."""
-        return dataclasses.replace(PLAIN_FORM, slot_id=self.image_token_id)
+        """A plain sequence; boxes are fractions, of the padded square in 1.5."""
+        boxes = "unit of square" if self.square_padding else "unit"
+        return dataclasses.replace(PLAIN_FORM, slot_id=self.image_token_id, boxes=boxes)
 
     @property
     def images(self) -> SquareImages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,8 +58,8 @@ class MiniGPT4Config(LLaMAConfig, PictureConfig):
 
     @property
     def sequence_form(self) -> SequenceForm:
-        """A plain sequence."""
-        return PLAIN_FORM
+        """A plain sequence; MiniGPT-v2 writes boxes in hundreds."""
+        return dataclasses.replace(PLAIN_FORM, boxes="hundred")
 
     def to_dict(self) -> dict[str, Any]:
         """As the content of a `model_config.json`."""

@@ -1,0 +1,135 @@
+"""How families write boxes: brackets, what a side is divided into, and of which picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+Corners = tuple[float, float, float, float]
+"""x0, y0, x1, y1."""
+
+
+@dataclass(frozen=True)
+class BoxForm:
+    """What a family's boxes mean, and how it is told one.
+
+    Attributes:
+        scale: what a side is divided into.
+        style: the brackets that one is written with: a key of `STYLES`.
+        square: the sides are those of the picture padded to a square, its middle the picture's.
+    """
+
+    scale: int = 1000
+    style: str = "[[]]"
+    square: bool = False
+
+
+BOX_FORMS: dict[str, BoxForm] = {
+    "thousand": BoxForm(),
+    "unit": BoxForm(scale=1, style="[]"),
+    "unit of square": BoxForm(scale=1, style="[]", square=True),
+    "hundred": BoxForm(scale=100, style="{<>}"),
+}
+"""By the name that a family's `SequenceForm.boxes` has: CogVLM's, LLaVA's without and with padding (as LLaVA's issue
+606 found), MiniGPT-v2's."""
+
+_NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
+_FOUR = r"\s*,\s*".join([_NUMBER] * 4)
+_POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
+_LIST = r"[\d\s,;.]*"
+_GROUP = re.compile(
+    rf"(?P<double>\[\s*\[{_LIST}(?:\](?:\s*[,;])?\s*\[{_LIST})*\]\s*\])"
+    rf"|(?P<single>\[\s*{_FOUR}\s*\])"
+    r"|(?P<braces>\{\s*(?:<\d{1,9}>\s*){4}\})"
+    rf"|(?P<points>{_POINT}(?:\s*,)?\s*{_POINT})",
+    re.ASCII,
+)
+STYLES = {"[[]]": "double", "[]": "single", "{<>}": "braces", "(),()": "points"}
+"""Brackets -> the group that finds them."""
+_STYLE_OF = {group: style for style, group in STYLES.items()}
+_BETWEEN = re.compile(r";|\]\s*[,;]?\s*\[")
+_NUMBERS = re.compile(_NUMBER, re.ASCII)
+_ONE = re.compile(rf"\s*{_FOUR}\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Boxes that stand together.
+
+    Attributes:
+        start, end: where, in characters.
+        style: a key of `STYLES`.
+        boxes: the text of each; one without four numbers is None.
+    """
+
+    start: int
+    end: int
+    style: str
+    boxes: tuple[str | None, ...]
+
+
+def groups_in(text: str) -> Iterator[Group]:
+    """Every group of boxes of a text, in order, in whatever form."""
+    for found in _GROUP.finditer(text):
+        style = _STYLE_OF[found.lastgroup]
+        if style != "[[]]":
+            boxes: tuple[str | None, ...] = (found.group(),)
+        else:
+            inner = found.group().strip("[] \t\r\n\f\v")
+            boxes = tuple(part if _ONE.fullmatch(part) else None for part in _BETWEEN.split(inner))
+        yield Group(found.start(), found.end(), style, boxes)
+
+
+def without_groups(text: str) -> str:
+    """A text without its boxes and the tags that some families put around them."""
+    without = _GROUP.sub("", text)
+    return _TAGS.sub("", without) if without != text else text
+
+
+_TAGS = re.compile(r"</?(?:box|ref|p)>|<delim>")
+_NAMED = re.compile(r"<(ref|p)>([^<>]*)</\1>")
+
+
+def named_before(segment: str) -> tuple[str | None, str]:
+    """The phrase that tags name in front of a box (the last one), None without; and the segment without tags."""
+    named = [found.group(2).strip() for found in _NAMED.finditer(segment)]
+    return (named[-1] if named else None), _TAGS.sub("", segment)
+
+
+def read_box(text: str, style: str, form: BoxForm | None) -> tuple[Corners, int]:
+    """The four numbers of a box and the scale that they are of.
+
+    Braces are of 100. Numbers with a point, none above 1, are of 1. Whole numbers 0 and 1 alone are of 1 where the
+    family writes so, else of 1000, as everything else.
+    """
+    numbers = _NUMBERS.findall(text)
+    values = tuple(map(float, numbers))
+    if style == "{<>}":
+        return values, 100
+    small = max(values) <= 1
+    if small and (any("." in number for number in numbers) or (form is not None and form.scale == 1)):
+        return values, 1
+    return values, 1000
+
+
+def write_box(shares: Sequence[float], form: BoxForm) -> str:
+    """One box, without the brackets that a group shares.
+
+    Args:
+        shares: corners as shares of the sides, in order, within 0 and 1.
+    """
+    if form.scale == 1:
+        return ", ".join(f"{value:.2f}" for value in shares)
+    if form.style == "{<>}":
+        return "".join(f"<{round(value * form.scale)}>" for value in shares)
+    return ",".join(f"{min(round(value * form.scale), form.scale - 1):03d}" for value in shares)
+
+
+def write_group(boxes: Sequence[str], form: BoxForm) -> str:
+    """Boxes of `write_box` as one text."""
+    if form.style == "[[]]":
+        return f"[[{';'.join(boxes)}]]"
+    opening, closing = {"[]": ("[", "]"), "{<>}": ("{", "}")}[form.style]
+    between = "<delim>" if form.style == "{<>}" else ", "
+    return between.join(f"{opening}{box}{closing}" for box in boxes)
