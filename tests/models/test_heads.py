@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +17,20 @@ from mixins.kv_cache import kv_cache
 from mixins.packed_attention import PackedLanesMixin
 from mixins.ptuning import add_ptuning
 from sat_models import runtime
+from sat_models.checkpoint.huggingface import JoinedWeights
+from sat_models.checkpoint.reshard import split_rules
+from sat_models.config import read_json
 from sat_models.errors import ConfigError
 from sat_models.generation.steps.choose import Stepper
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import load
 from sat_models.models.build import build_model, make_config
+from sat_models.models.common.hf_family import KeyTable
 from sat_models.models.common.llama import LLaMAModel
+from sat_models.models.common.llama_keys import llama_rows
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLOSE = {"atol": 2e-5, "rtol": 0}
 WAYS = ["hooks", "TokenStep", *(["KernelStep"] if load() is not None else [])]
 PROMPT = torch.tensor([[1, 5, 9, 33, 7, 150, 2, 84], [1, 90, 91, 3, 60, 4, 8, 12]])
@@ -116,6 +123,55 @@ def test_gradients_are_transformers() -> None:
     attention = theirs.model.layers[0].self_attn
     expected = torch.cat([getattr(attention, f"{x}_proj").weight.grad for x in "qkv"])
     torch.testing.assert_close(ours.transformer.layers[0].attention.query_key_value.weight.grad, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_the_key_table_moves_the_weights_as_by_hand(name: str) -> None:
+    runtime.init_model_parallel(1)
+    theirs = their_model(name)
+    ours = our_model(name, theirs)
+    keys = KeyTable(llama_rows("model", "lm_head", qkv_bias=ours.config.qkv_bias)).of_heads(ours.config.heads)
+    weights = JoinedWeights(keys)
+    for key, value in theirs.state_dict().items():
+        assert weights.put(keys.place(key), value)
+    expected = ours.state_dict()
+    del expected["mixins.rotary.rotary_emb.inv_freq"]
+    assert weights.keys() == expected.keys() and not weights.incomplete()
+    for key, value in expected.items():
+        assert weights[key].equal(value), key
+        assert all(keys.hf_value(hf, value).equal(theirs.state_dict()[hf]) for hf in keys.all_hf(key, 2))
+
+
+@torch.no_grad()
+def test_a_visual_expert_has_the_same_heads_and_biases_of_its_own() -> None:
+    """CogVLM2's attention. Experts with the language's weights change nothing until their biases do."""
+    runtime.init_model_parallel(1)
+    data = read_json(GOLDEN / "cogvlm-mini" / "model_config.json")
+    keys = {"num_attention_heads": 4, "num_kv_heads": 2, "head_dim": 24, "rope_theta": 5e5, "vision_qkv_bias": True}
+    torch.manual_seed(0)
+    model = build_model(make_config({**data, **keys}), device="cpu").eval()
+    attention, layers = model.get_mixin("rotary"), model.transformer.layers
+    for layer, qkv, dense in zip(
+        layers, attention.vision_query_key_value_list, attention.vision_dense_list, strict=True
+    ):
+        assert qkv.bias.shape == (8 * 24,) and layer.attention.query_key_value.bias is None
+        qkv.weight.copy_(layer.attention.query_key_value.weight)
+        dense.weight.copy_(layer.attention.dense.weight)
+    mlp = model.get_mixin("mlp")
+    for number, layer in enumerate(layers):
+        mlp.vision_dense_h_to_4h_list[number].weight.copy_(layer.mlp.dense_h_to_4h.weight)
+        mlp.vision_dense_4h_to_h_list[number].weight.copy_(layer.mlp.dense_4h_to_h.weight)
+        mlp.vision_gate_proj[number].weight.copy_(mlp.gate_proj[number].weight)
+    plain, mask = model(PROMPT)[0], torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0]] * 2)
+    torch.testing.assert_close(model(PROMPT, vision_expert_mask=mask)[0], plain, **CLOSE)
+    for qkv in attention.vision_query_key_value_list:
+        qkv.bias.normal_(generator=torch.Generator().manual_seed(1))
+    found = model(PROMPT, vision_expert_mask=mask)[0]
+    assert found[:, 0].allclose(plain[:, 0], atol=1e-5) and not found[:, 1:].allclose(plain[:, 1:], atol=1e-3)
+    for way in WAYS:
+        torch.testing.assert_close(decoded(model, way, rows=2), plain[:, 3:], **CLOSE)
+    rule = split_rules(model)["mixins.rotary.vision_query_key_value_list.0.bias"]
+    assert (rule.dim, rule.parts) == (0, (2, 1, 1))
 
 
 def test_heads_of_todays_files_are_as_they_were() -> None:

@@ -19,6 +19,7 @@ from sat_models.checkpoint.adapter import read_adapter, save_adapter
 from sat_models.checkpoint.convert import convert
 from sat_models.errors import ConfigError
 from sat_models.models.common.quantisation import Quantisation
+from sat_models.zoo import load_pretrained
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
@@ -116,6 +117,11 @@ def test_two_processes(wanted: dict[str, Any], folder: Path) -> None:
     torch.testing.assert_close(logits(loaded(folder / "saved")), wanted["logits"], **CLOSE)
     for bits in (8, 4):
         torch.testing.assert_close(logits(loaded(folder / f"saved{bits}")), wanted[f"quant {bits}"], **CLOSE)
+
+
+def test_a_language_model_alone_is_refused_by_the_front_door(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="LLaMAModel is a language model alone"):
+        load_pretrained(folder / "hf", device="cpu")
 
 
 def test_more_parts_than_key_value_heads_are_refused(folder: Path, tmp_path: Path) -> None:
