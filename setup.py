@@ -30,7 +30,14 @@ EXTRAS = {
     "eval": ["pycocoevalcap>=1.2,<2"],
     "track": ["wandb>=0.20,<1"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
-    "test": ["pytest>=9,<10", "ruff>=0.17,<0.18", "openai>=2,<4", "playwright>=1.50,<2", "transformers>=5.17,<6"],
+    "test": [
+        "pytest>=9,<10",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.17,<0.18",
+        "openai>=2,<4",
+        "playwright>=1.50,<2",
+        "transformers>=5.17,<6",
+    ],
 }
 EXTRAS["all"] = [line for extra in ("serve", "eval", "track", "quant") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.

@@ -23,6 +23,7 @@ from sat_models.serving import server
 from sat_models.serving.core import Limits, Question, ServerCore, answer_events
 from sat_models.serving.requests import Failed, Finished, Piece
 from sat_models.serving.web_texts import LANGUAGES, TEMPLATES, WORDS
+from sat_models.text import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -69,7 +70,8 @@ class Page:
         if picture != talk[0]:
             talk, shown = (picture, []), []
         turns = talk[1]
-        shown = [*shown, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+        asked_as = printable(question)  # what cannot be written is refused below, and must be shown all the same
+        shown = [*shown, {"role": "user", "content": asked_as}, {"role": "assistant", "content": ""}]
         text, image = "", None
         yield shown, talk, None, "", ""
         try:
@@ -101,7 +103,7 @@ class Page:
             if not isinstance(error, ZooError):
                 logger.exception("an answer failed")
             said = error.public if isinstance(error, ZooError) else f"{type(error).__name__}: {error}"
-            yield _with_answer(shown, f"**{words['error']}:** {said}"), talk, None, "", question
+            yield _with_answer(shown, f"**{words['error']}:** {said}"), talk, None, "", asked_as
 
     def _open(self, path: str | None) -> Image.Image | None:
         policy = self._core.pictures

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sat_models.processing.pixels import resize
 from sat_models.shapes.scenes import Scene, ShapeObject, distance
 
 DIGIT_HEIGHTS = {"circle": 0.6, "square": 0.7, "triangle": 0.45}
@@ -46,12 +47,13 @@ def _draw_background(scene: Scene) -> Image.Image:
         field = np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None]
         field = ((field - field.min()) / max(np.ptp(field), 1e-6))[..., None]
         first, last = (np.array(color, dtype=np.float32) for color in background.colors)
-        return Image.fromarray((first + (last - first) * field).round().astype(np.uint8)).resize(size, Image.BILINEAR)
+        ramps = Image.fromarray((first + (last - first) * field).round().astype(np.uint8))
+        return resize(ramps, size, Image.Resampling.BILINEAR)
     grain = background.grain_size
     shape = (-(-scene.height // grain), -(-scene.width // grain), 1)
     noise = np.random.default_rng(scene.noise_seed).standard_normal(shape, dtype=np.float32) * background.grain
     pixels = np.clip(np.array(background.colors[0], dtype=np.float32) + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels).resize(size, Image.BILINEAR if grain > 1 else Image.NEAREST)
+    return resize(Image.fromarray(pixels), size, Image.Resampling.BILINEAR if grain > 1 else Image.Resampling.NEAREST)
 
 
 def _form_mask(form: str, width: int, height: int, apex: float, inset: int, antialias: bool) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -52,6 +53,15 @@ def turn(page: Page, question: str, picture: str | None = None, talk: Any = (Non
         return [state async for state in page.ask(question, picture, [], talk, **given)]
 
     return asyncio.run(run())
+
+
+@pytest.mark.parametrize("question", ["a \ud83d b", "", "word " * 5000], ids=["half", "empty", "long"])
+def test_a_question_that_cannot_be_asked_is_told_without_flags(core: ServerCore, question: str) -> None:
+    """And whatever it holds, the page can be shown."""
+    states = turn(Page(core), question, str(EXAMPLE))
+    said = states[-1][0][-1]["content"]
+    assert "Error" in said and "--" not in said and "max_length" not in said
+    json.dumps([(state[0], state[-1]) for state in states], ensure_ascii=False).encode()
 
 
 def test_a_turn_streams_and_draws(core: ServerCore, vlm: VLM) -> None:
