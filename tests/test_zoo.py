@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sat_models import registry
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.models.families import family_of
 from sat_models.zoo import list_models, load, load_pretrained
 from sat_models.zoo.vlm import SamplingKeywords
 
@@ -198,7 +199,9 @@ def test_without_a_tokenizer_logits_work_and_text_names_the_flag(folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(load, "tokenizer_for", lambda config, file: SimpleNamespace(vocab_size=9999))
+    large = SimpleNamespace(vocab_size=9999)
+    family = dataclasses.replace(family_of("CogVLMModel"), tokenizer=lambda config, file: large)
+    monkeypatch.setattr(load, "family_of", lambda name: family)
     with pytest.raises(ConfigError, match="9999 pieces, but the model's vocabulary is 488"):
         load_pretrained(folder, device="cpu")
 

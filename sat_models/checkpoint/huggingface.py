@@ -21,21 +21,12 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.build import model_class
-from sat_models.models.cogagent import keys as cogagent_keys
-from sat_models.models.cogvlm import keys as cogvlm_keys
 from sat_models.models.common.hf_family import HFFamily, KeyTable, Place
-from sat_models.models.llama import keys as llama_keys
-from sat_models.models.llava import keys as llava_keys
+from sat_models.models.families import form_of_config, forms, model_class
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
-FAMILIES: dict[str, HFFamily] = {
-    family.architecture: family
-    for family in (cogvlm_keys.FAMILY, cogagent_keys.FAMILY, llava_keys.FAMILY, llava_keys.ORIGINAL, llama_keys.FAMILY)
-}
-"""By the name in `architectures` of a `config.json`."""
 
 _AGAIN = "Copy or download it again."
 
@@ -155,13 +146,14 @@ def open_hf(folder: Path) -> HFCheckpoint:
         CheckpointError: shards that are not there, by name.
     """
     data = read_json(folder / HF_CONFIG_FILE)
-    family = _family_of(folder, data)
+    family = form_of_config(data, str(folder))
     files, index = weight_files(folder)
     further = _nothing_further
-    if family is llava_keys.ORIGINAL and not any(llava_keys.OWN_TOWER in name for name in _names(files, index)):
-        tower = find_apart(folder, data.get("mm_vision_tower"), "LLaVA's vision tower (mm_vision_tower)")
-        data = {**data, "vision_config": _tower_config(tower)}
-        further = functools.partial(_all_weights, tower)
+    apart = family.apart
+    if apart is not None and not any(apart.prefix in name for name in _names(files, index)):
+        elsewhere = find_apart(folder, data.get(apart.key), apart.what)
+        data = {**data, apart.section: _config_apart(elsewhere, apart.section)}
+        further = functools.partial(_all_weights, elsewhere)
     return HFCheckpoint(folder, files, family.config_to_sat(data), family, index, further)
 
 
@@ -169,9 +161,9 @@ def _names(files: tuple[Path, ...], index: Mapping[str, str]) -> Iterable[str]:
     return index or itertools.chain.from_iterable(map(read_shard_file, files))
 
 
-def _tower_config(folder: Path) -> dict[str, Any]:
+def _config_apart(folder: Path, section: str) -> dict[str, Any]:
     data = read_json(folder / HF_CONFIG_FILE)
-    return data.get("vision_config", data)
+    return data.get(section, data)
 
 
 def _all_weights(folder: Path) -> dict[str, Tensor]:
@@ -225,17 +217,6 @@ def read_shard_file(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _family_of(folder: Path, data: Mapping[str, Any]) -> HFFamily:
-    given = data.get("architectures")
-    names = [name for name in given if name in FAMILIES] if isinstance(given, list) else []
-    if not names:
-        raise ConfigError(
-            f"{folder} is a Hugging Face folder of another model: {HF_CONFIG_FILE} has architectures {given!r:.80}; "
-            f"known: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[names[0]]
-
-
 def family_of_class(name: str) -> HFFamily:
     """The Hugging Face form of a `model_class`, or of one that it extends (the fine-tuning names).
 
@@ -243,10 +224,10 @@ def family_of_class(name: str) -> HFFamily:
         ConfigError: it has none.
     """
     for base in model_class(name).__mro__:
-        for family in FAMILIES.values():
+        for family in forms().values():
             if family.model_class == base.__name__ and family.sizes_to_hf is not None:
                 return family
-    known = ", ".join(family.model_class for family in FAMILIES.values() if family.sizes_to_hf is not None)
+    known = ", ".join(family.model_class for family in forms().values() if family.sizes_to_hf is not None)
     raise ConfigError(f"{name} has no Hugging Face form; those that have: {known}")
 
 

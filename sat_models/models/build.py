@@ -11,34 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from mixins.base import ZooModel
 from sat_models.config import LanguageConfig
-from sat_models.errors import ConfigError, UnknownNameError
-from sat_models.models.cogagent.model import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
-from sat_models.models.cogvlm.model import CogVLMModel, FineTuneTestCogVLMModel, FineTuneTrainCogVLMModel
-from sat_models.models.common.llama import LLaMAModel
+from sat_models.errors import ConfigError
 from sat_models.models.common.quantisation import QUANTISATION_KEY, Quantisation, make_quantised
-from sat_models.models.llava.model import LLaVAModel
-from sat_models.models.minigpt4.model import MiniGPT4Model
-from sat_models.models.visualglm.chatglm import ChatGLMModel
-from sat_models.models.visualglm.model import FineTuneVisualGLMModel, VisualGLMModel
-
-MODEL_CLASSES: dict[str, type[ZooModel]] = {
-    cls.__name__: cls
-    for cls in (
-        LLaMAModel,
-        CogVLMModel,
-        FineTuneTrainCogVLMModel,
-        FineTuneTestCogVLMModel,
-        CogAgentModel,
-        FineTuneTrainCogAgentModel,
-        FineTuneTestCogAgentModel,
-        ChatGLMModel,
-        VisualGLMModel,
-        FineTuneVisualGLMModel,
-        LLaVAModel,
-        MiniGPT4Model,
-    )
-}
-"""Every `model_class` that a `model_config.json` may name."""
+from sat_models.models.families import model_class, model_names
 
 _FACTORIES = frozenset(
     (torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn)
@@ -46,17 +21,6 @@ _FACTORIES = frozenset(
 
 _FILLERS = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_))
 _INIT_MODULE = "torch.nn.init"
-
-
-def model_class(name: str) -> type[ZooModel]:
-    """The class that a checkpoint's `model_class` names.
-
-    Raises:
-        UnknownNameError: with near matches.
-    """
-    if name not in MODEL_CLASSES:
-        raise UnknownNameError("model_class", str(name), MODEL_CLASSES, hint="It stands in model_config.json.")
-    return MODEL_CLASSES[name]
 
 
 def make_config(data: dict[str, Any]) -> LanguageConfig:
@@ -67,7 +31,7 @@ def make_config(data: dict[str, Any]) -> LanguageConfig:
         UnknownNameError: a `model_class` that the zoo does not have.
     """
     if "model_class" not in data:
-        raise ConfigError(f"the model config names no model_class; one of {', '.join(sorted(MODEL_CLASSES))} is needed")
+        raise ConfigError(f"the model config names no model_class; one of {', '.join(sorted(model_names()))} is needed")
     return model_class(data["model_class"]).config_class.from_dict(data)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from sat_models.models.cogvlm.prompts import STYLES
+from sat_models.models.families import prompt_style
 from sat_models.processing.prompts import build_prompt
 from sat_models.shapes.questions import any_question
 from sat_models.shapes.scenes import sample_scene
@@ -35,7 +35,7 @@ def world_text(*, count: int, seed: int = 0) -> Iterator[str]:
         scene = sample_scene(rng)
         for version in PROMPT_VERSIONS:
             qa = any_question(scene, rng)
-            yield _without_marks(build_prompt(STYLES[version], qa.question, ()))
+            yield _without_marks(build_prompt(prompt_style(version), qa.question, ()))
             yield _without_marks(qa.answer)
 
 

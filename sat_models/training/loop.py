@@ -26,7 +26,7 @@ from sat_models.text import json_line
 from sat_models.training.data import Batch, VLMDataset, batches
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
 from sat_models.training.evaluating import Evaluator, token_loss
-from sat_models.training.groups import VISION_GROUPS, group_of
+from sat_models.training.groups import group_of, vision_groups
 from sat_models.training.loop_parts import Meter, StopRequest, memory_in_use, random_state, restore_random_state
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import Progress, Start
@@ -227,7 +227,8 @@ class Trainer:
         if zero_stage(self.engine) == 3:  # each rank has parts of weights only
             return 0.0
         named = self.engine.module.named_parameters()
-        vision = [p for name, p in named if p.requires_grad and group_of(name) in VISION_GROUPS]
+        groups = vision_groups()
+        vision = [p for name, p in named if p.requires_grad and group_of(name) in groups]
         return sum((0.0 * p.sum(dtype=torch.float32) for p in vision), 0.0)
 
     def _share(self, loss: torch.Tensor, tokens: int) -> tuple[float, int, bool]:

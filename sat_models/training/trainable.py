@@ -20,10 +20,14 @@ from mixins.ptuning import add_ptuning
 from mixins.sat_compat import RowParallelLinear, mpu
 from sat_models.checkpoint.reshard import split_rules
 from sat_models.errors import ConfigError
-from sat_models.training.groups import GROUPS, VISION_GROUPS, check_rate_scales, group_of, no_match, select_parameters
-
-LORA_GROUPS = ("vit", "qformer", "projector", "vision_expert", "language", "cross_attention")
-"""What `all` with a rank adapts: every linear but those of the head and of the high-resolution tower."""
+from sat_models.training.groups import (
+    check_rate_scales,
+    group_of,
+    named_groups,
+    no_match,
+    select_parameters,
+    vision_groups,
+)
 
 ALL = "all"
 TRAINABLE = ("expert", ALL)
@@ -35,7 +39,7 @@ class TrainablePlan:
 
     Attributes:
         full: groups or shell patterns over parameter names that train in full.
-        lora: groups or shell patterns whose linears get LoRA; "all" is every group of `LORA_GROUPS` that there is.
+        lora: groups or shell patterns whose linears get LoRA; "all" is every group that is `adapted`.
         rank, alpha, dropout, use_dora, layer_range: of LoRA, see `LoRASettings`.
         prefix_length: tokens of a p-tuning prefix (`--pre_seq_len`); 0 for none.
         rate_scales: factor of the learning rate by group; 1 where not named.
@@ -87,11 +91,11 @@ def lora_settings(model: ZooModel, plan: TrainablePlan) -> LoRASettings:
         ConfigError: a group without linears.
         ValueError: a rank, alpha, … out of range.
     """
-    names, targets = linear_names(model), []
+    names, targets, groups = linear_names(model), [], named_groups()
     for wanted in plan.lora:
-        groups = LORA_GROUPS if wanted == ALL else (wanted,) if wanted in GROUPS else ()
-        patterns = [p for group in groups for p in GROUPS[group] if matching(p, names, suffix=".weight")]
-        if groups and not patterns:
+        meant = [group for name, group in groups.items() if (group.adapted if wanted == ALL else name == wanted)]
+        patterns = [p for group in meant for p in group.patterns if matching(p, names, suffix=".weight")]
+        if meant and not patterns:
             raise ConfigError(f"{no_match(wanted, names)}. LoRA adapts linears only")
         targets += patterns or [wanted]
     return LoRASettings(
@@ -131,7 +135,9 @@ def apply_plan(model: ZooModel, plan: TrainablePlan) -> list[str]:
     trains |= lora_state_dict(model).keys()
     trains |= {name for name, _ in model.named_parameters() if group_of(name) == "prefix"}
     if not trains:
-        raise ConfigError(f"nothing would train; name groups ({', '.join(GROUPS)}), LoRA targets or a prefix length")
+        raise ConfigError(
+            f"nothing would train; name groups ({', '.join(named_groups())}), LoRA targets or a prefix length"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trains)
     mark_model_parallel(model)
@@ -214,7 +220,7 @@ def trainable_table(model: nn.Module) -> str:
             ways.setdefault(group, set()).add("LoRA" if name in adapters else "in full")
     everything, trained = (sum(sums[i] for sums in counts.values()) for i in (0, 1))
     rows = [("group", "parameters", "of model", "trains", "how")]
-    for group in (group for group in GROUPS if group in counts):
+    for group in (group for group in named_groups() if group in counts):
         own, trains = counts[group]
         how = " and ".join(sorted(ways.get(group, ())))
         rows.append((group, f"{own:,}", _percent(own, everything), f"{trains:,}", how or "frozen"))
@@ -258,7 +264,8 @@ def check_gradients(model: nn.Module, *, had_pictures: bool = True) -> None:
 
 
 def _require_none(names: set[str], had_pictures: bool) -> None:
-    without = sorted(name for name in names if had_pictures or group_of(name) not in VISION_GROUPS)
+    vision = vision_groups()
+    without = sorted(name for name in names if had_pictures or group_of(name) not in vision)
     if without:
         more = f", … and {len(without) - 5} more" if len(without) > 5 else ""
         raise ConfigError(

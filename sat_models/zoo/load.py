@@ -19,8 +19,7 @@ from sat_models.config import LanguageConfig, PictureConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
-from sat_models.models.families import prompt_style, prompt_styles
-from sat_models.models.visualglm.tokens import tokenizer_for
+from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokenizer_files import find_tokenizer
 from sat_models.registry import ModelSpec
@@ -188,7 +187,7 @@ def _make_processor(
             "cogvlm-tiny."
         )
     file = _tokenizer_file(checkpoint, config, local_tokenizer)
-    tokenizer = tokenizer_for(config, file) if file else None
+    tokenizer = family_of(config.model_class).tokenizer(config, file) if file else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is "

@@ -24,10 +24,10 @@ from sat_models.config import (
 from sat_models.errors import ConfigError, InputError
 from sat_models.generation.results import GenerationResult, TokenStream
 from sat_models.generation.stops import cut_at, end_at
-from sat_models.models.families import prompt_style, prompt_styles
+from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.models.llava.config import LLaVAConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
-from sat_models.models.visualglm.tokens import GLMTokenizer, tokenizer_for
+from sat_models.models.visualglm.tokens import GLMTokenizer
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import image_to_tensor, padded
 from sat_models.processing.processor import Processor
@@ -191,7 +191,7 @@ def glm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_chatglms_tokenizer_file(glm_file: Path) -> None:
     config = ChatGLMConfig.from_dict(read_json(CONFIGS / "visualglm-6b.json"))
     assert find_tokenizer(glm_file.parent, names=config.TOKENIZER_FILES) == glm_file
-    tokenizer = tokenizer_for(config, glm_file)
+    tokenizer = family_of(config.model_class).tokenizer(config, glm_file)
     assert isinstance(tokenizer, GLMTokenizer)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (130004, 130005, 3)
     text = "问：图\n\ta     b\n答："

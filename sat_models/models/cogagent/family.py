@@ -1,12 +1,43 @@
-"""CogAgent, CogVLM with a high-resolution branch, as the zoo sees it."""
+"""CogAgent, as the zoo sees it."""
 
 from __future__ import annotations
 
-from sat_models.models.cogvlm.prompts import STYLES
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sat_models.models.cogvlm.family import FAMILY as COGVLM
 from sat_models.models.common.family import Family
+from sat_models.models.common.groups import ParameterGroup
+
+if TYPE_CHECKING:
+    from mixins.base import ZooModel
+    from sat_models.models.common.hf_family import HFFamily
+
+
+def _classes() -> Iterable[type[ZooModel]]:
+    from sat_models.models.cogagent.model import CogAgentModel, FineTuneTestCogAgentModel, FineTuneTrainCogAgentModel
+
+    return (CogAgentModel, FineTuneTrainCogAgentModel, FineTuneTestCogAgentModel)
+
+
+def _forms() -> Iterable[HFFamily]:
+    from sat_models.models.cogagent.keys import FAMILY
+
+    return (FAMILY,)
+
 
 FAMILY = Family(
     name="cogagent",
     models=("CogAgentModel", "FineTuneTrainCogAgentModel", "FineTuneTestCogAgentModel"),
-    styles=STYLES,
+    classes=_classes,
+    styles=COGVLM.styles,
+    groups={
+        **COGVLM.groups,
+        "encoder": ParameterGroup(("mixins.encoder.*",), vision=True, adapted=False),
+        "cross_attention": ParameterGroup(
+            ("transformer.layers.*.cross_attention.*", "transformer.layers.*.post_cross_attention_layernorm.*"),
+            vision=True,
+        ),
+    },
+    forms=_forms,
 )

@@ -138,6 +138,7 @@ FAMILY = HFFamily(
     versions={"base": "base", "chat": "chat_old", "vqa": "vqa"},
     sizes_to_sat=sizes_to_sat,
     sizes_to_hf=sizes_to_hf,
+    telling=lambda data: "num_multi_query_heads" not in data,  # CogVLM2 has the same architectures
 )
 
 to_sat, to_hf = KEYS.to_sat, KEYS.to_hf

@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from sat_models.models.common.groups import ParameterGroup
 from sat_models.processing.prompts import PromptStyle
+
+if TYPE_CHECKING:
+    from mixins.base import ZooModel
+    from sat_models.config import LanguageConfig
+    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.processing.tokens import Tokenizer
+
+
+def sentencepiece_tokenizer(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer of a sentencepiece file as it is. Raises as `SentencePieceTokenizer.from_file`."""
+    from sat_models.processing.tokens import SentencePieceTokenizer
+
+    tokenizer = SentencePieceTokenizer.from_file(path)
+    if not isinstance(config.eos_token_id, int):  # one id is left to the file
+        tokenizer.eos_ids = config.eos_token_ids
+    return tokenizer
+
+
+def _no_forms() -> tuple[HFFamily, ...]:
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family of models. Importing it is light: no model code, no torch.
+    """One family of models. The entry itself is light: its functions import the code when it is needed.
 
     Attributes:
         name: of its folder.
         models: every `model_class` that a `model_config.json` may name, the usual one first.
-        styles: prompt styles that its weights were trained with.
+        classes: gives the classes of these names.
+        styles: prompt styles that its weights were trained with. A family built on another may share its styles.
+        groups: its parameters by groups. Where several families have a group, each adds its own patterns to it.
+        forms: gives the Hugging Face forms of its weights that are read or written.
+        tokenizer: config and tokenizer file -> tokenizer.
     """
 
     name: str
     models: tuple[str, ...]
+    classes: Callable[[], Iterable[type[ZooModel]]]
     styles: Mapping[str, PromptStyle]
+    groups: Mapping[str, ParameterGroup] = field(default_factory=dict)
+    forms: Callable[[], Iterable[HFFamily]] = _no_forms
+    tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer
+
+    def model_class(self, name: str) -> type[ZooModel]:
+        """The class of a name of `models`."""
+        return {cls.__name__: cls for cls in self.classes()}[name]

@@ -13,6 +13,7 @@ from torch import Tensor
 from mixins.heads import HeadLayout
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
+from sat_models.models.common.telling import class_names
 
 SAT_KEY = "sat_model_config"
 """Where `config.json` keeps what Hugging Face's keys cannot say, so that nothing of a SAT config is lost."""
@@ -185,6 +186,23 @@ def _unchanged(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Weights that a release keeps in a folder of their own.
+
+    Attributes:
+        key: of `config.json`, which names that folder.
+        section: of `config.json`, where the config of that folder belongs.
+        prefix: of names in the files where the release holds these weights itself after all.
+        what: in words, for messages.
+    """
+
+    key: str
+    section: str
+    prefix: str
+    what: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class HFFamily:
     """The Hugging Face form of one model class.
@@ -198,6 +216,8 @@ class HFFamily:
         sizes_to_sat: content of `config.json` -> sizes under SAT's names; a KeyError is an absent key.
         sizes_to_hf: typed config -> `config.json` without architecture and template; None for a form that is only read.
         canonical: a name in the files -> that in `keys`; None for what is no weight (tables of positions).
+        telling: whether a `config.json` that names `architecture` is of this form, where others name it, too.
+        apart: weights that lie elsewhere.
     """
 
     architecture: str
@@ -208,6 +228,12 @@ class HFFamily:
     sizes_to_sat: Callable[[Mapping[str, Any]], dict[str, Any]]
     sizes_to_hf: Callable[[Any], dict[str, Any]] | None = None
     canonical: Callable[[str], str | None] = _unchanged
+    telling: Callable[[Mapping[str, Any]], bool] | None = None
+    apart: Apart | None = None
+
+    def fits(self, data: Mapping[str, Any]) -> bool:
+        """Whether the content of a `config.json` is of this form."""
+        return self.architecture in class_names(data) and (self.telling is None or self.telling(data))
 
     def keys_of(self, config: Mapping[str, Any]) -> KeyTable:
         """The table for a model, from the content of its `model_config.json`."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_models.errors import ConfigError
-from sat_models.models.common.hf_family import HFFamily, Joined, KeyTable, Lifted
+from sat_models.models.common.hf_family import Apart, HFFamily, Joined, KeyTable, Lifted
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 from sat_models.models.llava.config import LLaVAConfig
 
@@ -187,6 +187,7 @@ ORIGINAL = HFFamily(
     versions={},
     sizes_to_sat=_original_to_sat,
     canonical=canonical,
+    apart=Apart("mm_vision_tower", "vision_config", OWN_TOWER, "LLaVA's vision tower (mm_vision_tower)"),
 )
 """`liuhaotian/llava-v1.5-7b` and its like: LLaMA with the projector; the tower may lie apart."""
 

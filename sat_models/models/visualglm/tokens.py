@@ -1,4 +1,4 @@
-"""ChatGLM-6B's tokenizer file (`ice_text.model`, a sentencepiece model) and the choice of a tokenizer for a model."""
+"""ChatGLM-6B's tokenizer file (`ice_text.model`, a sentencepiece model)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sat_models.config import LanguageConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
 from sat_models.processing.tokens import SentencePieceTokenizer
 
@@ -33,6 +32,11 @@ class GLMTokenizer(SentencePieceTokenizer):
         self.bos_id, self.eos_ids, self.pad_id = config.bos_token_id, config.eos_token_ids, config.pad_token_id
         self._silent |= {*self.eos_ids}
 
+    @classmethod
+    def from_config(cls, config: ChatGLMConfig, path: str | os.PathLike[str]) -> GLMTokenizer:
+        """From the sentencepiece file of a model. Raises as `SentencePieceTokenizer.from_file`."""
+        return cls(SentencePieceTokenizer.from_file(path).pieces, config)
+
     def encode(self, text: str) -> list[int]:
         """As `Tokenizer.encode`."""
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
@@ -51,13 +55,3 @@ class GLMTokenizer(SentencePieceTokenizer):
 def _plain(text: str) -> str:
     text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
     return _BLANKS.sub(lambda blank: " " * int(blank[1]), text)
-
-
-def tokenizer_for(config: LanguageConfig, path: str | os.PathLike[str]) -> SentencePieceTokenizer:
-    """The tokenizer of a model, from its sentencepiece file. Raises as `SentencePieceTokenizer.from_file`."""
-    plain = SentencePieceTokenizer.from_file(path)
-    if isinstance(config, ChatGLMConfig):
-        return GLMTokenizer(plain.pieces, config)
-    if not isinstance(config.eos_token_id, int):  # one id is left to the file
-        plain.eos_ids = config.eos_token_ids
-    return plain

@@ -1,0 +1,21 @@
+"""What a Hugging Face `config.json` says of the model that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def class_names(data: Mapping[str, Any]) -> frozenset[str]:
+    """Names of classes in `architectures` and `auto_map`.
+
+    Either alone misleads: the tiled XComposer2 has the `architectures` of a plain InternLM2, GLM-4V those of every
+    ChatGLM, and their real class stands in `auto_map` only.
+    """
+    given, mapped = data.get("architectures"), data.get("auto_map")
+    names = given if isinstance(given, list) else []
+    values = mapped.values() if isinstance(mapped, Mapping) else []
+    return frozenset(
+        [name for name in names if isinstance(name, str)]
+        + [value.rpartition(".")[2] for value in values if isinstance(value, str)]
+    )

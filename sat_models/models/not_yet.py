@@ -1,0 +1,50 @@
+"""Models that users may well have on their disks, told apart so that they are refused by their right names.
+
+A family that joins the zoo takes its row away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sat_models.models.common.telling import class_names
+
+_CHATGLM = frozenset(("ChatGLMModel", "ChatGLMForConditionalGeneration"))
+_XCOMPOSER2 = "InternLMXComposer2ForCausalLM"
+
+
+def _cogvlm2(data: Mapping[str, Any]) -> bool:
+    return "CogVLMForCausalLM" in class_names(data) and "num_multi_query_heads" in data
+
+
+def _glm4v(data: Mapping[str, Any]) -> bool:
+    return bool(class_names(data) & _CHATGLM) and bool(data.get("vision_config"))
+
+
+def _chatglm(data: Mapping[str, Any]) -> bool:
+    return bool(class_names(data) & _CHATGLM) and not data.get("vision_config")
+
+
+def _xcomposer2_tiled(data: Mapping[str, Any]) -> bool:
+    named = data.get("architectures")
+    return _XCOMPOSER2 in class_names(data) and not (isinstance(named, list) and _XCOMPOSER2 in named)
+
+
+def _xcomposer2(data: Mapping[str, Any]) -> bool:
+    return _XCOMPOSER2 in class_names(data) and not _xcomposer2_tiled(data)
+
+
+def _internvl(data: Mapping[str, Any]) -> bool:
+    return "InternVLChatModel" in class_names(data) or ("llm_config" in data and "vision_config" in data)
+
+
+NOT_YET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
+    ("CogVLM2", _cogvlm2),
+    ("GLM-4V", _glm4v),
+    ("a ChatGLM or GLM-4 without images", _chatglm),
+    ("InternLM-XComposer2-4KHD", _xcomposer2_tiled),
+    ("InternLM-XComposer2", _xcomposer2),
+    ("InternVL", _internvl),
+)
+"""Name, and whether a `config.json` is of it. Facts: the releases' own files."""

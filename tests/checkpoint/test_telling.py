@@ -1,0 +1,77 @@
+"""Hugging Face folders are told apart by what their config says, and others are refused by their right names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sat_models.checkpoint.find import find_checkpoint
+from sat_models.errors import ConfigError
+from sat_models.models.families import form_of_config, forms
+from sat_models.zoo import load_pretrained
+
+OTHERS = Path(__file__).parent / "other_models"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+NAMES = {
+    "cogvlm2": "CogVLM2",
+    "glm4v": "GLM-4V",
+    "glm4": "a ChatGLM or GLM-4 without images",
+    "xcomposer2": "InternLM-XComposer2",
+    "xcomposer2-4khd": "InternLM-XComposer2-4KHD",
+    "internvl": "InternVL",
+    "internvl2": "InternVL",
+    "internvl3": "InternVL",
+}
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return json.loads((OTHERS / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(("file", "name"), NAMES.items())
+def test_a_model_to_come_is_refused_by_its_name(file: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((OTHERS / f"{file}.json").read_text())
+    with pytest.raises(ConfigError, match=f"folder of {name}, which the zoo cannot read yet; known: CogVLMForCausalLM"):
+        load_pretrained(tmp_path, device="cpu")
+
+
+def test_every_config_here_is_looked_at() -> None:
+    assert {path.stem for path in OTHERS.iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["cogvlm-mini-hf", "cogagent-mini-hf"])
+def test_what_is_there_is_still_found(name: str) -> None:
+    data = json.loads((GOLDEN / name / "config.json").read_text())
+    assert form_of_config(data, name).architecture == data["architectures"][0]
+    assert find_checkpoint(GOLDEN / name).config["model_class"] == forms()[data["architectures"][0]].model_class
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["InternLM2ForCausalLM"], "auto_map": {}},  # a plain InternLM2
+        {"architectures": None, "auto_map": ["x"]},
+        {"architectures": [["CogVLMForCausalLM"]], "auto_map": {"AutoModel": 3}},
+        {"architectures": {}},
+    ],
+)
+def test_no_nonsense_is_a_traceback(change: dict[str, Any], tmp_path: Path) -> None:
+    data = {**config_of("xcomposer2-4khd"), "auto_map": None, **change}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"of another model: config\.json has architectures"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_class_in_auto_map_alone_will_do() -> None:
+    data = json.loads((GOLDEN / "cogvlm-mini-hf" / "config.json").read_text())
+    mapped = {"AutoModelForCausalLM": "modeling_cogvlm.CogVLMForCausalLM"}
+    assert form_of_config({**data, "architectures": None, "auto_map": mapped}, "x").architecture == "CogVLMForCausalLM"
+
+
+def test_a_config_of_two_models_is_refused() -> None:
+    data = {"architectures": ["CogVLMForCausalLM", "LlavaForConditionalGeneration"]}
+    with pytest.raises(ConfigError, match="could be of CogVLMForCausalLM and LlavaForConditionalGeneration"):
+        form_of_config(data, "x")
