@@ -22,7 +22,7 @@ from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.common.hf_family import HFFamily, KeyTable, Place
-from sat_models.models.families import form_of_config, forms, model_class
+from sat_models.models.families import family_of, form_of_config, forms, model_class
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -218,16 +218,16 @@ def read_shard_file(path: Path) -> dict[str, Tensor]:
 
 
 def family_of_class(name: str) -> HFFamily:
-    """The Hugging Face form of a `model_class`, or of one that it extends (the fine-tuning names).
+    """The Hugging Face form of a `model_class`, or of the one of its family that it extends (the fine-tuning names).
 
     Raises:
         ConfigError: it has none.
     """
-    for base in model_class(name).__mro__:
-        for family in forms().values():
-            if family.model_class == base.__name__ and family.sizes_to_hf is not None:
-                return family
-    known = ", ".join(family.model_class for family in forms().values() if family.sizes_to_hf is not None)
+    bases = [base.__name__ for base in model_class(name).__mro__]
+    for form in family_of(name).forms():
+        if form.model_class in bases and form.sizes_to_hf is not None:
+            return form
+    known = ", ".join(form.model_class for form in forms().values() if form.sizes_to_hf is not None)
     raise ConfigError(f"{name} has no Hugging Face form; those that have: {known}")
 
 
