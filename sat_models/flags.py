@@ -1,12 +1,119 @@
-"""What scripts do about numbers that make no sense, and about flags of another mode."""
+"""Flags that several commands share, each declared once: which model, how it answers; and what commands do about
+numbers that make no sense and about flags of another mode.
+
+Importing it is light, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError
+from sat_models.models.families import prompt_style, version_help
+
+if TYPE_CHECKING:
+    from sat_models.generation.sampling import SamplingOptions
+
+DEFAULT_MODEL = "cogvlm-tiny"
+_LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "version")
+_SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
+MODEL_FLAGS = frozenset(("from_pretrained", *_LOADING))
+"""Names of what `add_model_flags` adds."""
+SAMPLING_FLAGS = frozenset(_SAMPLING)
+"""Names of what `add_sampling_flags` adds."""
+
+
+def flag(parser: argparse._ActionsContainer, name: str, **kwargs: Any) -> None:
+    """A flag that is understood with `_` and with `-`."""
+    parser.add_argument(*dict.fromkeys(("--" + name, "--" + name.replace("_", "-"))), dest=name, **kwargs)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as the type of a flag."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded: what `loading` makes arguments of `load_pretrained` of."""
+    add_name_flags(parser)
+    flag(parser, "quant", type=int, choices=(4, 8), help="quantise the linears to 4 or 8 bits while loading")
+    flag(parser, "quant_skip", nargs="+", default=(), metavar="PATTERN", help="linears that --quant leaves alone")
+    add_device_flags(parser)
+
+
+def add_name_flags(parser: argparse.ArgumentParser, *, default: str | None = DEFAULT_MODEL) -> None:
+    """Which model, with what prompts and tokenizer.
+
+    Args:
+        default: the model where none is named; None where the command does without.
+    """
+    shown = " (default: %(default)s)" if default else "; its tokenizer and image sizes are used, weights are not needed"
+    flag(parser, "from_pretrained", default=default, metavar="NAME_OR_PATH", help=f"model{shown}")
+    flag(parser, "local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
+    flag(parser, "version", metavar="STYLE", help=version_help())
+
+
+def add_device_flags(parser: argparse._ActionsContainer) -> None:
+    """Where it computes, and in what dtype."""
+    flag(parser, "device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
+    for name in ("fp16", "bf16", "fp32"):
+        kinds.add_argument(f"--{name}", dest="dtype", action="store_const", const=name, help=f"--dtype {name}")
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load_pretrained`, but for the name.
+
+    Raises:
+        UnknownNameError: a prompt style that no family has; found before minutes go into loading.
+    """
+    if args.version is not None:
+        prompt_style(args.version)
+    return {name: getattr(args, name) for name in _LOADING}
+
+
+def add_sampling_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    max_new_tokens: int | None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
+) -> None:
+    """How tokens are chosen: what `sampling_options` reads. The arguments are the defaults.
+
+    Args:
+        max_new_tokens: None for what the model's context leaves.
+    """
+    tokens = "%(default)s" if max_new_tokens else "what the model's context leaves"
+    flag(parser, "max_new_tokens", type=int, default=max_new_tokens, help=f"tokens of an answer (default: {tokens})")
+    flag(parser, "temperature", type=float, default=temperature, help="0 is greedy (default: %(default)s)")
+    flag(parser, "seed", type=int, default=seed, help="of the sampling; the same seed gives the same answer")
+    flag(parser, "top_p", type=float, default=top_p, help="nucleus sampling (default: %(default)s)")
+    flag(parser, "top_k", type=int, default=top_k, help="1 is greedy, 0 keeps all (default: %(default)s)")
+    flag(
+        parser, "repetition_penalty", type=float, default=1.0,
+        help="above 1: tokens that the answer holds already become less likely (default: %(default)s)",
+    )  # fmt: skip
+
+
+def sampling_options(args: argparse.Namespace, **others: Any) -> SamplingOptions:
+    """What the flags say; `others` are further fields.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+    from sat_models.generation.sampling import SamplingOptions
+
+    return SamplingOptions(**{name: getattr(args, name) for name in _SAMPLING}, **others)
 
 
 def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace, used: Collection[str], mode: str) -> None:

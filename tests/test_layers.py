@@ -20,7 +20,6 @@ LAYERS = (
         "sat_models.text",
         "sat_models.errors",
         "sat_models.files",
-        "sat_models.flags",
         "sat_models.runtime",
         "sat_models.c_library",
         "sat_models.config",
@@ -28,7 +27,7 @@ LAYERS = (
     ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation"),
-    ("sat_models.zoo",),
+    ("sat_models.zoo", "sat_models.flags"),
     (
         "sat_models.training",
         "sat_models.evaluation",

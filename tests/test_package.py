@@ -92,6 +92,20 @@ def test_commands_lead_to_functions(declared: dict[str, Any]) -> None:
         assert callable(getattr(importlib.import_module(module), function)), line
 
 
+def test_a_wheel_offers_a_command_for_what_scripts_only_call(declared: dict[str, Any]) -> None:
+    """A script that is two imports and a call is a command, which those have who install the wheel."""
+    offered = {line.partition("=")[2].partition(":")[0] for line in declared["entry_points"]["console_scripts"]}
+    called = {}
+    for path in (ROOT / "scripts").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+        homes = {node.module for node in imports if node.module.startswith("sat_models.")} - {"sat_models.errors"}
+        if len(homes) == 1 and "argparse" not in source:
+            called[path.name] = homes.pop()
+    assert {"evaluate.py", "merge_model.py", "cli_demo_sat.py"} <= called.keys()
+    assert {name: home for name, home in called.items() if home not in offered} == {}
+
+
 def kept(given: Any, back: Any) -> bool:
     """What the file says comes back; defaults may join it."""
     if isinstance(given, dict):

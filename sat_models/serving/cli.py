@@ -12,22 +12,18 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sat_models.errors import ConfigError, ZooError, complain
-from sat_models.models.families import prompt_style, version_help
+from sat_models.flags import add_model_flags, add_sampling_flags, flag, loading, sampling_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sat_models.generation.ranks import SharedEngine
     from sat_models.serving.chat import ChatSession
-
-DEFAULT_MODEL = "cogvlm-tiny"
-DEFAULT_MAX_LENGTH = 2048
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,38 +33,22 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
 
-    def flag(name: str, **kwargs: object) -> None:
-        dashed = "--" + name.replace("_", "-")
-        parser.add_argument(*dict.fromkeys(("--" + name, dashed)), dest=name, **kwargs)
-
-    flag("from_pretrained", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="model (default: %(default)s)")
-    flag("version", metavar="STYLE", help=version_help())
-    flag("local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
-    flag("max_length", type=int, help=f"tokens in all, prompt and image included (default: {DEFAULT_MAX_LENGTH})")
-    flag("max_new_tokens", type=int, help="tokens of the answer (default: what max_length leaves)")
-    flag("top_p", type=float, default=0.4, help="nucleus sampling (default: %(default)s)")
-    flag("top_k", type=int, default=1, help="1 is greedy, 0 keeps all (default: %(default)s)")
-    flag("temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
-    flag("seed", type=int, help="of the sampling; the same seed gives the same answer")
-    flag("quant", type=int, choices=(4, 8), help="quantise the linears to 4 or 8 bits while loading")
-    flag("quant_skip", nargs="+", default=(), metavar="PATTERN", help="names of linears that --quant leaves alone")
+    add_model_flags(parser)
+    add_sampling_flags(parser, max_new_tokens=None, temperature=0.8, top_p=0.4, top_k=1)
+    flag(parser, "max_length", type=int, help="tokens in all, prompt and image included (default: the model's context)")
     flag(
-        "rotary_table", choices=("model", "fp32"), default="model",
+        parser, "rotary_table", choices=("model", "fp32"), default="model",
         help="rotary angles in the model's dtype, as it was trained, or in fp32 (default: %(default)s)",
     )  # fmt: skip
-    flag("device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    dtype = parser.add_mutually_exclusive_group()
-    for name in ("fp16", "bf16", "fp32"):
-        dtype.add_argument(f"--{name}", dest="dtype", action="store_const", const=name, default="auto")
     language = parser.add_mutually_exclusive_group()
     language.add_argument("--english", dest="language", action="store_const", const="english", default="english")
     language.add_argument("--chinese", dest="language", action="store_const", const="chinese", help="Chinese interface")
-    flag("stream_chat", action="store_true", help="print the answer while it is made")
-    flag("no_prompt", action="store_true", help="send an empty question first")
-    flag("image", metavar="FILE_OR_URL", help="the picture; without --query the dialogue starts with it")
-    flag("query", metavar="TEXT", help="ask this one question and end")
-    flag("json", action="store_true", help="print one JSON line: text, token_ids, finish_reason, boxes in pixels")
-    flag("output", metavar="FILE", type=Path, help="where to save the picture with the answer's boxes")
+    flag(parser, "stream_chat", action="store_true", help="print the answer while it is made")
+    flag(parser, "no_prompt", action="store_true", help="send an empty question first")
+    flag(parser, "image", metavar="FILE_OR_URL", help="the picture; without --query the dialogue starts with it")
+    flag(parser, "query", metavar="TEXT", help="ask this one question and end")
+    flag(parser, "json", action="store_true", help="print one JSON line: text, token_ids, finish_reason, boxes")
+    flag(parser, "output", metavar="FILE", type=Path, help="where to save the picture with the answer's boxes")
     return parser
 
 
@@ -99,11 +79,10 @@ def _run(args: argparse.Namespace) -> int:
         from sat_models.processing.drawing import check_writable
 
         check_writable(args.output)
-    if args.version is not None:
-        prompt_style(args.version)
+    arguments = loading(args)
     with only_answers_on_stdout():
         picture = _picture(args.image) if one_shot else None
-        session, engine = _load(args)
+        session, engine = _load(args, arguments)
     if engine.leads:
         try:
             if one_shot:
@@ -128,36 +107,17 @@ def _picture(source: str | None) -> Image | None:
     return load_image(source)
 
 
-def _load(args: argparse.Namespace) -> tuple[ChatSession, SharedEngine]:
+def _load(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[ChatSession, SharedEngine]:
     """Everything heavy: torch, the model, and the session that talks to it."""
-    from sat_models.generation.sampling import SamplingOptions
     from sat_models.runtime import setup_logging
     from sat_models.serving.chat import ChatSession, shared_engine
 
     setup_logging(logging.WARNING)
-    options = SamplingOptions(
-        max_new_tokens=args.max_new_tokens,
-        max_length=args.max_length,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        seed=args.seed,
-    )
+    options = sampling_options(args, max_length=args.max_length)
     from sat_models.zoo import load_pretrained
 
-    vlm = load_pretrained(
-        args.from_pretrained,
-        device=args.device,
-        dtype=args.dtype,
-        local_tokenizer=args.local_tokenizer,
-        quant=args.quant,
-        quant_skip=args.quant_skip,
-        rotary_table=args.rotary_table,
-        version=args.version,
-    )
+    vlm = load_pretrained(args.from_pretrained, rotary_table=args.rotary_table, **arguments)
     engine = shared_engine(vlm)
-    if args.max_length is None:
-        options = replace(options, max_length=min(DEFAULT_MAX_LENGTH, engine.max_length))
     return ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt), engine
 
 

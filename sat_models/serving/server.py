@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError, MissingPackageError, ZooError, complain
-from sat_models.models.families import version_help
+from sat_models.flags import add_model_flags, flag, loading, positive
 
 if TYPE_CHECKING:
     from sat_models.generation.ranks import SharedEngine
@@ -20,19 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "cogvlm-tiny"
 
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, on what; page and API share these. Each flag is understood with `-` for `_`, too."""
-    flag(parser, "from_pretrained", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="model (default: %(default)s)")
-    flag(parser, "version", metavar="STYLE", help=version_help())
-    flag(parser, "local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
-    flag(parser, "quant", type=int, choices=(4, 8), help="quantise the weights to 4 or 8 bits while loading")
-    flag(parser, "device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    dtype = parser.add_mutually_exclusive_group()
-    for name in ("fp16", "bf16", "fp32"):
-        dtype.add_argument(f"--{name}", dest="dtype", action="store_const", const=name, default="auto")
+def add_serving_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how many requests; page and API share these."""
+    add_model_flags(parser)
     flag(parser, "max_batch", type=positive, default=16, help="requests answered at a time (default: %(default)s)")
     flag(parser, "max_waiting", type=positive, default=256, help="requests in the queue (default: %(default)s)")
     flag(parser, "max_new_tokens", type=positive, default=1024, help="longest answer in tokens (default: %(default)s)")
@@ -44,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Serve a vision-language model with OpenAI's chat API.", allow_abbrev=False
     )
-    add_model_flags(parser)
+    add_serving_flags(parser)
     flag(parser, "host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     flag(parser, "port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
     flag(parser, "served_model_name", nargs="+", metavar="NAME", help="what clients call it (default: as loaded)")
@@ -61,19 +52,6 @@ def make_parser() -> argparse.ArgumentParser:
     flag(parser, "max_images", type=positive, default=4, help="pictures in one request (default: %(default)s)")
     flag(parser, "grace", type=positive, default=30, help="seconds that running answers have at shutdown")
     return parser
-
-
-def flag(parser: argparse.ArgumentParser, name: str, **kwargs: Any) -> None:
-    """A flag with `_` or `-`."""
-    parser.add_argument(*dict.fromkeys(("--" + name, "--" + name.replace("_", "-"))), dest=name, **kwargs)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,14 +83,7 @@ def load(args: argparse.Namespace) -> tuple[VLM, SharedEngine]:
     from sat_models.zoo import load_pretrained
 
     setup_logging(logging.INFO)
-    vlm = load_pretrained(
-        args.from_pretrained,
-        device=args.device,
-        dtype=args.dtype,
-        local_tokenizer=args.local_tokenizer,
-        quant=args.quant,
-        version=args.version,
-    )
+    vlm = load_pretrained(args.from_pretrained, **loading(args))
     return vlm, shared_engine(vlm)
 
 

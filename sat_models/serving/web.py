@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from sat_models.errors import InputError, ZooError, complain
+from sat_models.flags import flag
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
@@ -203,9 +204,9 @@ def make_parser() -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(description="Talk to a vision-language model in the browser.", allow_abbrev=False)
-    server.add_model_flags(parser)
-    server.flag(parser, "host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    server.flag(parser, "port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
+    server.add_serving_flags(parser)
+    flag(parser, "host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    flag(parser, "port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
     language = parser.add_mutually_exclusive_group()
     for name in LANGUAGES:
         language.add_argument(f"--{name}", dest="language", action="store_const", const=name, default="english")
