@@ -27,6 +27,8 @@ class LanguageConfig:
 
     Attributes:
         eos_token_id: what ends an answer; one id, or several, of which training takes the first.
+        text_processor_version: prompt style that the weights were trained with; None: the model's usual one.
+        system_message: what stands in the prompt style's place for a system text; None: the style's own.
     """
 
     model_class: str
@@ -44,6 +46,7 @@ class LanguageConfig:
     pad_token_id: int = 0
     tokenizer_type: str = "vicuna-7b-v1.5"
     text_processor_version: str | None = None
+    system_message: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     qkv_bias: ClassVar[bool] = False

@@ -5,22 +5,17 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import torch
-from PIL import Image
-from torch import Tensor
 
 from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.box_forms import BOX_FORMS, BoxForm
 from sat_models.processing.checks import check_text, check_turns
-from sat_models.processing.image import ImageSource, load_image
+from sat_models.processing.encode import EncodedPrompt, encode_prompt
 from sat_models.processing.inputs import TokenLayout, VLMInputs
-from sat_models.processing.layout import MIN_ANSWER_ROOM, Piece, layout_prompt, layout_training
-from sat_models.processing.pixels import image_to_tensor, planned_pixels
-from sat_models.processing.prompts import PromptStyle, Turn, build_prompt, dialogue_parts, find_style
+from sat_models.processing.intake import Images, MaxTiles, as_list, pixels_of, plans_of, sources_of
+from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training, prompt_length, text_length
+from sat_models.processing.prompts import Part, PromptStyle, Turn, find_style, prompt_parts, text_of
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
 
@@ -31,32 +26,6 @@ T = TypeVar("T")
 LONGEST_TOKEN = 16
 """Characters that hardly any token exceeds; of a text of more of them than the context could hold so, the beginning is
 looked at first, so that work does not grow with a text that cannot fit."""
-
-Images = ImageSource | Sequence[ImageSource] | None
-"""What callers may pass as `image`: one, several, or none (text only)."""
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A prompt as ids: in front of each picture, behind the last one, and where in the latter earlier answers are."""
-
-    lead: list[list[int]]
-    ids: list[int]
-    answers: list[tuple[int, int]]
-
-    @property
-    def num_text(self) -> int:
-        return len(self.ids) + sum(map(len, self.lead))
-
-    def pieces(self, images: Sequence[ImagePlan]) -> list[Piece]:
-        """The prompt in order."""
-        in_front = (piece for pair in zip(self.lead, images, strict=True) for piece in pair)
-        return [*in_front, self.ids]
-
-    def past_answers(self, untrained: Collection[int]) -> list[tuple[int, int, int]]:
-        """Where the earlier answers are that are trained: number of the piece, start and end in it."""
-        last = 2 * len(self.lead)
-        return [(last, *span) for number, span in enumerate(self.answers) if number not in untrained]
 
 
 class Processor:
@@ -80,6 +49,7 @@ class Processor:
         cross_image_size: int | None = None,
         max_length: int = 2048,
         form: SequenceForm = COGVLM_FORM,
+        system: str | None = None,
     ) -> None:
         """Args:
             tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
@@ -89,6 +59,7 @@ class Processor:
             cross_image_size: side in pixels of the high-resolution branch; None for models without one.
             max_length: context in tokens.
             form: what the model's sequence looks like (`config.sequence_form`).
+            system: the checkpoint's own system text, for prompt styles that have one; None leaves it to the style.
 
         Raises:
             ConfigError: a size that is not positive.
@@ -104,6 +75,7 @@ class Processor:
         self.cross_image_size = cross_image_size
         self.max_length = max_length
         self.form = form
+        self.system = system
 
     @property
     def has_tokenizer(self) -> bool:
@@ -132,7 +104,8 @@ class Processor:
         *,
         history: Sequence[Turn] | None = (),
         version: str | None = None,
-        max_tiles: int | Sequence[int] | None = None,
+        system: str | None = None,
+        max_tiles: MaxTiles = None,
         allow_empty_query: bool = False,
     ) -> VLMInputs:
         """Inputs of a prompt, batch dimension 1, pixels in fp32 on CPU.
@@ -142,23 +115,27 @@ class Processor:
             query: the question.
             history: earlier (question, answer) pairs.
             version: prompt style; None takes the model's own.
-            max_tiles: see `plans`.
+            system: None is the model's own system text, "" none at all.
+            max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
+                the model's own choice.
             allow_empty_query: send the bare template (`--no_prompt`).
 
         Raises:
-            InputError: no tokenizer, a bad picture, an empty question, or a prompt that leaves no room for an answer.
+            InputError: no tokenizer, a bad picture, an empty question, marks that do not fit the images, a system text
+                or tiles for a model that has none, or a prompt that leaves no room for an answer.
             UnknownNameError: unknown `version`.
         """
         check_text(query, "question", allow_empty=allow_empty_query)
-        sources, style, turns = self._sources(image), self.style(version), check_turns(history, "history")
-        plans = self.plans(sources, max_tiles)
-        beginning = build_prompt(style, query, turns)[: LONGEST_TOKEN * self.max_length + 1]
+        style, turns, sources = self.style(version), check_turns(history, "history"), sources_of(image, self.images)
+        plans = plans_of(sources, self.images, max_tiles)
+        parts = self._parts(style, query, turns, plans, system)
+        beginning = text_of(parts)[: LONGEST_TOKEN * self.max_length + 1]
         if len(beginning) > LONGEST_TOKEN * self.max_length:
             self._check_room(len(self.tokenizer.encode(beginning)), plans, "more than ")
-        prompt = self._encode(style, query, turns, len(sources))
-        self._check_room(prompt.num_text, plans)
-        layout = layout_prompt(prompt.pieces(plans), bos_id=self.tokenizer.bos_id, form=self.form)
-        vision, cross = self._pixels(sources, plans)
+        prompt = encode_prompt(parts, plans, self.tokenizer)
+        self._check_room(text_length(prompt.pieces), plans)
+        layout = layout_prompt(prompt.pieces, bos_id=self.tokenizer.bos_id, form=self.form)
+        vision, cross = pixels_of(sources, plans, self.images, self.cross_image_size)
         return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
 
     def _check_room(self, num_text: int, plans: Sequence[ImagePlan], how_many: str = "") -> None:
@@ -190,54 +167,9 @@ class Processor:
         """Tokens of a prompt with so many tokens of text and these images."""
         return self.form.fixed_tokens(plans) + num_text
 
-    def plans(self, image: Images, max_tiles: int | Sequence[int] | None = None) -> list[ImagePlan]:
-        """What becomes of the images of a call.
-
-        Args:
-            max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
-                the model's own choice.
-
-        Raises:
-            InputError: `max_tiles` is no such thing, or above 1 for a model that does not cut; an image that has to be
-                opened for its plan and cannot be.
-        """
-        sources = as_list(image)
-        tiles = self._tiles(max_tiles, len(sources))
-        sizes = [None if self.images.constant else _opened(source).size for source in sources]
-        return [self.images.plan(size, max_tiles=most) for size, most in zip(sizes, tiles, strict=True)]
-
-    def _tiles(self, max_tiles: int | Sequence[int] | None, num_images: int) -> list[int | None]:
-        """`max_tiles` for each image."""
-        several = isinstance(max_tiles, (list, tuple))
-        given = list(max_tiles) if several else [max_tiles] * num_images
-        for most in given if several else [max_tiles]:
-            if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-                raise InputError(f"max_tiles is {max_tiles!r:.80}; it must be a number from 1, or one for each image.")
-            if most is not None and most > 1 and self.images.most_tiles == 1:
-                raise InputError(
-                    f"max_tiles is {max_tiles}, but this model does not cut images into tiles. Leave it out or give 1."
-                )
-        if len(given) != num_images:
-            raise InputError(f"max_tiles has {len(given)} numbers for {num_images} image(s). Give one for each.")
-        return given
-
-    def _sources(self, image: Images) -> list[ImageSource]:
-        """The images of a call, opened where their plans depend on them."""
-        sources = as_list(image)
-        return sources if self.images.constant else list(map(load_image, sources))
-
-    def _pixels(
-        self, sources: Sequence[ImageSource], plans: Sequence[ImagePlan]
-    ) -> tuple[Tensor | list[Tensor] | None, Tensor | None]:
-        """Pixels for the vision tower (`VLMInputs.vision_image`) and the high-resolution branch, None where absent."""
-        images = list(map(load_image, sources))
-        if not images:
-            return None, None
-        parts = [planned_pixels(image, plan, self.images.processing) for image, plan in zip(images, plans, strict=True)]
-        vision = torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else parts
-        if self.cross_image_size is None:
-            return vision, None
-        return vision, torch.stack([image_to_tensor(image, self.cross_image_size) for image in images])
+    def plans(self, image: Images, max_tiles: MaxTiles = None) -> list[ImagePlan]:
+        """What becomes of the images of a call. Raises as `plans_of`."""
+        return plans_of(as_list(image), self.images, max_tiles)
 
     def training_samples(
         self,
@@ -260,10 +192,10 @@ class Processor:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
-        sources = self._sources(image)
-        plans = self.plans(sources)
+        sources = sources_of(image, self.images)
+        plans = plans_of(sources, self.images)
         layouts = self.training_layouts(turns, plans, version=version, max_length=max_length, untrained=untrained)
-        vision, cross = self._pixels(sources, plans)
+        vision, cross = pixels_of(sources, plans, self.images, self.cross_image_size)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
 
     def training_sample(self, image: Images, turns: Sequence[Turn], **options: Any) -> VLMInputs:
@@ -311,7 +243,7 @@ class Processor:
 
     def question_length(self, query: str, plans: Sequence[ImagePlan], version: str | None = None) -> int:
         """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
-        return self.prompt_length(self._encode(self.style(version), query, (), len(plans)).num_text, plans)
+        return prompt_length(self._encode(self.style(version), query, (), plans).pieces, self.form)
 
     def _dialogue(
         self,
@@ -326,8 +258,7 @@ class Processor:
 
         def too_long(count: int) -> bool:
             *past, (query, _) = turns[:count]
-            num_text = self._encode(style, query, past, len(plans)).num_text
-            return self.prompt_length(num_text, plans) > limit - MIN_ANSWER_ROOM
+            return prompt_length(self._encode(style, query, past, plans).pieces, self.form) > limit - MIN_ANSWER_ROOM
 
         ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
         kept = ends[-1]
@@ -335,66 +266,46 @@ class Processor:
             kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         *past, (query, answer) = turns[:kept]
-        prompt = self._encode(style, query, past, len(plans), find_answers=not self.form.prefix_attention)
+        prompt = self._encode(style, query, past, plans, find_answers=not self.form.prefix_attention)
         return layout_training(
-            prompt.pieces(plans),
+            prompt.pieces,
             self.tokenizer.encode(answer),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
-            past_answers=prompt.past_answers(untrained),
+            past_answers=prompt.trained(untrained),
             form=self.form,
         )
 
     def _encode(
-        self, style: PromptStyle, query: str, history: Sequence[Turn], num_images: int, *, find_answers: bool = False
-    ) -> _Encoded:
-        """A prompt as ids. Where the style ends earlier answers, the end token cuts the text.
+        self,
+        style: PromptStyle,
+        query: str,
+        history: Sequence[Turn],
+        plans: Sequence[ImagePlan],
+        *,
+        find_answers: bool = False,
+    ) -> EncodedPrompt:
+        """A prompt with the model's own system text, as ids."""
+        parts = self._parts(style, query, history, plans)
+        return encode_prompt(parts, plans, self.tokenizer, find_answers=find_answers)
 
-        `find_answers`, which training asks for, encodes up to each end of each earlier answer once more.
-        """
-        lead, text, spans = dialogue_parts(style, query, history, pictures=num_images)
-        encode = self.tokenizer.encode
-        if not style.ends_answers:
-            ids = encode(text)
-            answers = [self._token_span(text, ids, start, end) for start, end in spans if find_answers]
-        else:
-            ids, answers, done = [], [], 0
-            for start, end in spans:
-                piece = encode(text[done:end])
-                if find_answers:
-                    first, last = self._token_span(text[done:end], piece, start - done, end - done)
-                    answers.append((len(ids) + first, len(ids) + last))
-                ids += [*piece, self.tokenizer.eos_id]
-                done = end
-            ids += encode(text[done:])
-        return _Encoded([encode(part) for part in lead], ids, answers)
-
-    def _token_span(self, text: str, ids: list[int], start: int, end: int) -> tuple[int, int]:
-        """Index range in `ids` of the characters [start, end) of `text`.
-
-        Both ends are found by encoding the text up to there: tokens that stay the same lie before the cut, so a token
-        over a cut (the space before an answer's first word) belongs to what follows it.
-        """
-        return tuple(_shared(self.tokenizer.encode(text[:cut]), ids) for cut in (start, end))
-
-
-def as_list(image: Images) -> list[ImageSource]:
-    """The pictures of an `image` argument: None is none of them, a list or tuple is itself."""
-    if image is None:
-        return []
-    return list(image) if isinstance(image, (list, tuple)) else [image]
-
-
-def _opened(source: ImageSource) -> Image.Image:
-    return source if isinstance(source, Image.Image) else load_image(source)
-
-
-def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common beginning."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    def _parts(
+        self,
+        style: PromptStyle,
+        query: str,
+        history: Sequence[Turn],
+        plans: Sequence[ImagePlan],
+        system: str | None = None,
+    ) -> list[Part]:
+        """A prompt in order. Raises InputError for a system text where the style has no place for one."""
+        if system is not None:
+            check_text(system, "system text", allow_empty=True)
+        if system and style.system is None:
+            raise InputError(
+                f"A system text was given ({system!r:.40}), but this model's prompt ({style.summary}) has no place for "
+                "one. Leave it out, or write it into the question."
+            )
+        if system is None and style.system is not None:
+            system = self.system
+        return prompt_parts(style, query, history, images=len(plans), system=system)

@@ -1,18 +1,49 @@
-"""Prompt templates: what the text around the pictures looks like.
+"""Prompts as parts: text, special tokens, places of images. Their ids are found in `encode`.
 
-Pictures come first, before all history: in front of everything in CogVLM, in the first question in others. The
-templates themselves stand in `models/<family>/prompts.py`.
+What a user writes is text, and text never makes a special token; the tokens of roles are parts of a template. Templates
+stand in `models/<family>/prompts.py`. Importing this is light.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sat_models.errors import UnknownNameError
+from sat_models.errors import InputError, UnknownNameError
 
 Turn = tuple[str, str]
 """One finished turn: (question, answer)."""
+
+
+class Mark(enum.Enum):
+    """A part whose ids depend on tokenizer or image."""
+
+    IMAGE = "image"
+    """Where the next image stands, with what its plan puts around it."""
+    BEGIN = "begin"
+    """The tokenizer's begin token."""
+    END = "end"
+    """The token that ends an answer."""
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token by the name that the tokenizer knows it by."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An earlier answer, which training trains."""
+
+    text: str
+
+
+Part = str | Special | Answer | Mark
+Words = str | tuple[str | Special | Mark, ...]
+"""What a template says: text, or text between special tokens."""
 
 
 @dataclass(frozen=True)
@@ -20,27 +51,31 @@ class PromptStyle:
     """One template.
 
     Attributes:
-        before: text in front of a question.
-        after: text between the last question and the answer to be written.
-        after_past: text between an earlier question and its answer, None where the style keeps no history.
-        between: text between an earlier answer and the next question's `before`.
+        before: in front of a question.
+        after: between the last question and the answer to be written.
+        after_past: between an earlier question and its answer, None where the style keeps no history.
+        between: between an earlier answer and the next question's `before`.
         summary: one line for help texts.
-        opening: text in front of everything.
-        picture: text on either side of each picture, only where there is one.
-        picture_first: pictures stand in front of the first `before`, not behind it.
-        ends_answers: the end token stands behind each earlier answer.
+        system: what stands in front of everything unless the caller says otherwise; None: there is no such place.
+        around_system: on either side of it.
+        around_image: on either side of each image.
+        gap: text behind an image that no mark has placed.
+        images_first: such images stand in front of the first `before`, not behind it.
+        mark: what says in a question that an image stands there.
         stops: texts that end an answer besides the end token.
     """
 
-    before: str
-    after: str
-    after_past: str | None
-    between: str
+    before: Words
+    after: Words
+    after_past: Words | None
+    between: Words
     summary: str
-    opening: str = ""
-    picture: tuple[str, str] = ("", "")
-    picture_first: bool = True
-    ends_answers: bool = False
+    system: str | None = None
+    around_system: tuple[Words, Words] = ("", "")
+    around_image: tuple[Words, Words] = ("", "")
+    gap: str = ""
+    images_first: bool = True
+    mark: str = "<image>"
     stops: tuple[str, ...] = ()
 
     @property
@@ -65,37 +100,76 @@ def find_style(styles: Mapping[str, PromptStyle], version: str) -> PromptStyle:
     return style
 
 
-def build_prompt(style: PromptStyle, query: str, history: Sequence[Turn] = ()) -> str:
-    """The text of a prompt without pictures (for CogVLM, the text after them).
+def prompt_parts(
+    style: PromptStyle, query: str, history: Sequence[Turn] = (), *, images: int = 0, system: str | None = None
+) -> list[Part]:
+    """A prompt in order.
+
+    Each image stands where a mark says so. In a call without any mark all stand in front of the text of the first
+    question of the dialogue, history included.
 
     Args:
         query: the question to be answered now.
         history: earlier (question, answer) pairs, oldest first; styles without history leave them out.
+        images: how many there are.
+        system: None is the style's own, "" none at all.
+
+    Raises:
+        InputError: marks for some images only, or more marks than images.
     """
-    return dialogue_parts(style, query, history)[1]
+    turns = history if style.keeps_history else ()
+    marks = sum(question.count(style.mark) for question, _ in turns) + query.count(style.mark)
+    if marks not in (0, images):
+        raise InputError(
+            f"The prompt has {marks} mark(s) {style.mark} for {images} image(s). Write one where each image belongs, "
+            "or none at all: then they stand in front of the first question."
+        )
+    parts = [*_system(style, style.system if system is None else system)]
+    unplaced = [part for _ in range(0 if marks else images) for part in (*_image(style), style.gap)]
+    questions = [question for question, _ in turns] + [query]
+    for number, question in enumerate(questions):
+        in_front = unplaced if number == 0 else []
+        parts += [*in_front, *_words(style.before)] if style.images_first else [*_words(style.before), *in_front]
+        parts += _question(style, question)
+        if number < len(turns):
+            parts += [*_words(style.after_past or ""), Answer(turns[number][1]), *_words(style.between)]
+    return [*parts, *_words(style.after)]
 
 
-def dialogue_parts(
-    style: PromptStyle, query: str, history: Sequence[Turn] = (), *, pictures: int = 0
-) -> tuple[list[str], str, list[tuple[int, int]]]:
-    """A prompt cut at its pictures; each part is tokenised on its own.
+def build_prompt(style: PromptStyle, query: str, history: Sequence[Turn] = ()) -> str:
+    """The text of a prompt without images (for CogVLM, the text after them); special tokens by their names."""
+    return text_of(prompt_parts(style, query, history))
 
-    Args:
-        pictures: how many there are.
 
-    Returns:
-        The text in front of each picture, the text behind the last one, and in the latter the (start, end) character
-        positions of the answers of `history`.
-    """
-    lead, text, spans = [], style.opening, []
-    for _ in range(pictures):
-        in_front = "" if style.picture_first or lead else style.before
-        lead.append(text + in_front + style.picture[0])
-        text = style.picture[1]
-    opened = bool(pictures) and not style.picture_first  # the first question's `before` stands in front of its pictures
-    for question, answer in history if style.keeps_history else ():
-        text += ("" if opened else style.before) + question + style.after_past
-        spans.append((len(text), len(text) + len(answer)))
-        text += answer + style.between
-        opened = False
-    return lead, text + ("" if opened else style.before) + query + style.after, spans
+def text_of(parts: Sequence[Part]) -> str:
+    """The text of a prompt; special tokens by their names, places of images left out."""
+    return "".join(_text(part) for part in parts)
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, Special):
+        return part.name
+    if isinstance(part, Answer):
+        return part.text
+    return part if isinstance(part, str) else ""
+
+
+def _words(words: Words) -> tuple[str | Special | Mark, ...]:
+    return (words,) if isinstance(words, str) else words
+
+
+def _system(style: PromptStyle, text: str | None) -> Iterator[Part]:
+    if text:
+        yield from (*_words(style.around_system[0]), text, *_words(style.around_system[1]))
+
+
+def _image(style: PromptStyle) -> tuple[Part, ...]:
+    return (*_words(style.around_image[0]), Mark.IMAGE, *_words(style.around_image[1]))
+
+
+def _question(style: PromptStyle, text: str) -> Iterator[Part]:
+    """A question's text, cut at its marks."""
+    first, *others = text.split(style.mark)
+    yield first
+    for other in others:
+        yield from (*_image(style), other)

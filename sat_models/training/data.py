@@ -24,7 +24,7 @@ from sat_models.config import ImagePlan
 from sat_models.errors import ConfigError, InputError, ZooError
 from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Turn, dialogue_parts
+from sat_models.processing.prompts import Turn, prompt_parts, text_of
 from sat_models.text import printable
 from sat_models.training.records import PROBLEMS_SHOWN, Record
 from sat_models.training.sampler import LengthGroupedSampler
@@ -167,12 +167,14 @@ class VLMDataset:
 
     def _fits(self, record: Record, question: str) -> bool:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        plans = self.processor.plans(record.images)
         room = self.max_length - MIN_ANSWER_ROOM
-        lead, text, _ = dialogue_parts(self.processor.style(self.version), question, pictures=len(plans))
-        bytes_of_text = sum(
-            len(part.encode()) + 1 for part in (*lead, text)
-        )  # a token is a byte, a leading space aside
+        try:
+            plans = self.processor.plans(record.images)
+            parts = prompt_parts(self.processor.style(self.version), question, images=len(plans))
+        except InputError as error:
+            self._reject(record.source, error)
+            return False
+        bytes_of_text = sum(len(text_of([part]).encode()) + 1 for part in parts)  # a token is a byte, or special
         if self.processor.prompt_length(bytes_of_text, plans) <= room:
             return True
         needed = self.processor.question_length(question, plans, self.version)

@@ -202,6 +202,7 @@ def _make_processor(
         styles=prompt_styles(),
         version=version,
         form=config.sequence_form,
+        system=config.system_message,
     )
     return processor, file
 

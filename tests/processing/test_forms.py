@@ -31,7 +31,7 @@ from sat_models.models.visualglm.tokens import GLMTokenizer
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import image_to_tensor, padded
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import dialogue_parts
+from sat_models.processing.prompts import Answer, Mark, prompt_parts, text_of
 from sat_models.processing.tokenizer_files import find_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -49,10 +49,9 @@ GIVEN = (
 
 def joined(version: str, *, pictures: int = 1) -> str:
     """A two-turn prompt with `@` where a picture is."""
-    lead, text, spans = dialogue_parts(prompt_style(version), "Where?", HISTORY, pictures=pictures)
-    assert len(lead) == pictures
-    assert [text[start:end] for start, end in spans] == ["A dog."]
-    return "@".join([*lead, text])
+    parts = prompt_parts(prompt_style(version), "Where?", HISTORY, images=pictures)
+    assert parts.count(Mark.IMAGE) == pictures and parts.count(Answer("A dog.")) == 1
+    return "".join("@" if part is Mark.IMAGE else text_of([part]) for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +77,9 @@ def test_prompts_letter_by_letter(version: str, expected: str) -> None:
 
 def test_every_style_can_be_built() -> None:
     for style in prompt_styles().values():
-        lead, text, spans = dialogue_parts(style, "q", HISTORY, pictures=1)
-        assert text.endswith(style.after) and bool(spans) == style.keeps_history and len(lead) == 1
+        parts = prompt_parts(style, "q", HISTORY, images=1)
+        assert parts[-1] == style.after and (Answer("A dog.") in parts) == style.keeps_history
+        assert parts.count(Mark.IMAGE) == 1
 
 
 def test_a_plain_form_counts_through_and_has_no_marks() -> None:

@@ -161,7 +161,7 @@ def test_an_image_without_words_is_told_what_is_missing(call: Callable[..., Any]
 
 
 def prompt_tokens(processor: Any, words: str) -> int:
-    text = build_prompt(processor.version, words)
+    text = build_prompt(processor.style(), words)
     return processor.prompt_length(len(processor.tokenizer.encode(text)))
 
 

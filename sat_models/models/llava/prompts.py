@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sat_models.processing.prompts import PromptStyle
+from sat_models.processing.prompts import Mark, PromptStyle
 
 _CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -12,10 +12,10 @@ _CURIOUS = (
 STYLES: dict[str, PromptStyle] = {
     "llava_v0": PromptStyle(
         "Human: ", "###Assistant:", "###Assistant: ", "###", "LLaVA 1.0",
-        opening=f"{_CURIOUS}###", picture=("", "\n"), picture_first=False, stops=("###",),
+        system=_CURIOUS, around_system=("", "###"), gap="\n", images_first=False, stops=("###",),
     ),
     "llava_v1": PromptStyle(
-        "USER: ", " ASSISTANT:", " ASSISTANT: ", "", "LLaVA 1.5",
-        opening=f"{_CURIOUS} ", picture=("", "\n"), picture_first=False, ends_answers=True,
+        "USER: ", " ASSISTANT:", " ASSISTANT: ", (Mark.END,), "LLaVA 1.5",
+        system=_CURIOUS, around_system=("", " "), gap="\n", images_first=False,
     ),
 }  # fmt: skip

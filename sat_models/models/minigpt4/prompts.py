@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from sat_models.processing.prompts import PromptStyle
+from sat_models.processing.prompts import Mark, PromptStyle
 
 _GIVEN = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
-_IMG = ("<Img>", "</Img> ")
+_IMG = ("<Img>", "</Img>")
 
 STYLES: dict[str, PromptStyle] = {
     "minigpt4": PromptStyle(
         "Human: ", "###Assistant:", "###Assistant: ", "###", "MiniGPT-4 with Vicuna",
-        opening=f"{_GIVEN}###", picture=_IMG, picture_first=False, stops=("###",),
+        system=_GIVEN, around_system=("", "###"), around_image=_IMG, gap=" ", images_first=False, stops=("###",),
     ),
     "minigpt4_llama2": PromptStyle(
-        "[INST] ", " [/INST]", " [/INST] ", "", "MiniGPT-4 with Llama-2, and v2",
-        picture=_IMG, picture_first=False, ends_answers=True,
+        "[INST] ", " [/INST]", " [/INST] ", (Mark.END,), "MiniGPT-4 with Llama-2, and v2",
+        around_image=_IMG, gap=" ", images_first=False,
     ),
 }  # fmt: skip
