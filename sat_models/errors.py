@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import difflib
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -98,11 +99,32 @@ def _end_at_once(code: list[int]) -> None:
 
 
 def complain(error: Exception) -> None:
-    """One line on stderr.
+    """One line on stderr; under torchrun, which says much about it, again behind that.
 
     Processes of one job mostly fail alike and their launcher ends all with the first, so those behind wait a little:
     what they still live to say is then the real reason.
     """
     if int(os.environ.get("RANK", "0")):
         time.sleep(3)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    line = f"error: {' '.join(str(error).split())}"
+    print(line, file=sys.stderr, flush=True)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _say_last(line)
+
+
+_LAST_WORD = """
+import os, select, sys
+launcher = select.poll()
+launcher.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
+launcher.poll(60_000)
+sys.stderr.write(sys.argv[2] + "\\n")
+"""
+
+
+def _say_last(line: str) -> None:
+    """The line again, once torchrun has ended: it writes forty lines of its own about a process that fails."""
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAST_WORD, str(os.getppid()), line],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip

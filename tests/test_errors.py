@@ -75,3 +75,19 @@ run_script(main)
     )
     assert alone.returncode == code
     assert "torn down" in alone.stdout
+
+
+def test_under_torchrun_the_reason_is_the_last_line(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "from sat_models.errors import InputError, run_script\n\n\n"
+        "def main() -> int:\n    raise InputError('this image\\nis none')\n\n\nrun_script(main)\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)], cwd=Path(__file__).resolve().parents[1], capture_output=True,
+        text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode
+    assert done.stderr.rstrip().split("\n")[-1] == "error: this image is none"
+    assert done.stderr.count("error: this image is none") == 2, "at once, and behind what the launcher says"
