@@ -5,6 +5,7 @@ Legend: B batch, S tokens, N images, P image tokens, D language width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,12 +89,34 @@ class ImageMixin(ImageEmbedding):
 
     def encode_images(self, vision_image: Tensor) -> Tensor:
         """Pixels [N, 3, H, W] -> [N, P + 2, D], with the begin and end vectors around the P image tokens."""
-        features = self.vit_model(vision_image)
-        if self.pos_embed is not None:
-            features = features + self.pos_embed
-        features = self.linear_proj(features)
+        features = self.linear_proj(self._features(vision_image))
         count = features.shape[0]
         return torch.cat((self.boi.expand(count, -1, -1), features, self.eoi.expand(count, -1, -1)), dim=1)
+
+    def _features(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> what the projector reads, [N, P, V]."""
+        features = self.vit_model(vision_image)
+        return features if self.pos_embed is None else features + self.pos_embed
+
+
+class ConvolvedImageMixin(ImageMixin):
+    """With a convolution over the grid of patches between tower and projector (CogVLM2, GLM-4V).
+
+    Args:
+        vit_model: pixels [N, 3, H, W] -> features [N, side * side, V].
+        conv: [N, V, side, side] -> [N, U, a smaller grid].
+        linear_proj: [N, P, U] -> [N, P, D].
+        hidden_size: D.
+    """
+
+    def __init__(self, vit_model: nn.Module, conv: nn.Conv2d, linear_proj: nn.Module, hidden_size: int) -> None:
+        super().__init__(vit_model, linear_proj, hidden_size)
+        self.conv = conv
+
+    def _features(self, vision_image: Tensor) -> Tensor:
+        features = super()._features(vision_image).transpose(1, 2)
+        side = math.isqrt(features.shape[-1])
+        return self.conv(features.unflatten(-1, (side, side))).flatten(2).transpose(1, 2)
 
 
 class ProjectedImageMixin(ImageEmbedding):

@@ -156,6 +156,20 @@ def _open_door() -> None:
     sys.modules["sat.mpu"].checkpoint = sys.modules["sat.model.transformer"].checkpoint = recompute
 
 
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """SAT's layers that are made inside are those of a model that is not split."""
+    modules = [sys.modules[name] for name in ("sat.model.transformer", "sat.mpu.layers")]
+    before = [module.get_model_parallel_world_size for module in modules]
+    try:
+        for module in modules:
+            module.get_model_parallel_world_size = lambda: 1
+        yield
+    finally:
+        for module, function in zip(modules, before, strict=True):
+            module.get_model_parallel_world_size = function
+
+
 def stock_generation() -> types.SimpleNamespace:
     """SAT's own generation, to compare with: `filling_sequence`, `BaseStrategy`, `CachedAutoregressiveMixin`."""
     sampling = importlib.import_module("sat.generation.autoregressive_sampling")
@@ -195,6 +209,7 @@ __all__ = [
     "RMSNorm",
     "RowParallelLinear",
     "VocabParallelEmbedding",
+    "as_one_process",
     "copy_to_model_parallel_region",
     "gather_from_model_parallel_region",
     "mpu",

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sat_models.errors import InputError
 from sat_models.text import json_line
-
-logger = logging.getLogger(__name__)
 
 
 def draft_of(place: Path) -> Path:
@@ -80,15 +76,8 @@ def numbered_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int,
 
     Args:
         errors: as in `bytes.decode`, for bytes that are no UTF-8.
-
-    Raises:
-        InputError: bytes that are no UTF-8, with their line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors=errors)
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    text = path.read_text(encoding="utf-8-sig", errors=errors)
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
@@ -101,14 +90,11 @@ def kept_records(path: Path, *, whole: Callable[[dict[str, Any]], bool] = lambda
     if not path.exists():
         return []
     records = []
-    for number, line in numbered_lines(path, errors="replace"):  # a character may be cut in two
-        try:
+    for _, line in numbered_lines(path, errors="replace"):  # a character may be cut in two
+        with contextlib.suppress(ValueError):
             record = json.loads(line)
-        except (ValueError, RecursionError):
-            logger.warning("line %d of %s was cut off; what it held is done again", number, path)
-            continue
-        if isinstance(record, dict) and whole(record):
-            records.append(record)
+            if isinstance(record, dict) and whole(record):
+                records.append(record)
     return records
 
 

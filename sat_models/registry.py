@@ -89,6 +89,15 @@ def _cogvlm(name: str, summary: str, version: str, size: int = 490, *, aliases: 
     )  # fmt: skip
 
 
+def _cogvlm2(name: str, summary: str) -> ModelSpec:
+    hub = name.removesuffix("b") + "B"
+    return ModelSpec(
+        name=name, summary=summary, default_version="chat_old", image_size=1344,
+        licence="CogVLM2 licence (weights; built with Meta Llama 3), Apache-2.0 (code)", source=f"{_HUB}/THUDM/{hub}",
+        hf_name=hub,
+    )  # fmt: skip
+
+
 def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
@@ -145,6 +154,8 @@ _SPECS = (
     _cogvlm("cogvlm-grounding-base", "the grounding model before instruction tuning", "base"),
     _cogvlm("cogvlm-base-224", "pre-trained at 224 px, for fine-tuning", "base", 224),
     _cogvlm("cogvlm-base-490", "pre-trained at 490 px, for fine-tuning", "base"),
+    _cogvlm2("cogvlm2-llama3-chat-19b", "dialogue about an image at 1344 px, on Llama 3"),
+    _cogvlm2("cogvlm2-llama3-chinese-chat-19b", "the same in Chinese and English"),
     _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
     _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
     ModelSpec(

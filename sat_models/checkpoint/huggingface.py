@@ -227,7 +227,7 @@ def family_of_class(name: str) -> HFFamily:
     for form in family_of(name).forms():
         if form.model_class in bases and form.sizes_to_hf is not None:
             return form
-    known = ", ".join(form.model_class for form in forms().values() if form.sizes_to_hf is not None)
+    known = ", ".join(form.model_class for form in forms() if form.sizes_to_hf is not None)
     raise ConfigError(f"{name} has no Hugging Face form; those that have: {known}")
 
 

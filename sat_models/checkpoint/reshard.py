@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from mixins.whole import WholeLinear
 from sat_models.checkpoint.memory import release_pages
 from sat_models.errors import CheckpointError
 from sat_models.models.common.quantised import SCALE, Rows
@@ -33,14 +34,22 @@ class SplitRule:
 
     dim: int | None = None
     parts: tuple[int, ...] = (1,)
+    divisible_by: int = 0
+
+    def whole_at(self, size: int) -> bool:
+        """Whether each of `size` ranks holds the whole."""
+        return self.dim is None or bool(self.divisible_by and self.divisible_by % size)
 
     def full_shape(self, local: Sequence[int], size: int) -> tuple[int, ...]:
         """Shape of the whole weight, from the shape of one of `size` equal shards."""
-        return tuple(n * size if axis == self.dim else n for axis, n in enumerate(local))
+        whole = self.whole_at(size)
+        return tuple(n * size if axis == self.dim and not whole else n for axis, n in enumerate(local))
 
     def shard_shape(self, full: Sequence[int], size: int) -> tuple[int, ...]:
         """Shape of one of `size` shards. Raises CheckpointError if the weight cannot be divided evenly."""
-        if self.dim is not None and full[self.dim] % (sum(self.parts) * size):
+        if self.whole_at(size):
+            return tuple(full)
+        if full[self.dim] % (sum(self.parts) * size):
             raise CheckpointError(
                 f"a weight of shape {list(full)} cannot be divided over {size} ranks: dimension {self.dim} must be a "
                 f"multiple of {sum(self.parts) * size}"
@@ -68,13 +77,18 @@ def split_rules(model: nn.Module) -> dict[str, SplitRule]:
 def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     if isinstance(module, VocabParallelEmbedding):
         return {"weight": SplitRule(0)}
+    if isinstance(module, WholeLinear):
+        rule = SplitRule(module.dim, module.parts, module.divisible_by)
+        return {"weight": rule, "bias": rule if module.dim == 0 else REPLICATED}
+    cut_by = getattr(module, "divisible_by", 0)
     if isinstance(module, ColumnParallelLinear):
         given = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
         parts = tuple(part // math.gcd(*given) for part in given)
-        return {name: SplitRule(0, parts) for name in ("weight", "bias", SCALE)}
+        return {name: SplitRule(0, parts, cut_by) for name in ("weight", "bias", SCALE)}
     if isinstance(module, RowParallelLinear):  # its bias stays whole, and so does a scale for each output
         scale = getattr(module, SCALE, None)
-        return {"weight": SplitRule(1), SCALE: SplitRule(1) if scale is not None and scale.dim() == 2 else REPLICATED}
+        rule = SplitRule(1, (1,), cut_by)
+        return {"weight": rule, SCALE: rule if scale is not None and scale.dim() == 2 else REPLICATED}
     if hasattr(module, "split_dims"):  # LoRA, p-tuning: modules that know how they divide their own parameters
         return {name: SplitRule(dim) for name, dim in module.split_dims().items()}
     return {}
@@ -107,11 +121,14 @@ class RankPart:
         """Rows of it as a new contiguous tensor; nothing else of that size is allocated."""
         start, stop, _ = rows.indices(self.shape[0])
         out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype, device=self.device)
-        dim = self.rule.dim
-        if dim is None:
+        dim, count = self.rule.dim, len(self.stored)
+        held_whole, wanted_whole = self.rule.whole_at(count), self.rule.whole_at(self.size)
+        if dim is None or (held_whole and wanted_whole):
             return out.copy_(self.stored[0][start:stop])
-        full = self.stored[0].shape[dim] * len(self.stored)
-        for target, shard, source, length in _pieces(full, self.rule.parts, len(self.stored), self.rank, self.size):
+        count = 1 if held_whole else count
+        rank, size = (0, 1) if wanted_whole else (self.rank, self.size)
+        full = self.stored[0].shape[dim] * count
+        for target, shard, source, length in _pieces(full, self.rule.parts, count, rank, size):
             if dim == 0:
                 first, last = max(start, target), min(stop, target + length)
                 if first < last:

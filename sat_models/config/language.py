@@ -228,10 +228,3 @@ class PictureConfig(LanguageConfig):
     def to_dict(self) -> dict[str, Any]:
         """As the content of a `model_config.json`."""
         return {**super().to_dict(), "eva_args": self.eva_args.to_dict()}
-
-    def _split_sizes(self) -> dict[str, int]:
-        return {
-            **super()._split_sizes(),
-            "eva_args.num_attention_heads": self.eva_args.num_attention_heads,
-            "eva_args.inner_hidden_size": self.eva_args.inner_hidden_size,
-        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sat_models.config.images import ImagePlan
 
@@ -33,6 +33,10 @@ class SequenceForm:
     suffix: tuple[int, ...] = ()
     prefix_attention: bool = False
     boxes: str = "thousand"
+
+    def with_slot(self, slot_id: int) -> SequenceForm:
+        """This form with another id in the slots."""
+        return replace(self, slot_id=slot_id)
 
     def image_tokens(self, plan: ImagePlan) -> int:
         """Places that an image takes in the sequence."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.models.cogagent.family import FAMILY as _COGAGENT
 from sat_models.models.cogvlm.family import FAMILY as _COGVLM
+from sat_models.models.cogvlm2.family import FAMILY as _COGVLM2
 from sat_models.models.common.family import Family
 from sat_models.models.common.groups import ParameterGroup
 from sat_models.models.llama.family import FAMILY as _LLAMA
@@ -110,20 +111,19 @@ def named_groups() -> dict[str, ParameterGroup]:
     return groups
 
 
-def forms() -> dict[str, HFFamily]:
-    """The Hugging Face forms of all families, by the name of the class that wrote them.
+def forms() -> tuple[HFFamily, ...]:
+    """The Hugging Face forms of all families.
 
     Raises:
-        ValueError: two families have the same; the message names both.
+        ValueError: two have the same architecture, and nothing tells them apart; the message names both families.
     """
-    found: dict[str, HFFamily] = {}
-    owners: dict[str, str] = {}
-    for family in families():
-        for form in family.forms():
-            if (other := owners.setdefault(form.architecture, family.name)) != family.name:
-                raise ValueError(f"{form.architecture} is registered twice: by {other} and by {family.name}")
-            found[form.architecture] = form
-    return found
+    owned = [(family.name, form) for family in families() for form in family.forms()]
+    for number, (owner, form) in enumerate(owned):
+        for other, earlier in owned[:number]:
+            told = form.telling is not None and earlier.telling is not None and form.telling is not earlier.telling
+            if form.architecture == earlier.architecture and not told:
+                raise ValueError(f"{form.architecture} is registered twice: by {other} and by {owner}")
+    return tuple(form for _, form in owned)
 
 
 def form_of_config(data: Mapping[str, Any], where: str) -> HFFamily:
@@ -135,10 +135,10 @@ def form_of_config(data: Mapping[str, Any], where: str) -> HFFamily:
     Raises:
         ConfigError: another model; by its name where it is a known one that the zoo cannot read yet.
     """
-    fitting = [form for form in forms().values() if form.fits(data)]
+    fitting = [form for form in forms() if form.fits(data)]
     if len(fitting) == 1:
         return fitting[0]
-    known = ", ".join(forms())
+    known = ", ".join(dict.fromkeys(form.architecture for form in forms()))
     if fitting:
         names = " and ".join(form.architecture for form in fitting)
         raise ConfigError(f"{where} is a Hugging Face folder whose config.json could be of {names}")
@@ -152,5 +152,5 @@ def form_of_config(data: Mapping[str, Any], where: str) -> HFFamily:
     )
 
 
-for _family in (_COGVLM, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _LLAMA):
+for _family in (_COGVLM, _COGVLM2, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _LLAMA):
     register(_family)

@@ -14,10 +14,6 @@ _CHATGLM = frozenset(("ChatGLMModel", "ChatGLMForConditionalGeneration"))
 _XCOMPOSER2 = "InternLMXComposer2ForCausalLM"
 
 
-def _cogvlm2(data: Mapping[str, Any]) -> bool:
-    return "CogVLMForCausalLM" in class_names(data) and "num_multi_query_heads" in data
-
-
 def _glm4v(data: Mapping[str, Any]) -> bool:
     return bool(class_names(data) & _CHATGLM) and bool(data.get("vision_config"))
 
@@ -40,7 +36,6 @@ def _internvl(data: Mapping[str, Any]) -> bool:
 
 
 NOT_YET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
-    ("CogVLM2", _cogvlm2),
     ("GLM-4V", _glm4v),
     ("a ChatGLM or GLM-4 without images", _chatglm),
     ("InternLM-XComposer2-4KHD", _xcomposer2_tiled),

@@ -5,7 +5,9 @@ Legend: N images, P patches, V vision width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -14,11 +16,15 @@ from torch import Tensor, nn
 from mixins.base import ZooModel
 from mixins.sat_compat import BaseTransformer
 from mixins.vision_tower import LearnedPositionMixin, PatchEmbeddingMixin
+from mixins.whole import whole_where_indivisible
 from sat_models.config import VisionTowerConfig
 
 
 class VisionTower(ZooModel):
     """Pixels [N, 3, H, W] -> features; a subclass adds the mixins that make them.
+
+    Processes that share the model cut the tower where their number divides its heads and its inner width; elsewhere
+    each of them holds and computes all of it.
 
     Attributes:
         activation, patch_bias: of the tower's MLPs; of its patch embedding.
@@ -28,7 +34,8 @@ class VisionTower(ZooModel):
     patch_bias: ClassVar[bool] = True
 
     def __init__(self, config: VisionTowerConfig) -> None:
-        transformer = BaseTransformer(
+        make = partial(
+            BaseTransformer,
             num_layers=config.num_layers,
             vocab_size=1,
             hidden_size=config.hidden_size,
@@ -43,7 +50,8 @@ class VisionTower(ZooModel):
             use_final_layernorm=config.use_final_layernorm,
             row_parallel_linear_final_bias=config.row_parallel_linear_final_bias,
         )
-        super().__init__(config, transformer=transformer)
+        divisible_by = math.gcd(config.num_attention_heads, config.inner_hidden_size)
+        super().__init__(config, transformer=whole_where_indivisible(make, divisible_by))
         self.config = config
         patches = PatchEmbeddingMixin(config.in_channels, config.hidden_size, config.patch_size, bias=self.patch_bias)
         self.add_mixin("patch_embedding", patches)

@@ -187,7 +187,8 @@ def _make_processor(
             "cogvlm-tiny."
         )
     file = _tokenizer_file(checkpoint, config, local_tokenizer)
-    tokenizer = family_of(config.model_class).tokenizer(config, file) if file else None
+    family = family_of(config.model_class)
+    tokenizer = family.tokenizer(config, file) if file else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer {file} has {tokenizer.vocab_size} pieces, but the model's vocabulary is "
@@ -199,7 +200,7 @@ def _make_processor(
         images=config.images,
         cross_image_size=getattr(config, "cross_image_pix", None),
         max_length=config.max_sequence_length,
-        styles=prompt_styles(),
+        styles={**prompt_styles(), **family.own_names},
         version=version,
         form=config.sequence_form,
         system=config.system_message,

@@ -37,9 +37,9 @@ RULES = [REPLICATED, SplitRule(0), SplitRule(1), SplitRule(0, (1, 1)), QKV, Spli
         ("mixins.lm.lm_head.weight", SplitRule(0)),
         ("mixins.eva.boi", REPLICATED),
         ("mixins.eva.linear_proj.dense_h_to_4h.weight", REPLICATED),
-        ("mixins.eva.vit_model.transformer.layers.0.attention.query_key_value.bias", QKV),
+        ("mixins.eva.vit_model.transformer.layers.0.attention.query_key_value.bias", SplitRule(0, (1, 1, 1), 4)),
         ("mixins.eva.vit_model.transformer.layers.0.attention.dense.bias", REPLICATED),
-        ("mixins.eva.vit_model.transformer.layers.0.mlp.dense_4h_to_h.weight", SplitRule(1)),
+        ("mixins.eva.vit_model.transformer.layers.0.mlp.dense_4h_to_h.weight", SplitRule(1, (1,), 4)),
     ],
 )
 def test_rules_follow_from_the_layers(meta_model, name, rule):
@@ -82,3 +82,14 @@ def test_a_slice_is_cast_on_the_way():
 def test_what_cannot_be_divided_says_so():
     with pytest.raises(CheckpointError, match="multiple of 12"):
         slice_for_rank(torch.zeros(9, 2), QKV, 0, 4)
+
+
+@pytest.mark.parametrize("rule", [SplitRule(0, (1, 1, 1), 3), SplitRule(1, (1,), 3)])
+@pytest.mark.parametrize(("stored", "size"), itertools.product((1, 2, 3, 4), repeat=2))
+def test_what_a_number_of_ranks_does_not_divide_is_whole_on_each(rule: SplitRule, stored: int, size: int) -> None:
+    whole = torch.arange(18 * 6, dtype=torch.float32).view(18, 6)
+    parts = [read_shard([whole], rule, rank, stored) for rank in range(stored)]
+    assert all(part.equal(whole) for part in parts) == (stored in (1, 2, 4))
+    again = [read_shard(parts, rule, rank, size) for rank in range(size)]
+    assert all(one.equal(read_shard([whole], rule, rank, size)) for rank, one in enumerate(again))
+    assert rule.shard_shape(rule.full_shape(parts[0].shape, stored), size) == tuple(again[0].shape)

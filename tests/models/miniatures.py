@@ -168,6 +168,7 @@ MINIATURES = (
         ("CogAgentModel", "FineTuneTrainCogAgentModel", "FineTuneTestCogAgentModel"),
         frozen=(f"{_ENCODER}.blocks.2.", f"{_ENCODER}.norm.", f"{_ENCODER}.head."), stacks=3,
     ),
+    Miniature("cogvlm2-tiny", _COGVLM_MIXINS, ("mixins.eva.vit_model",), ("CogVLM2Model",)),
     Miniature(
         "visualglm-mini", ("chatglm-final", "chatglm-attn", "chatglm-layer", "eva"), ("mixins.eva.model",),
         ("VisualGLMModel", "FineTuneVisualGLMModel"), stacks=3,

@@ -33,10 +33,7 @@ class CogVLMModel(LLaMAModel):
     ) -> None:
         super().__init__(config, transformer=transformer, parallel_output=parallel_output, **kwargs)
         self.image_length = config.image_length
-        tower = EVA2CLIPModel(config.eva_args)
-        projector = GLUProjector(config.eva_args.hidden_size, config.hidden_size, config.inner_hidden_size)
-        positions = (config.image_length, config.eva_args.hidden_size) if self.has_image_positions else None
-        self.add_mixin("eva", ImageMixin(tower, projector, config.hidden_size, positions=positions))
+        self.add_mixin("eva", self.make_image_mixin(config))
         self.del_mixin("mlp")
         self.add_mixin("mlp", LlamaVisionExpertFCMixin(config.hidden_size, config.inner_hidden_size, config.num_layers))
         self.del_mixin("rotary")
@@ -44,6 +41,14 @@ class CogVLMModel(LLaMAModel):
             config.hidden_size, config.heads, config.num_layers, vision_qkv_bias=config.vision_qkv_bias
         )
         self.add_mixin("rotary", rotary)
+
+    @classmethod
+    def make_image_mixin(cls, config: CogVLMConfig) -> ImageMixin:
+        """The mixin "eva": tower and projector."""
+        tower = EVA2CLIPModel(config.eva_args)
+        projector = GLUProjector(config.eva_args.hidden_size, config.hidden_size, config.inner_hidden_size)
+        positions = (config.image_length, config.eva_args.hidden_size) if cls.has_image_positions else None
+        return ImageMixin(tower, projector, config.hidden_size, positions=positions)
 
     def forward(
         self,

@@ -40,6 +40,8 @@ class Family:
         models: every `model_class` that a `model_config.json` may name, the usual one first.
         classes: gives the classes of these names.
         styles: prompt styles that its weights were trained with. A family built on another may share its styles.
+        own_names: what a name of a style means where a model of this family is asked, though another family has a
+            style of that name.
         groups: its parameters by groups. Where several families have a group, each adds its own patterns to it.
         forms: gives the Hugging Face forms of its weights that are read or written.
         tokenizer: config and tokenizer file -> tokenizer.
@@ -49,6 +51,7 @@ class Family:
     models: tuple[str, ...]
     classes: Callable[[], Iterable[type[ZooModel]]]
     styles: Mapping[str, PromptStyle]
+    own_names: Mapping[str, PromptStyle] = field(default_factory=dict)
     groups: Mapping[str, ParameterGroup] = field(default_factory=dict)
     forms: Callable[[], Iterable[HFFamily]] = _no_forms
     tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer

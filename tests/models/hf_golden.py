@@ -1,0 +1,92 @@
+"""Golden folders in the layout on disk of an original: where they are, and what every family's parity test does.
+
+`$ZOO_GOLDEN` names another set of the same form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sat_models.checkpoint.huggingface import read_shard_file, weight_files
+from sat_models.zoo.vlm import VLM
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(os.environ.get("ZOO_GOLDEN") or ROOT / "tests" / "golden")
+TOLERANCE = 2e-5
+"""Of logits in fp32."""
+
+
+def folders(family: str) -> list[Path]:
+    """Those of a family: what stands in front of the last part of their names."""
+    return sorted(
+        path.parent
+        for path in GOLDEN.glob(f"{family}-*/reference.json")
+        if "-" not in path.parent.name[len(family) + 1 :]
+    )
+
+
+class Reference:
+    """What the original gave.
+
+    Attributes:
+        cases, train_cases: of `reference.json`.
+        tensors: of `reference.safetensors`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        self.cases: list[dict[str, Any]] = self.content["cases"]
+        self.train_cases: list[dict[str, Any]] = self.content.get("train_cases", [])
+        self.tensors: dict[str, Tensor] = load_file(folder / "reference.safetensors")
+
+
+def same_answers(vlm: VLM, case: dict[str, Any], **asked: Any) -> None:
+    """Greedy ids and text equal the original's, with the cache and computed anew for each token."""
+    ends = set(vlm.config.eos_token_ids)
+    wanted = [token for token in case["generated"] if token not in ends]
+    found = vlm.generate(**asked, max_new_tokens=len(case["generated"]))
+    assert found.token_ids == wanted and found.text == case["text"]
+    inputs = vlm.processor(
+        asked["image"], asked["query"], history=asked.get("history", ()), version=asked.get("version")
+    )
+    given = inputs.model_kwargs()
+    for token in wanted[:6]:
+        with torch.inference_mode():
+            assert int(vlm.model(**given)[0][0, -1].argmax()) == token
+        given = longer(given, token)
+
+
+def longer(given: dict[str, Any], token: int) -> dict[str, Any]:
+    """Arguments of a forward with one more token of text."""
+    grown = dict(given)
+    grown["input_ids"] = torch.cat((given["input_ids"], torch.tensor([[token]])), dim=1)
+    grown["position_ids"] = torch.cat((given["position_ids"], given["position_ids"][:, -1:] + 1), dim=1)
+    for name in ("image_embed_mask", "vision_expert_mask"):
+        if grown.get(name) is not None:
+            grown[name] = torch.nn.functional.pad(given[name], (0, 1))
+    return grown
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder."""
+    return {name: value for file in weight_files(folder)[0] for name, value in read_shard_file(file).items()}
+
+
+def in_two_processes(folder: Path, out: Path) -> list[float]:
+    """The largest difference of any golden logit in either of two processes that share the model."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(ROOT / "tests" / "parallel" / "hf_golden_worker.py"), str(folder), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]

@@ -1,0 +1,37 @@
+"""Run under torchrun by the parity tests of `tests/models`: the furthest of a golden folder's logits, a file a rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sat_models import runtime
+from sat_models.errors import run_script
+from sat_models.zoo import load_pretrained
+
+ARGUMENTS = ("input_ids", "position_ids", "image_embed_mask", "vision_expert_mask")
+
+
+def main() -> None:
+    """Golden folder, folder for the reports."""
+    folder, out = map(Path, sys.argv[1:])
+    tensors = load_file(folder / "reference.safetensors")
+    vlm = load_pretrained(folder, device="cpu", dtype="float32")
+    worst = 0.0
+    for case in json.loads((folder / "reference.json").read_text())["cases"]:
+        key = case["key"]
+        given = {name: tensors[f"{key}.{name}"][None] for name in ARGUMENTS if f"{key}.{name}" in tensors}
+        if bool(given["image_embed_mask"].any()):
+            given["vision_image"] = tensors["pixels.vision"]
+        with torch.inference_mode():
+            logits = vlm.model(**given)[0][0]
+        worst = max(worst, (logits - tensors[f"{key}.logits"]).abs().max().item())
+    (out / f"{runtime.rank()}.json").write_text(json.dumps(worst))
+
+
+if __name__ == "__main__":
+    run_script(main)
