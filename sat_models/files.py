@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sat_models.errors import InputError
 from sat_models.text import json_line
+
+logger = logging.getLogger(__name__)
 
 
 def draft_of(place: Path) -> Path:
@@ -76,8 +80,15 @@ def numbered_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int,
 
     Args:
         errors: as in `bytes.decode`, for bytes that are no UTF-8.
+
+    Raises:
+        InputError: bytes that are no UTF-8, with their line.
     """
-    text = path.read_text(encoding="utf-8-sig", errors=errors)
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors=errors)
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
@@ -90,11 +101,14 @@ def kept_records(path: Path, *, whole: Callable[[dict[str, Any]], bool] = lambda
     if not path.exists():
         return []
     records = []
-    for _, line in numbered_lines(path, errors="replace"):  # a character may be cut in two
-        with contextlib.suppress(ValueError):
+    for number, line in numbered_lines(path, errors="replace"):  # a character may be cut in two
+        try:
             record = json.loads(line)
-            if isinstance(record, dict) and whole(record):
-                records.append(record)
+        except (ValueError, RecursionError):
+            logger.warning("line %d of %s was cut off; what it held is done again", number, path)
+            continue
+        if isinstance(record, dict) and whole(record):
+            records.append(record)
     return records
 
 

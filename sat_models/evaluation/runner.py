@@ -6,9 +6,8 @@ the end the first process puts all together, in the order of the annotations.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from sat_models.evaluation.captions import tokenizer_name
 from sat_models.evaluation.identity import model_identity, pictures_digest, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
+from sat_models.files import appended_records, kept_records, write_json, write_jsonl
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.image import load_image
@@ -138,8 +138,8 @@ def _with_model(output: Path, settings: dict[str, Any], vlm: VLM) -> dict[str, A
 def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
     """`scores.json` and `predictions.jsonl`."""
     output.mkdir(parents=True, exist_ok=True)
-    _replace(output / PREDICTIONS_FILE, (json.dumps(entry, ensure_ascii=False) + "\n" for entry in predictions))
-    _replace(output / SCORES_FILE, [json.dumps(result, indent=2) + "\n"])
+    write_jsonl(output / PREDICTIONS_FILE, predictions)
+    write_json(output / SCORES_FILE, result)
 
 
 def settings_of(
@@ -185,7 +185,7 @@ def open_folder(output: Path, settings: dict[str, Any]) -> None:
     check_folder(output, settings)
     output.mkdir(parents=True, exist_ok=True)
     if not (output / SETTINGS_FILE).exists():
-        _replace(output / SETTINGS_FILE, [json.dumps(settings, indent=2) + "\n"])
+        write_json(output / SETTINGS_FILE, settings)
 
 
 def predict(
@@ -212,10 +212,8 @@ def predict(
     done = {entry["id"] for entry in read_predictions(output)}
     todo = [sample for sample in samples[share[0] :: share[1]] if sample.id not in done]
     path = output / f"predictions.{share[0]}.jsonl"
-    if writes and path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")  # ends the line that a killed run left
-    with tqdm(total=len(todo), desc=task, unit="question", disable=not (progress and writes)) as bar:
+    bar = tqdm(total=len(todo), desc=task, unit="question", disable=not (progress and writes))
+    with bar, appended_records(path if writes else None) as write:
         for start in range(0, len(todo), batch_size):
             some = todo[start : start + batch_size]
             pictures = [load_image(sample.image) for sample in some]
@@ -223,9 +221,8 @@ def predict(
             answers = answer(list(zip(pictures, questions, strict=True)))
             sizes = [picture.size for picture in pictures]
             entries = [_entry(task, *each, boxes) for each in zip(some, sizes, questions, answers, strict=True)]
-            if writes:
-                with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            for entry in entries:
+                write(entry)
             bar.update(len(some))
 
 
@@ -261,18 +258,9 @@ def _scored_anew(task: str, sample: Sample, kept: dict[str, Any]) -> dict[str, A
 
 
 def read_predictions(output: Path) -> list[dict[str, Any]]:
-    """All predictions of a folder, finished or not; a last line that was cut off is left out."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path in sorted(output.glob("predictions*.jsonl")):
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                logger.warning("a line of '%s' was cut off and is asked again", path)
-                continue
-            entries[entry["id"]] = entry
+    """All predictions of a folder, finished or not; a last line that was cut off is left out, and asked again."""
+    files = sorted(output.glob("predictions*.jsonl"))
+    entries = {entry["id"]: entry for path in files for entry in kept_records(path)}
     return list(entries.values())
 
 
@@ -312,10 +300,3 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
 
 def _means(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"count": len(entries), **metrics.means([entry["scores"] for entry in entries])}
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text("".join(lines), encoding="utf-8")
-    draft.replace(path)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +19,10 @@ from tqdm import tqdm
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError, ZooError
+from sat_models.files import appended_records, kept_records, numbered_lines, write_jsonl
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.session import BatchRow
 from sat_models.processing.image import kind_of
-from sat_models.text import json_line
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
@@ -73,7 +71,7 @@ def read_tasks(source: Path, query: str) -> list[Task]:
         names = [path.relative_to(source).as_posix() for path in found]
         tasks = [Task({"image": name, "query": query}, str(source / name)) for name in names]
     elif source.is_file():
-        tasks = [_task_of_line(line, source, number, query) for number, line in _lines(source)]
+        tasks = [_task_of_line(line, source, number, query) for number, line in numbered_lines(source)]
     else:
         raise InputError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
     if not tasks:
@@ -84,16 +82,6 @@ def read_tasks(source: Path, query: str) -> list[Task]:
             raise InputError(f"{source} asks the same twice: {task.key}. Give such lines an 'id' of their own.")
         seen.add(task.key)
     return tasks
-
-
-def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
-    r"""The lines of a file and their numbers; they end at `\n` alone, since a JSON string may hold other line ends."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors=errors)
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _task_of_line(line: str, source: Path, number: int, query: str) -> Task:
@@ -122,26 +110,13 @@ def gather_parts(output: Path) -> set[str]:
     Returns:
         The keys of what is done.
     """
-    records = []
-    for path in (output, *parts_of(output)):
-        if path.exists():
-            records += [record for _, line in _lines(path, errors="replace") if (record := _whole(line))]
+    files = (output, *parts_of(output))
+    records = [record for path in files for record in kept_records(path, whole=lambda record: "text" in record)]
     if output.exists() or records:
-        fresh = output.with_name(output.name + ".new")
-        fresh.write_text("".join(map(json_line, records)), encoding="utf-8")
-        os.replace(fresh, output)
+        write_jsonl(output, records)
     for path in parts_of(output):
         path.unlink()
     return {_key(record) for record in records}
-
-
-def _whole(line: str) -> dict[str, Any] | None:
-    """A finished line's content, else None."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and "text" in record else None
 
 
 def answers(
@@ -212,7 +187,7 @@ def caption(
     counts = [0, 0]
     path = output if share == 0 else output.with_name(f"{output.name}.{share}.part")
     results = answers(vlm, mine, options=options, version=version, max_rows=max_rows)
-    with _writer(path if mpu.get_model_parallel_rank() == 0 else None) as write:
+    with appended_records(path if mpu.get_model_parallel_rank() == 0 else None) as write:
         for record in tqdm(results, total=len(mine), disable=not progress or runtime.rank() != 0, unit="picture"):
             write(record)
             counts[0] += 1
@@ -228,18 +203,3 @@ def _append_parts(output: Path) -> None:
         for path in parts_of(output):
             file.write(path.read_text(encoding="utf-8"))
             path.unlink()
-
-
-@contextmanager
-def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends records, each at once on the disk; nothing for None."""
-    if path is None:
-        yield lambda record: None
-        return
-    with path.open("a", encoding="utf-8") as file:
-
-        def write(record: dict[str, Any]) -> None:
-            file.write(json_line(record))
-            file.flush()
-
-        yield write
