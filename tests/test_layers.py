@@ -43,6 +43,7 @@ OURS = ("mixins", "sat_models", "scripts")
 ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "gradio", "spacy", "transformers", "triton", "xformers")
 EVALUATION_OF_TRAINING = ("sat_models.evaluation", "sat_models.training")
 MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 320, 60
 NOT_FOR_MODEL_CODE = ("argparse", "fastapi", "http", "json", "pathlib", "requests", "shutil", "socket", "urllib")
 
 
@@ -243,6 +244,22 @@ def test_nothing_says_cuda_call() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"
     ]
     assert wrong == []
+
+
+def too_long() -> Iterator[str]:
+    """Files and functions that nobody reads in one go."""
+    for module, path in SOURCES.items():
+        source = path.read_text(encoding="utf-8")
+        if len(source.splitlines()) > MOST_LINES_OF_A_FILE:
+            yield module
+        for node in ast.walk(ast.parse(source)):
+            lines = getattr(node, "end_lineno", 0) - getattr(node, "lineno", 0) + 1
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines > MOST_LINES_OF_A_FUNCTION:
+                yield f"{module}.{node.name}"
+
+
+def test_files_and_functions_are_short() -> None:
+    assert list(too_long()) == []
 
 
 def test_the_walk_sees_every_form() -> None:

@@ -86,15 +86,10 @@ def convert(
     check_output(folder, overwrite=overwrite, read=opened_source.files())
     _check_source(opened_source, quantisation)
     runtime.init_model_parallel(1)
-    opened = opened_source.open()
-    plan: HFPlan | _SATPlan
-    if to == "hf":
-        plan, name, last = HFPlan(opened, dtype, name=folder.name), "", HF_CONFIG_FILE
-    else:
-        name, last = step or _step_of(opened_source), CONFIG_FILE
-        plan = _SATPlan(opened, name, size, dtype, quantisation)
+    opened, name = opened_source.open(), "" if to == "hf" else step or _step_of(opened_source)
+    plan = HFPlan(opened, dtype, name=folder.name) if to == "hf" else _SATPlan(opened, name, size, dtype, quantisation)
     check_room(folder, plan.bytes())
-    with new_folder(folder, last=last) as staging:
+    with new_folder(folder, last=HF_CONFIG_FILE if to == "hf" else CONFIG_FILE) as staging:
         plan.write(staging)
         if verify:
             same_logits(replace(opened_source, quantisation=quantisation), open_source(find_checkpoint(staging)))

@@ -70,7 +70,31 @@ def create_app(
         app.add_exception_handler(kind, on_error)
     models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in core.names]
 
-    # These three are coroutines: they answer while every thread is busy with somebody's pictures.
+    _add_states(app, core, metrics)
+
+    @app.get("/v1/models")
+    def list_models() -> dict[str, Any]:
+        """What can be asked."""
+        return {"object": "list", "data": models}
+
+    @app.get("/v1/models/{name:path}")
+    def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        _check_model(core, name)
+        return next(model for model in models if model["id"] == name)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """One answer, whole or streamed."""
+        _check_model(core, body.model)
+        return await _answer(core, body, request)
+
+    return app
+
+
+def _add_states(app: FastAPI, core: ServerCore, metrics: Metrics) -> None:
+    """Routes for those who watch. All are coroutines: they answer while every thread is busy with somebody's images."""
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         """The process is alive."""
@@ -88,39 +112,25 @@ def create_app(
         """Statistics for Prometheus."""
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
-    def list_models() -> dict[str, Any]:
-        """What can be asked."""
-        return {"object": "list", "data": models}
 
-    @app.get("/v1/models/{name:path}")
-    def one_model(name: str) -> dict[str, Any]:
-        """One of them."""
-        _check_model(core, name)
-        return next(model for model in models if model["id"] == name)
-
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """One answer, whole or streamed."""
-        _check_model(core, body.model)
-        call = Call(body)
-        try:
-            await unless_gone(run_sync(call.prepare, core, abandon_on_cancel=True), request.receive)
-            first = await unless_gone(call.start(core), request.receive)
-            if body.stream:
-                return EventStream(call.stream(first), call.cancel, headers=call.headers)
-            return JSONResponse(await unless_gone(call.whole(first), request.receive), headers=call.headers)
-        except ClientGone:
-            call.cancel()
-            return Response(status_code=499)
-        except Exception as error:
-            call.cancel()
-            return await on_error(request, error)
-        except BaseException:
-            call.cancel()
-            raise
-
-    return app
+async def _answer(core: ServerCore, body: ChatRequest, request: Request) -> Response:
+    """One answer; it is cancelled when its client goes away."""
+    call = Call(body)
+    try:
+        await unless_gone(run_sync(call.prepare, core, abandon_on_cancel=True), request.receive)
+        first = await unless_gone(call.start(core), request.receive)
+        if body.stream:
+            return EventStream(call.stream(first), call.cancel, headers=call.headers)
+        return JSONResponse(await unless_gone(call.whole(first), request.receive), headers=call.headers)
+    except ClientGone:
+        call.cancel()
+        return Response(status_code=499)
+    except Exception as error:
+        call.cancel()
+        return await on_error(request, error)
+    except BaseException:
+        call.cancel()
+        raise
 
 
 def _check_model(core: ServerCore, name: str) -> None:

@@ -119,12 +119,8 @@ class Page:
             talk = gr.State((None, []))
             with gr.Row():
                 gr.Markdown(f"## {core.names[0]}")
-                language = gr.Radio(
-                    [(name, key) for key, name in LANGUAGES.items()],
-                    value=self.language,
-                    show_label=False,
-                    container=False,
-                )
+                names = [(name, key) for key, name in LANGUAGES.items()]
+                language = gr.Radio(names, value=self.language, show_label=False, container=False)
             with gr.Row():
                 with gr.Column(scale=2):
                     picture = gr.Image(type="filepath", label=words["picture"], elem_id="picture", height=320)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mixins.base import ZooModel
 from mixins.sat_compat import mpu
 from sat_models import registry, runtime
 from sat_models.checkpoint.adapter import find_adapter, read_adapter
@@ -76,10 +77,7 @@ def load_pretrained(
     device = torch.device(runtime.choose_device(device))
     dtype = runtime.choose_dtype(dtype, device)
     asked = Quantisation.asked(quant, quant_skip)
-    if rotary_table not in ROTARY_TABLES:
-        raise ConfigError(f"rotary_table is {rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
-    if version is not None:
-        prompt_style(version)
+    _check_asked(rotary_table, version)
     runtime.init_distributed(device)
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
@@ -89,18 +87,30 @@ def load_pretrained(
         lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
     )
     model, config = runtime.in_step(lambda: source.load(device, dtype))
-    if rotary_table == "fp32":
-        model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
-    model.eval().requires_grad_(False)
-    bits = Quantisation.of(config)
-    if quant_head and bits is None:
-        raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
-    model.quantised_head = bits is not None and quant_head is not False
-    kind = f"{dtype}, linears of {bits.bits} bits" if bits else f"{dtype}"
-    logger.info("loaded %s: %s on %s, split over %d process(es)", checkpoint.step_folder, kind, device, size)
+    _prepare(model, Quantisation.of(config), rotary_table, quant_head)
+    logger.info("loaded %s on %s, split over %d process(es)", checkpoint.step_folder, device, size)
     return VLM(
         model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
     )
+
+
+def _check_asked(rotary_table: str, version: str | None) -> None:
+    if rotary_table not in ROTARY_TABLES:
+        raise ConfigError(f"rotary_table is {rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
+    if version is not None:
+        prompt_style(version)
+
+
+def _prepare(model: ZooModel, bits: Quantisation | None, rotary_table: str, quant_head: bool | None) -> None:
+    """For answers, and as the caller asked."""
+    if quant_head and bits is None:
+        raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
+    if rotary_table == "fp32":
+        model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
+    model.quantised_head = bits is not None and quant_head is not False
+    model.eval().requires_grad_(False)
+    kind = next(model.parameters()).dtype
+    logger.info("weights in %s", f"{kind}, linears of {bits.bits} bits" if bits else kind)
 
 
 def _open(
