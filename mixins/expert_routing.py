@@ -1,8 +1,9 @@
 """The one place that splits tokens by modality and merges the experts' outputs.
 
-A token belongs to the vision expert where `vision_expert_mask` is 1, else to the language expert. One image per sample
-at the same place in every row, which is the normal case, is routed by slices: no gather, no scatter. Anything else
-goes through one index list per expert. Either way the plan is made once per forward and serves every layer.
+A token belongs to the vision expert where a mask (CogVLM's: `vision_expert_mask`) is 1, else to the language expert.
+One image per sample at the same place in every row, which is the normal case, is routed by slices: no gather, no
+scatter. Anything else goes through one index list per expert. Either way the plan is made once per forward and serves
+every layer.
 """
 
 from __future__ import annotations
@@ -55,11 +56,16 @@ class ExpertRouting:
     vision_index: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, vision_expert_mask_BS: Tensor | None) -> ExpertRouting:
-        """Plan the routing; reads the mask on the host once. None means language only (decode, text-only input)."""
-        if vision_expert_mask_BS is None:
+    def from_mask(cls, vision_mask_BS: Tensor | None) -> ExpertRouting:
+        """Plan the routing; reads the mask on the host once. None means language only (decode, text-only input).
+
+        Args:
+            vision_mask_BS: 1 where a token is vision; which mask that is (`vision_expert_mask`, or `image_embed_mask`
+                where all that comes from an image counts) is the model's choice.
+        """
+        if vision_mask_BS is None:
             return cls()
-        mask = vision_expert_mask_BS.bool()
+        mask = vision_mask_BS.bool()
         host = mask.cpu()
         if not host.any():
             return cls()

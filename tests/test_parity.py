@@ -116,6 +116,31 @@ def test_greedy_answers_are_the_originals(folder: Path, case: dict[str, Any]) ->
     assert tokens.finish_reason == ("stop" if said[-1] in ends else "length")
 
 
+@each_case("visualglm")
+def test_the_mask_is_known_from_the_positions(folder: Path, case: dict[str, Any]) -> None:
+    vlm, said = vlm_of(folder), case["generated"]
+    inputs, ends = inputs_of(vlm, folder, case), vlm.config.eos_token_ids
+    assert inputs.attention_mask is not None
+    inputs.attention_mask = None
+    engine = Engine(vlm.model, eos_id=ends, max_length=vlm.config.max_sequence_length, device="cpu")
+    tokens = engine.tokens(inputs, SamplingOptions(max_new_tokens=len(said)))
+    assert list(tokens) == [token for token in said if token not in ends]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@each_folder(*FAMILIES)
+def test_a_batch_of_two_lengths(folder: Path, side: str) -> None:
+    vlm, golden, cases = vlm_of(folder), tensors(folder), reference(folder)["cases"][:2]
+    samples = [inputs_of(vlm, folder, case) for case in cases]
+    batch = collate(samples, vlm.config.pad_token_id, side=side)
+    with torch.inference_mode():
+        logits = vlm.model(**batch.model_kwargs())[0]
+    assert torch.isfinite(logits).all()
+    for row, (sample, case) in enumerate(zip(samples, cases, strict=True)):
+        own = slice(-sample.length, None) if side == "left" else slice(0, sample.length)
+        torch.testing.assert_close(logits[row, own], golden[f"{case['key']}.logits"], atol=TOLERANCE, rtol=0)
+
+
 @each_case(*WITH_TEXT)
 def test_answers_as_text(folder: Path, case: dict[str, Any]) -> None:
     vlm = vlm_of(folder)
