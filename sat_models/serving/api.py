@@ -15,8 +15,8 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -31,7 +31,7 @@ from sat_models.serving.messages import conversation, open_pictures
 from sat_models.serving.metrics import Metrics
 from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
 from sat_models.serving.scheduler import seeds
-from sat_models.serving.schema import ChatRequest, usage_body
+from sat_models.serving.schema import BODY, ChatRequest, read_body, usage_body
 from sat_models.serving.transport import ClientGone, EventStream, Guard, unless_gone
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def create_app(
         allowed = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": ["*"]}
         app.add_middleware(CORSMiddleware, allow_origins=tuple(origins), **allowed)
     app.add_exception_handler(Exception, on_error)
-    for kind in (ZooError, HTTPException, RequestValidationError):
+    for kind in (ZooError, HTTPException, ValidationError):
         app.add_exception_handler(kind, on_error)
     models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in core.names]
 
@@ -83,9 +83,11 @@ def create_app(
         _check_model(core, name)
         return next(model for model in models if model["id"] == name)
 
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", response_model=None, openapi_extra=BODY)
+    async def chat(request: Request) -> Response:
         """One answer, whole or streamed."""
+        raw = await request.body()
+        body = await run_in_threadpool(read_body, raw, request.headers.get("content-type", ""))
         _check_model(core, body.model)
         return await _answer(core, body, request)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from sat_models.errors import InputError, UnknownNameError, ZooError
@@ -27,8 +27,9 @@ class UnknownModelError(ZooError):
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of an error."""
-    if isinstance(error, RequestValidationError):
-        return 400, error_body(printable(_problems(error.errors())))
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        return 400, error_body(printable(_problems(found)))
     if isinstance(error, HTTPException):
         return error.status_code, error_body(printable(str(error.detail)))
     if isinstance(error, UnknownModelError):
@@ -50,7 +51,7 @@ def _problems(found: Sequence[dict[str, Any]]) -> str:
 
 def _problem(problem: dict[str, Any]) -> str:
     """One finding of the body's validation: `messages.0.role: Input should be …`."""
-    place = ".".join(str(part)[:40] for part in problem["loc"] if part != "body")
+    place = ".".join(str(part)[:40] for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 

@@ -6,10 +6,12 @@ through: real clients send their defaults along, `null` for all that they know.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sat_models.errors import InputError
 from sat_models.text import is_utf8
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -157,7 +159,8 @@ class ChatRequest(_Strict):
         """Takes away what asks for nothing; says no to the others by name."""
         if not isinstance(body, dict):
             return body
-        if place := _unwritable(body):
+        known = {name: body[name] for name in body if name in cls.model_fields or not is_utf8(name)}
+        if place := _unwritable(known):
             raise ValueError(f"{place} holds half of a surrogate pair, which is no text; send whole characters")
         asked = {name: value for name, value in body.items() if value is not None}
         for name, neutral in NEUTRAL.items():
@@ -166,8 +169,32 @@ class ChatRequest(_Strict):
         return asked
 
 
+_PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema/$defs/{model}"
+_FORM = ChatRequest.model_json_schema(ref_template=_PLACE)
+BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _FORM}}}}
+"""The body as `/openapi.json` shows it."""
+
+
+def read_body(raw: bytes, content_type: str) -> ChatRequest:
+    """The request in the bytes of a body; takes a moment for a large one.
+
+    Raises:
+        InputError: no JSON, or not called so (a browser asks another host before it sends JSON, but not before text).
+        ValidationError: a request that cannot be taken.
+    """
+    if "json" not in content_type.lower():
+        raise InputError(f"The Content-Type is '{content_type[:80]}'; send JSON as application/json.")
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The body is no JSON: {str(error)[:200]}.") from error
+    return ChatRequest.model_validate(body)
+
+
 def _unwritable(body: Any) -> str | None:
     """Where in a body there is text that UTF-8 cannot write: `messages.0.content`; None for nowhere."""
+    if is_utf8(json.dumps(body, ensure_ascii=False)):
+        return None
     left: list[tuple[str, Any]] = [("", body)]
     while left:
         place, value = left.pop()

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("fastapi")
 hypothesis = pytest.importorskip("hypothesis")
 
-from fastapi.exceptions import RequestValidationError  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as some  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
@@ -44,7 +43,7 @@ def refusal(body: Any) -> dict[str, Any] | None:
         conversation(request.messages)
         picture_urls(request.messages)
     except ValidationError as error:
-        status, answer = describe(RequestValidationError(error.errors()))
+        status, answer = describe(error)
     except ZooError as error:
         status, answer = describe(error)
     else:

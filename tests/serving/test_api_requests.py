@@ -234,6 +234,38 @@ def test_text_that_cannot_be_utf8_names_its_field(
     assert reply.status == 400 and message in said(reply)
 
 
+def test_a_large_body_is_read_beside_the_others(call: Callable[..., Any]) -> None:
+    """6 MB of numbers in a field that nobody asked for: refused, while the server goes on answering."""
+    big = json.dumps(question())[:-1].encode() + b', "beams": [' + b"0," * 3_000_000 + b"0]}"
+    replies: list[SimpleNamespace] = []
+    sender = threading.Thread(target=lambda: replies.append(call(big)))
+    sender.start()
+    slowest = 0.0
+    while sender.is_alive():
+        start = time.monotonic()
+        assert call(path="/health", method="GET").status == 200
+        slowest = max(slowest, time.monotonic() - start)
+    assert replies[0].status == 400 and "beams" in said(replies[0])
+    assert slowest < 5
+
+
+def test_only_json_is_read(call: Callable[..., Any]) -> None:
+    """A page of another host may send text without asking, JSON it may not."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        assert "Content-Type" in said(call(question(), Content_Type=kind))
+    assert call(question(), Content_Type="application/json; charset=utf-8").status == 200
+
+
+def test_the_form_of_a_body_is_published(call: Callable[..., Any]) -> None:
+    page = json.loads(call(path="/openapi.json", method="GET").text)
+    schema = page["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"model", "messages", "stop", "version"} <= set(schema["properties"])
+    place = schema["properties"]["messages"]["items"]["$ref"].removeprefix("#/").split("/")
+    for name in place:
+        page = page[name.replace("~1", "/")]
+    assert "role" in page["properties"]
+
+
 def test_bytes_that_are_no_text(call: Callable[..., Any]) -> None:
     whole = json.dumps(question()).encode()
     for body in (b"", b"\xff\xfe{}", whole.replace(b"Hi", b"\xed\xa0\x80"), b"[" * 100_000, whole[:-1]):
