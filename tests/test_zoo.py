@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sat_models import registry
@@ -235,3 +238,15 @@ def test_options_of_an_answer_are_those_of_sampling(vlm):
         vlm.generate(None, "hello", temprature=0.5)
     with pytest.raises(InputError, match="top_p"):
         vlm.stream(None, "hello", top_p=2.0)
+
+
+def test_what_callers_have_at_hand_is_taken() -> None:
+    """Open files, arrays, no history, numbers of numpy; one file for several questions."""
+    vlm = load_pretrained(MINI, device="cpu", dtype="float32")
+    path, many = MINI / "image.png", np.int64(4)
+    file, pixels = io.BytesIO(path.read_bytes()), np.asarray(Image.open(path).convert("RGB"))
+    expected = vlm.generate(path, "Where?", max_new_tokens=4).token_ids
+    for image in (file, pixels, [pixels], file):
+        assert vlm.generate(image, "Where?", history=None, max_new_tokens=many).token_ids == expected
+    batch = vlm.generate_batch([file, pixels, file], ["Where?"] * 3, histories=[None, (), []], max_new_tokens=many)
+    assert [answer.token_ids for answer in batch] == [expected] * 3

@@ -103,10 +103,13 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
 
 
 def _read(file: BinaryIO, max_bytes: int) -> bytes:
-    """What an open file holds, from where it stands; one byte more than allowed tells that it is too long."""
+    """What an open file holds, from where it stands and where it is left; a byte more than allowed tells too much."""
     try:
+        start = file.tell() if file.seekable() else None
         data = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
+        if start is not None:
+            file.seek(start)
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"The open file {file!r:.80} cannot be read ({error}). Open it with open(path, 'rb')."
         ) from error
