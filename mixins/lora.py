@@ -21,7 +21,7 @@ alone, not on the number of ranks. With dropout, torch's generator must be in st
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -251,23 +251,3 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """This rank's LoRA matrices by name, and nothing else. `checkpoint.adapter` writes files that fit all ranks."""
     layers = lora_layers(model).items()
     return {f"{name}.{key}": p.detach() for name, layer in layers for key, p in layer.own_parameters()}
-
-
-@torch.no_grad()
-def load_lora_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fill this rank's LoRA matrices.
-
-    Raises:
-        ValueError: names or shapes that do not fit; nothing is changed then.
-    """
-    own = lora_state_dict(model)
-    wrong = sorted(own.keys() ^ state.keys())
-    wrong += [
-        f"{name} {list(state[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"the LoRA matrices do not fit the model's {len(own)}: {', '.join(wrong[:6])}")
-    for name, parameter in own.items():
-        parameter.copy_(state[name])

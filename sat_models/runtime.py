@@ -9,8 +9,7 @@ import atexit
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -225,17 +224,6 @@ def seed_everything(seed: int) -> None:
     """Seed Python and torch."""
     random.seed(seed)
     torch.manual_seed(seed)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new float tensors of this dtype inside the block."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class _RankZeroOnly(logging.Filter):

@@ -139,14 +139,6 @@ def test_an_error_of_another_process_is_raised_here_too(monkeypatch: pytest.Monk
         runtime.in_step(lambda: 1)
 
 
-def test_the_default_dtype_comes_back() -> None:
-    before = torch.get_default_dtype()
-    with pytest.raises(RuntimeError, match="inside"), runtime.default_dtype(torch.float16):
-        assert torch.zeros(1).dtype == torch.float16
-        raise RuntimeError("inside")
-    assert torch.get_default_dtype() == before
-
-
 @pytest.mark.parametrize(("rank", "heard"), [(0, ["info", "error"]), (1, ["error"])])
 def test_other_ranks_only_say_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, heard: list[str]

@@ -97,7 +97,7 @@ def test_dtype_and_forms_of_path(folder):
     for path in (folder / "1", str(folder / "1" / "mp_rank_00_model_states.pt")):
         loaded = load_pretrained(path, device="cpu", dtype="bfloat16")
         assert {weight.dtype for weight in loaded.model.parameters()} == {torch.bfloat16}
-        assert loaded.processor.has_tokenizer
+        assert loaded.processor.tokenizer
 
 
 @pytest.mark.parametrize("name", ["FineTuneTrainCogVLMModel", "FineTuneTestCogVLMModel"])

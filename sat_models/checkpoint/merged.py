@@ -114,36 +114,6 @@ def _low_rank_layers(names: Sequence[str] | Mapping[str, Any]) -> dict[str, _Low
     return layers
 
 
-def merge_original_lora(state: Mapping[str, Tensor], *, alpha: float = 1.0) -> dict[str, Tensor]:
-    """LoRA matrices of the original fine-tuning (`….original.weight`, `….matrix_A.0`, …) into their weights.
-
-    Args:
-        state: weights of one model-parallel rank (or of the whole model); what has no LoRA is passed on as it is.
-        alpha: the originals' is 1, so that the merged weight is `W + B A / rank`; q, k, v are stacked in this order.
-
-    Returns:
-        Weights under plain names, in the order and dtypes of `state`.
-
-    Raises:
-        CheckpointError: a matrix without its weight or its partner, or shapes that do not fit.
-    """
-    layers = _low_rank_layers(state)
-    result: dict[str, Tensor] = {}
-    for key, value in state.items():
-        original = _ORIGINAL.match(key)
-        if original and original[1] in layers and original[2] == "weight":
-            name, layer = original[1], layers[original[1]]
-            merged = layer.merged(name, value, lambda key, rule: _take(key, state), REPLICATED, alpha)
-            result[f"{name}.weight"] = merged[:].to(value.dtype)
-        elif original:
-            result[f"{original[1]}.{original[2]}"] = value
-        elif not _MATRIX.match(key):
-            result[key] = value
-    if lost := [name for name in layers if f"{name}.weight" not in result]:
-        raise CheckpointError(f"there are LoRA matrices, but no {lost[0]}.original.weight for them")
-    return result
-
-
 def _take(name: str, state: Mapping[str, Tensor]) -> Tensor:
     if name not in state:
         raise CheckpointError(f"{name} is missing: these LoRA matrices are incomplete")

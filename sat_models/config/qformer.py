@@ -49,12 +49,6 @@ class QFormerConfig:
         """Inner width of the MLPs."""
         return self.inner_hidden_size or 4 * self.hidden_size
 
-    @property
-    def cross_layers(self) -> tuple[int, ...]:
-        """Numbers of the layers with cross-attention."""
-        flags = (self.is_decoder,) * self.num_layers if isinstance(self.is_decoder, bool) else self.is_decoder
-        return tuple(layer for layer, flag in enumerate(flags) if flag)
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """From the `qformer_args` of a config."""

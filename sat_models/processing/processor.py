@@ -78,11 +78,6 @@ class Processor:
         self.system = system
 
     @property
-    def has_tokenizer(self) -> bool:
-        """Whether text can be read and written."""
-        return self._tokenizer is not None
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sat_models.errors import ConfigError
 
@@ -76,36 +75,6 @@ class LengthGroupedSampler:
         while True:
             self.step += 1
             yield self.batch(self.step - 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, the same on all ranks."""
-        return {
-            "step": self.step,
-            "seed": self.seed,
-            "samples": len(self._lengths),
-            "batch_size": self.batch_size,
-            "world": self.world,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position. With another batch size or number of ranks, to the same number of samples seen.
-
-        Raises:
-            ConfigError: the position belongs to other data or another seed.
-        """
-        for name, own in (("samples", len(self._lengths)), ("seed", self.seed)):
-            if state[name] != own:
-                raise ConfigError(
-                    f"the saved position belongs to a run with {name} = {state[name]}, but this one has {own}; resume "
-                    f"with the same data and seed, or start anew"
-                )
-        then, now = state["batch_size"] * state["world"], self.batch_size * self.world
-        self.step = state["step"] * then // now
-        if (state["batch_size"], state["world"]) != (self.batch_size, self.world):
-            logger.warning(
-                "saved with %d x %d samples per step, now %d x %d: going on at step %d, with batches of another order",
-                state["batch_size"], state["world"], self.batch_size, self.world, self.step,
-            )  # fmt: skip
 
     def _order(self, epoch: int) -> list[list[int]]:
         """The global batches of an epoch, `batch_size * world` indices each."""

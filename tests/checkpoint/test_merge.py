@@ -21,8 +21,9 @@ from sat_models.checkpoint.adapter import load_adapter, read_adapter, save_adapt
 from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import read_weights, save_checkpoint
-from sat_models.checkpoint.merged import is_unmerged_lora, merge_original_lora, open_weights
+from sat_models.checkpoint.merged import is_unmerged_lora, open_weights
 from sat_models.checkpoint.reshard import slice_for_rank
+from sat_models.checkpoint.source import open_source
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common import quantised
@@ -147,25 +148,32 @@ def _original_style(whole: dict[str, Tensor], rank: int = 4) -> tuple[dict[str, 
     return stored, wanted
 
 
-def test_lora_of_the_originals_is_merged_by_their_rule(whole):
+def _merged(file: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is read where `stored` lies in the file."""
+    torch.save({"module": stored}, file)
+    weights = open_source(file.parent).open().weights
+    return {name: weights.part(name).read() for name in weights.names}
+
+
+def test_lora_of_the_originals_is_merged_by_their_rule(whole, file):
     stored, wanted = _original_style(whole)
     assert is_unmerged_lora(stored) and not is_unmerged_lora(whole)
-    merged = merge_original_lora(stored)
+    merged = _merged(file, stored)
     assert list(merged) == list(whole)
     for name, value in wanted.items():
         torch.testing.assert_close(merged[name], value, msg=name)
-    half = merge_original_lora({name: value.bfloat16() for name, value in stored.items()})
+    half = _merged(file, {name: value.bfloat16() for name, value in stored.items()})
     assert all(value.dtype == torch.bfloat16 for value in half.values())
 
 
-def test_incomplete_lora_of_the_originals(whole):
+def test_incomplete_lora_of_the_originals(whole, file):
     stored, _ = _original_style(whole)
     with pytest.raises(CheckpointError, match=f"{QKV}.matrix_B.1 is missing"):
-        merge_original_lora({name: value for name, value in stored.items() if name != f"{QKV}.matrix_B.1"})
-    with pytest.raises(CheckpointError, match=f"no {QKV}.original.weight for them"):
-        merge_original_lora({name: value for name, value in stored.items() if name != f"{QKV}.original.weight"})
+        _merged(file, {name: value for name, value in stored.items() if name != f"{QKV}.matrix_B.1"})
+    with pytest.raises(CheckpointError, match=f"1 missing: {QKV}.weight"):
+        _merged(file, {name: value for name, value in stored.items() if name != f"{QKV}.original.weight"})
     with pytest.raises(CheckpointError, match=r"make \[192, 60\], but its weight is \[192, 64\]"):
-        merge_original_lora({n: v[:, :60] if n.startswith(f"{QKV}.matrix_A") else v for n, v in stored.items()})
+        _merged(file, {n: v[:, :60] if n.startswith(f"{QKV}.matrix_A") else v for n, v in stored.items()})
 
 
 def test_a_folder_with_lora_of_the_originals_becomes_loadable(folder, file, whole, load, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,6 @@ from mixins.lora import (
     LoRASettings,
     apply_lora,
     linear_names,
-    load_lora_state_dict,
     lora_layers,
     lora_state_dict,
     merge_lora,
@@ -183,19 +182,17 @@ def test_settings_survive_json() -> None:
     assert LoRASettings.from_dict(settings.to_dict()) == settings
 
 
-def test_state_dict_holds_the_adapter_alone_and_comes_back() -> None:
+def test_state_dict_holds_the_adapter_alone() -> None:
+    """Put into another wrapped model, it makes that the same."""
     settings = LoRASettings(targets=TARGETS, rank=2)
     first, second, inputs = _model(), _model(), _inputs()
     apply_lora(first, settings)
     apply_lora(second, settings)
     _shake(first)
     state = lora_state_dict(first)
-    load_lora_state_dict(second, state)
+    assert all(".matrix_" in name for name in state)
+    assert not second.load_state_dict(state, strict=False).unexpected_keys
     assert _logits(first, **inputs).equal(_logits(second, **inputs))
-    with pytest.raises(ValueError, match=r"matrix_B.0 \[5, 5\]"):
-        load_lora_state_dict(second, {**state, f"{QKV}.matrix_B.0": torch.zeros(5, 5)})
-    with pytest.raises(ValueError, match="do not fit"):
-        load_lora_state_dict(second, {})
 
 
 def test_a_model_on_meta_is_wrapped_without_memory() -> None:

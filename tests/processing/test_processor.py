@@ -81,7 +81,8 @@ def test_bad_history(mini: SimpleNamespace, history: list) -> None:
 
 def test_no_tokenizer() -> None:
     processor = Processor(None, images=IMAGES, styles=STYLES, version="chat")
-    assert not processor.has_tokenizer
+    with pytest.raises(InputError, match="without a tokenizer"):
+        _ = processor.tokenizer
     with pytest.raises(InputError, match=r"without a tokenizer.*--local_tokenizer.*lmsys/vicuna-7b-v1\.5"):
         processor(None, "x")
 

@@ -203,23 +203,8 @@ def test_the_position_of_a_sampler_is_restored() -> None:
     straight = LengthGroupedSampler(lengths, batch_size=2, seed=3)
     wanted = list(islice(straight, 25))
     assert straight.step == 25
-    stopped = LengthGroupedSampler(lengths, batch_size=2, seed=3)
-    list(islice(stopped, 13))
-    state = json.loads(json.dumps(stopped.state_dict()))
-    resumed = LengthGroupedSampler(lengths, batch_size=2, seed=3)
-    resumed.load_state_dict(state)
+    resumed = LengthGroupedSampler(lengths, batch_size=2, seed=3, start_step=13)
     assert list(islice(resumed, 12)) == wanted[13:]
-
-
-def test_a_position_of_another_run(caplog: pytest.LogCaptureFixture) -> None:
-    state = LengthGroupedSampler([1] * 20, batch_size=2, world=2, start_step=6).state_dict()
-    for other in (LengthGroupedSampler([1] * 21, batch_size=2), LengthGroupedSampler([1] * 20, batch_size=2, seed=1)):
-        with pytest.raises(ConfigError, match="saved position belongs to a run with"):
-            other.load_state_dict(state)
-    fewer = LengthGroupedSampler([1] * 20, batch_size=2)
-    with caplog.at_level(logging.WARNING):
-        fewer.load_state_dict(state)
-    assert fewer.step == 12 and "2 x 2 samples per step, now 2 x 1" in caplog.text
 
 
 def test_sampler_refuses_nonsense() -> None:

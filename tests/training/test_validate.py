@@ -142,7 +142,7 @@ def test_a_processor_needs_no_weights(tmp_path: Path) -> None:
     found = load_processor(tmp_path, version="chat_old")
     config = json.loads((source / "model_config.json").read_text())
     assert (found.images.length, found.cross_image_size) == (config["image_length"], config["cross_image_pix"])
-    assert found.version == "chat_old" and found.has_tokenizer
+    assert found.version == "chat_old" and found.tokenizer
     named = load_processor("cogvlm-base-490", local_tokenizer=tmp_path)
     assert (named.images.side, named.images.length, named.version) == (490, 1225, "base")
     with pytest.raises(CheckpointError, match="does not exist"):
