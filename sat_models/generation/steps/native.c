@@ -247,15 +247,19 @@ static void attend_head(float *out, float *scores, const float *query, const voi
 /* How heads turn: the first `turned` of `width` numbers, neighbours together or the halves of them. */
 typedef struct { const float *cos, *sin; long width, turned; int neighbours; } turns;
 
+INLINE void turn_pair(void *to, long i, const float *x, const float *cos, const float *sin, long a, long b, int half) {
+    float first = x[a], second = x[b];
+    store(to, i + a, first * cos[a] + second * sin[a], half);
+    store(to, i + b, second * cos[b] + first * sin[b], half);
+}
+
 /* x times cos, and x with its pairs exchanged times sin, to place `i` of what is stored; the rest as it is. */
 INLINE void turn(void *to, long i, const float *x, const turns *by, long row, int half) {
     const float *cos = by->cos + row * by->turned, *sin = by->sin + row * by->turned;
-    for (long j = 0; j < by->turned / 2; j++) {
-        long a = by->neighbours ? 2 * j : j, b = by->neighbours ? a + 1 : j + by->turned / 2;
-        float first = x[a], second = x[b];
-        store(to, i + a, first * cos[a] + second * sin[a], half);
-        store(to, i + b, second * cos[b] + first * sin[b], half);
-    }
+    if (by->neighbours)
+        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, i, x, cos, sin, 2 * j, 2 * j + 1, half);
+    else
+        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, i, x, cos, sin, j, j + by->turned / 2, half);
     for (long j = by->turned; j < by->width; j++) store(to, i + j, x[j], half);
 }
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,18 +53,31 @@ class TokenKernels:
 
     def product(self, out: Tensor, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
         """weight [M, K] times each row of x [B, K], plus residual [B, M], which may be `out` -> [B, M]."""
-        added = None if residual is None else residual.data_ptr()
-        self._product(
-            out.data_ptr(), x.data_ptr(), weight.data_ptr(), added, len(x), *weight.shape, _is_half(weight),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        self.product_with(weight)(out, x, residual)
+
+    def product_with(self, weight: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], None]:
+        """`product` of a weight that stays where it is, for many calls."""
+        run, address, size, half = self._product, weight.data_ptr(), tuple(weight.shape), _is_half(weight)
+
+        def product(out: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
+            added = None if residual is None else residual.data_ptr()
+            run(out.data_ptr(), x.data_ptr(), address, added, len(x), *size, half, torch.get_num_threads())
+
+        return product
 
     def gated(self, out: Tensor, x: Tensor, gate: Tensor, up: Tensor) -> None:
         """silu(gate [M, K] x) times up [M, K] x, for each row of x [B, K] -> [B, M]."""
-        self._gated(
-            out.data_ptr(), x.data_ptr(), gate.data_ptr(), up.data_ptr(), len(x), *gate.shape, _is_half(gate),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        self.gated_with(gate, up)(out, x)
+
+    def gated_with(self, gate: Tensor, up: Tensor) -> Callable[[Tensor, Tensor], None]:
+        """`gated` of weights that stay where they are, for many calls."""
+        run, size, half = self._gated, tuple(gate.shape), _is_half(gate)
+        first, second = gate.data_ptr(), up.data_ptr()
+
+        def gated(out: Tensor, x: Tensor) -> None:
+            run(out.data_ptr(), x.data_ptr(), first, second, len(x), *size, half, torch.get_num_threads())
+
+        return gated
 
     def attend(
         self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,

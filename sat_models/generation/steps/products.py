@@ -45,23 +45,17 @@ class PlainProduct:
 
     def __init__(self, weight: Tensor, kernels: TokenKernels) -> None:
         self.weight = weight.detach()  # so that this memory lives as long as its address is used
-        self.outputs, self._kernels = len(weight), kernels
-
-    def into(self, out: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
-        """See `Product`."""
-        self._kernels.product(out, x, self.weight, residual)
+        self.outputs = len(weight)
+        self.into = kernels.product_with(self.weight)  # see `Product`
 
 
 class PlainGate:
     """With weights in fp32 or bf16."""
 
     def __init__(self, gate: PlainProduct, up: PlainProduct, kernels: TokenKernels) -> None:
-        self._gate, self._up, self._kernels = gate.weight, up.weight, kernels
+        self._weights = gate.weight, up.weight  # so that this memory lives as long as its address is used
         self.outputs = up.outputs
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """See `Gate`."""
-        self._kernels.gated(out, x, self._gate, self._up)
+        self.into = kernels.gated_with(*self._weights)  # see `Gate`
 
 
 class ByteRooms:
