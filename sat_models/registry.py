@@ -16,7 +16,6 @@ _HUB = "https://huggingface.co"
 _ORGANISATIONS = ("THUDM", "zai-org")  # the same one, before and after its renaming
 
 COGVLM_WEIGHTS = "CogVLM model licence (weights), Apache-2.0 (code)"
-CLIP_IMAGE = "RGB, bicubic to a square of {size} px, CLIP mean and std"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +32,8 @@ class ModelSpec:
         hf_name: repository with the same weights in Hugging Face's form, without the organisation.
         owners: organisations that have it.
         originals: whole ids of repositories with the same weights in an original layout that is read.
-        padded: pictures are padded to a square before they are resized.
         aliases: other names for the same weights.
+        task: what it is for, one of `config.TASKS`.
         bundled: the weights lie in this package.
         available: False for a model whose code is still to come; loading it says so.
     """
@@ -49,16 +48,10 @@ class ModelSpec:
     hf_name: str | None = None
     owners: tuple[str, ...] = _ORGANISATIONS
     originals: tuple[str, ...] = ()
-    padded: bool = False
     aliases: tuple[str, ...] = ()
+    task: str = "dialogue"
     bundled: bool = False
     available: bool = True
-
-    @property
-    def preprocessing(self) -> str:
-        """What happens to a picture, in words."""
-        sizes = f"{self.image_size}" + (f" and {self.cross_image_size}" if self.cross_image_size else "")
-        return CLIP_IMAGE.format(size=sizes) + (", padded with CLIP's mean colour" if self.padded else "")
 
     @property
     def hub_ids(self) -> tuple[str, ...]:
@@ -114,7 +107,7 @@ _MINIGPT4_SOURCE = "https://github.com/Vision-CAIR/MiniGPT-4 (the checkpoint), w
 def _llava(name: str, size: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=f"dialogue about a picture, CLIP and Vicuna {size}", default_version="llava_v1",
-        image_size=336, padded=True, licence=_VICUNA_LICENCE, source=f"{_HUB}/liuhaotian/{name}",
+        image_size=336, licence=_VICUNA_LICENCE, source=f"{_HUB}/liuhaotian/{name}",
         hf_name=f"llava-1.5-{size.lower()}-hf", owners=("llava-hf",), originals=(f"liuhaotian/{name}",),
     )  # fmt: skip
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sat_models import registry, runtime
-from sat_models.config import read_json
+from sat_models.config import TASKS, read_json
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.models.build import build_model, make_config, model_class
+from sat_models.zoo import list_models
 
 RELEASED = [spec for spec in registry.specs() if not spec.bundled]
 
@@ -126,13 +127,21 @@ def test_what_is_fetched_for_a_name_of_the_hub():
     assert llava.repository("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
     assert registry.resolve("cogvlm-chat").repository("zai-org/cogvlm-chat-hf") == "zai-org/cogvlm-chat-hf"
     assert registry.resolve("visualglm-6b").repository("THUDM/visualglm-6b") is None
-    assert "padded" in llava.preprocessing and "padded" not in registry.resolve("minigpt4-7b").preprocessing
+
+
+def test_a_task_is_that_of_the_config():
+    for spec in registry.specs():
+        assert spec.task in TASKS
+        assert spec.task == make_config(read_json(registry.config_path(spec.name))).TASK
+    assert list_models(task="dialogue") == list_models() and list_models(task="film") == []
+    with pytest.raises(UnknownNameError, match=r"task 'films'\. Did you mean film"):
+        list_models(task="films")
 
 
 def test_building_on_meta_does_not_import_torchs_compiler():
     code = (
         "import sys; from sat_models import registry, runtime\n"
-        "from sat_models.config import read_json\n"
+        "from sat_models.config import TASKS, read_json\n"
         "from sat_models.models.build import build_model, make_config\n"
         "runtime.init_model_parallel(1)\n"
         "build_model(make_config(read_json(registry.config_path('cogvlm-chat'))))\n"

@@ -25,7 +25,7 @@ from sat_models.checkpoint.staging import (
     publish,
     start_staging,
 )
-from sat_models.config import LLaMAConfig
+from sat_models.config import ModelConfig
 from sat_models.files import copy_file, draft_of, write_json
 from sat_models.models.build import computable_buffers, compute_buffer
 
@@ -100,7 +100,7 @@ def _assign(model: nn.Module, key: str, value: Tensor) -> None:
 def save_checkpoint(
     model: nn.Module,
     folder: str | os.PathLike[str],
-    config: LLaMAConfig,
+    config: ModelConfig,
     *,
     step: int | str,
     dtype: torch.dtype | None = None,
@@ -172,7 +172,7 @@ def write_parts(
 
 
 def write_model_config(
-    folder: Path, config: LLaMAConfig, *, model_parallel_size: int | None = None, tokenizer_file: Path | None = None
+    folder: Path, config: ModelConfig, *, model_parallel_size: int | None = None, tokenizer_file: Path | None = None
 ) -> None:
     """Write `model_config.json`, and the tokenizer beside it if it is not there yet; one rank calls it.
 

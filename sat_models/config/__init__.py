@@ -7,6 +7,7 @@ config is lost.
 from sat_models.config.base import read_json
 from sat_models.config.images import CLIP_MEAN, CLIP_STD, ImageForm, ImagePlan, ImageProcessing, SquareImages
 from sat_models.config.language import LanguageConfig, LLaMAConfig, PictureConfig
+from sat_models.config.model import TASKS, ModelConfig
 from sat_models.config.qformer import QFormerConfig
 from sat_models.config.sequence import COGVLM_FORM, PLAIN_FORM, SequenceForm
 from sat_models.config.towers import CLIPTowerConfig, CrossTowerConfig, EVAViTConfig, VisionTowerConfig
@@ -16,6 +17,7 @@ __all__ = [
     "CLIP_STD",
     "COGVLM_FORM",
     "PLAIN_FORM",
+    "TASKS",
     "CLIPTowerConfig",
     "CrossTowerConfig",
     "EVAViTConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "ImageProcessing",
     "LLaMAConfig",
     "LanguageConfig",
+    "ModelConfig",
     "PictureConfig",
     "QFormerConfig",
     "SequenceForm",

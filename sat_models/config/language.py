@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from mixins.heads import HeadLayout
 from sat_models.config.base import (
-    build,
-    fields_to_dict,
     require_bool,
     require_divides,
     require_number_above,
     require_positive,
-    take_known,
 )
 from sat_models.config.images import ImageForm, SquareImages
+from sat_models.config.model import ModelConfig
 from sat_models.config.sequence import COGVLM_FORM, SequenceForm
 from sat_models.config.towers import VisionTowerConfig
 from sat_models.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(ModelConfig):
     """What every language model of the zoo has. `layernorm_epsilon` is absent in released configs and is 1e-5 there.
 
     Attributes:
@@ -31,7 +29,6 @@ class LanguageConfig:
         system_message: what stands in the prompt style's place for a system text; None: the style's own.
     """
 
-    model_class: str
     num_layers: int
     hidden_size: int
     num_attention_heads: int
@@ -47,7 +44,6 @@ class LanguageConfig:
     tokenizer_type: str = "vicuna-7b-v1.5"
     text_processor_version: str | None = None
     system_message: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
     qkv_bias: ClassVar[bool] = False
     _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {}
@@ -91,26 +87,6 @@ class LanguageConfig:
     def sequence_form(self) -> SequenceForm:
         """How the model wants its sequence."""
         return COGVLM_FORM
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From the content of a `model_config.json`."""
-        known, extra = take_known(cls, data)
-        extra.pop("model_parallel_size", None)  # a property of a run, not of the model
-        return build(cls, {**known, "extra": extra})
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the content of a `model_config.json`."""
-        return {"model_parallel_size": 1, **fields_to_dict(self)}
-
-    def check_model_parallel(self, size: int) -> None:
-        """Raise ConfigError, naming the value, if the model cannot be split over `size` processes."""
-        for what, value in self._split_sizes().items():
-            if value % size:
-                raise ConfigError(
-                    f"model-parallel size {size} does not divide {what} = {value}. Start as many processes as divide "
-                    f"all of: {', '.join(f'{k} {v}' for k, v in self._split_sizes().items())}."
-                )
 
     def _split_sizes(self) -> dict[str, int]:
         return {

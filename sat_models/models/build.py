@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mixins.base import ZooModel
-from sat_models.config import LanguageConfig
+from sat_models.config import ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.quantisation import QUANTISATION_KEY, Quantisation, make_quantised
 from sat_models.models.families import model_class, model_names
@@ -23,7 +23,7 @@ _FILLERS = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill
 _INIT_MODULE = "torch.nn.init"
 
 
-def make_config(data: dict[str, Any]) -> LanguageConfig:
+def make_config(data: dict[str, Any]) -> ModelConfig:
     """The typed config of the content of a `model_config.json`.
 
     Raises:
@@ -58,7 +58,7 @@ class OnMeta(TorchFunctionMode):
 
 
 def build_model(
-    config: LanguageConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
+    config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
 ) -> ZooModel:
     """This rank's part of the model that `config` describes; model-parallel groups must exist.
 

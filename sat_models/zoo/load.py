@@ -16,7 +16,7 @@ from sat_models.checkpoint.adapter import find_adapter, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source, open_source
-from sat_models.config import LanguageConfig, PictureConfig, read_json
+from sat_models.config import LanguageConfig, ModelConfig, PictureConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -24,7 +24,7 @@ from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokenizer_files import find_tokenizer
 from sat_models.registry import ModelSpec
-from sat_models.zoo.locate import locate_with_spec, spec_of_name, spec_of_path
+from sat_models.zoo.locate import list_models, locate_with_spec, spec_of_name, spec_of_path
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def load_pretrained(
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
     checkpoint, config = source.checkpoint, source.config
+    _check_task(config, checkpoint)
     runtime.init_model_parallel(size)
     processor, tokenizer_file = runtime.in_step(
         lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
@@ -142,6 +143,7 @@ def load_processor(
     """
     checkpoint, spec = _without_weights(name_or_path)
     config = make_config(checkpoint.config)
+    _check_task(config, checkpoint)
     return _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))[0]
 
 
@@ -172,6 +174,15 @@ def _model_parallel_size() -> int:
     if mpu.model_parallel_is_initialized():
         return mpu.get_model_parallel_world_size()
     return runtime.world_size()
+
+
+def _check_task(config: ModelConfig, checkpoint: SATCheckpoint) -> None:
+    """Raise ConfigError for a model that does not talk."""
+    if config.TASK != "dialogue":
+        raise ConfigError(
+            f"{checkpoint.folder} holds a {config.model_class}, which is for {config.TASK}; only models that talk can "
+            f"be loaded: {', '.join(list_models(task='dialogue'))}"
+        )
 
 
 def _choose_version(explicit: str | None, config: LanguageConfig, spec: ModelSpec | None) -> str:

@@ -8,13 +8,25 @@ from pathlib import Path
 from sat_models import registry
 from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, rank_file
-from sat_models.errors import CheckpointError, ConfigError
+from sat_models.config import TASKS
+from sat_models.errors import CheckpointError, ConfigError, UnknownNameError
 from sat_models.registry import ModelSpec
 
 
-def list_models(*, available_only: bool = False) -> list[str]:
-    """Names of the zoo. `python -m sat_models.zoo` prints them as a table; `registry.resolve(name)` tells more."""
-    return [spec.name for spec in registry.specs() if spec.available or not available_only]
+def list_models(*, available_only: bool = False, task: str | None = None) -> list[str]:
+    """Names of the zoo. `python -m sat_models.zoo` prints them as a table; `registry.resolve(name)` tells more.
+
+    Args:
+        available_only: without those whose code is still to come.
+        task: those for this only, one of `config.TASKS`.
+
+    Raises:
+        UnknownNameError: no such task.
+    """
+    if task is not None and task not in TASKS:
+        raise UnknownNameError("task", str(task), TASKS)
+    kept = (spec for spec in registry.specs() if spec.available or not available_only)
+    return [spec.name for spec in kept if task in (None, spec.task)]
 
 
 def sat_home() -> Path:

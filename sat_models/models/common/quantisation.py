@@ -12,7 +12,7 @@ from torch import nn
 
 from mixins.lora_settings import matching, near_patterns
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
-from sat_models.config import LanguageConfig
+from sat_models.config import ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.quantised import block_size, quantised_form
 
@@ -58,7 +58,7 @@ class Quantisation:
         return None
 
     @classmethod
-    def of(cls, config: LanguageConfig) -> Quantisation | None:
+    def of(cls, config: ModelConfig) -> Quantisation | None:
         """What a stored config says; None for weights in full precision."""
         data = config.extra.get(QUANTISATION_KEY)
         if data is None:
@@ -71,7 +71,7 @@ class Quantisation:
         """As the value of `QUANTISATION_KEY`."""
         return {"bits": self.bits, "skip": list(self.skip)}
 
-    def noted_in(self, config: LanguageConfig) -> LanguageConfig:
+    def noted_in(self, config: ModelConfig) -> ModelConfig:
         """A copy of `config` that says how its weights are quantised."""
         return dataclasses.replace(config, extra={**config.extra, QUANTISATION_KEY: self.to_dict()})
 
