@@ -110,6 +110,24 @@ class KVStore:
                 new = tuple(part[row : row + 1] for part in memory)
                 self.cross[layer] = tuple(map(torch.cat, zip(own, new, strict=True))) if own and slot else new
 
+    def extract(self, row: int, start: int, stop: int, *, max_length: int) -> KVStore:
+        """A store of its own, for `max_length` tokens, with the tokens `start` to `stop` of a row."""
+        taken = KVStore(self.num_layers, max_length)
+        taken.length = stop - start
+        for mine, theirs in ((self.keys, taken.keys), (self.values, taken.values)):
+            for layer, part in enumerate(mine):
+                if part is not None:
+                    theirs[layer] = part.new_zeros(1, part.shape[1], max_length, part.shape[3])
+                    theirs[layer][0, :, : taken.length] = part[row, :, start:stop]
+        taken.cross = [memory and tuple(part[row : row + 1].clone() for part in memory) for memory in self.cross]
+        return taken
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values, those of cross-attention included."""
+        cross = [part for memory in self.cross if memory is not None for part in memory]
+        return sum(part.nbytes for part in (*self.keys, *self.values, *cross) if part is not None)
+
     def drop_row(self, slot: int, last: int) -> None:
         """Put row `last`, the last one in use, into the place of row `slot`."""
         for part in (*self.keys, *self.values):

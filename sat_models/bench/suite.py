@@ -28,6 +28,7 @@ from sat_models.bench.random_models import Floors, prompt_of, quantise_random
 from sat_models.bench.rows import CLOCKS, BenchSettings, Row, make_row
 from sat_models.bench.stock import StockModel, stock_tokens
 from sat_models.errors import InputError
+from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps.graphs import PATIENCE
@@ -134,7 +135,7 @@ class Bench:
             times, peaks = [], []
             with self._peak(peaks), self._engine.session(max_rows=rows) as session:
                 for _ in range(rows):
-                    session.add(inputs, SamplingOptions(max_new_tokens=self.settings.new_tokens))
+                    session.add(Request(inputs, SamplingOptions(max_new_tokens=self.settings.new_tokens)))
                 session.step()
                 while session.running:
                     start = self._now()

@@ -41,15 +41,12 @@ AnswerFn = Callable[[Sequence[tuple[Image.Image, str]]], list[dict[str, Any]]]
 
 def batched_answers(vlm: VLM, *, options: SamplingOptions, version: str | None = None, batch_size: int = 8) -> AnswerFn:
     """Answers of a model, `batch_size` at a time."""
-    engine, tokenizer = vlm.engine(), vlm.processor.tokenizer
+    engine = vlm.engine()
 
     def answer(asked: Sequence[tuple[Image.Image, str]]) -> list[dict[str, Any]]:
-        inputs = [vlm.processor(image, question, version=version) for image, question in asked]
-        rows = engine.batch(inputs, options, max_rows=batch_size)
-        return [
-            {"text": tokenizer.decode(row.token_ids), "tokens": len(row.token_ids), "finish_reason": row.finish_reason}
-            for row in rows
-        ]
+        requests = [vlm.request(image, question, (), version, options) for image, question in asked]
+        results = engine.answers(requests, max_rows=batch_size)
+        return [{"text": r.text, "tokens": len(r.token_ids), "finish_reason": r.finish_reason} for r in results]
 
     return answer
 

@@ -1,9 +1,12 @@
-"""The beginning of a prompt, kept from one answer to the next: a chat's picture and history are not computed again."""
+"""The beginnings of prompts, kept from one answer to the next: the same picture and history are not computed again.
+
+Legend: T tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,98 +15,161 @@ from torch import Tensor
 from mixins.kv_cache import KVStore
 from sat_models.processing.inputs import VLMInputs
 
+Images = tuple[tuple[Tensor, ...], ...]
+"""Pixels on the CPU, of each kind that a model takes."""
 
-@dataclass(frozen=True)
-class _Kept:
-    """Cached tokens.
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """What keys and values depend on.
 
     Attributes:
         tokens: [T, 3] long on the CPU: id, position, image_embed_mask of each.
-        pictures: pixels on the CPU, None where there are none.
-        store: keys and values of at least these tokens.
+        images: their pixels.
     """
 
     tokens: Tensor
-    pictures: tuple[Tensor | None, Tensor | None]
-    store: KVStore
+    images: Images
 
-    def shared_with(self, tokens: Tensor, pictures: tuple[Tensor | None, Tensor | None]) -> int:
-        """How many tokens of a prompt need not be computed; always less than all of them.
+    @classmethod
+    def of(cls, inputs: VLMInputs) -> _Prompt:
+        tokens = torch.stack((inputs.input_ids[0], inputs.position_ids[0], inputs.image_embed_mask[0]), dim=1).cpu()
+        return cls(tokens, tuple(map(_pixels, (inputs.vision_image, inputs.cross_image))))
 
-        Pictures must be the same, and the rest of the prompt must hold none.
-        """
-        longest = min(len(self.tokens), len(tokens) - 1)
-        differs = (self.tokens[:longest] != tokens[:longest]).any(dim=1).nonzero()
+    def followed_by(self, generated: Sequence[int]) -> _Prompt:
+        """With the tokens of an answer behind it."""
+        made = torch.zeros(len(generated), 3, dtype=torch.long)
+        made[:, 0] = torch.tensor(generated, dtype=torch.long)
+        made[:, 1] = int(self.tokens[-1, 1]) + torch.arange(1, len(made) + 1)
+        return _Prompt(torch.cat((self.tokens, made)), self.images)
+
+    def common_with(self, prompt: _Prompt, most: int) -> int:
+        """How many of the first `most` tokens of `prompt` are as here; 0 if the images are others, or the rest of it
+        holds any."""
+        longest = min(len(self.tokens), most)
+        differs = (self.tokens[:longest] != prompt.tokens[:longest]).any(dim=1).nonzero()
         count = int(differs[0]) if len(differs) else longest
-        if tokens[count:, 2].any() or not all(map(_same, self.pictures, pictures)):
+        if not count or prompt.tokens[count:, 2].any() or not all(map(_same, self.images, prompt.images)):
             return 0
         return count
 
+    def covers(self, prompt: _Prompt) -> bool:
+        """`prompt` is a beginning of this, so that it says nothing new."""
+        return self.common_with(prompt, len(prompt.tokens)) == len(prompt.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A prompt with its answer, and keys and values of all its tokens."""
+
+    prompt: _Prompt
+    store: KVStore
+
+    @property
+    def bytes(self) -> int:
+        pixels = sum(image.nbytes for images in self.prompt.images for image in images)
+        return self.store.nbytes + self.prompt.tokens.nbytes + pixels
+
 
 class PrefixCache:
-    """The caches of the last `capacity` answers. A prompt that begins as one of them goes on from there.
+    """Keys and values of the last answers. A prompt that begins as one of them goes on from there.
 
-    Answers are what they would be without. With processes that share a model, every process keeps the same ones.
+    Answers are what they would be without. Processes that share a model make the same calls in the same order, so
+    every one keeps the same.
+
+    A cache of one answer is handed on: the next answer goes on in its memory. Of several each answer takes a copy, so
+    that many may begin alike at the same time; the one that was not used for longest goes first.
 
     Args:
-        capacity: how many; 0 keeps none.
+        capacity: how many answers; 0 keeps none.
+        max_bytes: most memory for all of them together, pixels included; None: no bound but `capacity`.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, *, max_bytes: int | None = None) -> None:
+        self.capacity, self.max_bytes = capacity, max_bytes
         self._kept: list[_Kept] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept."""
+        return sum(kept.bytes for kept in self._kept)
 
     def clear(self) -> None:
         """Forget all, and free the memory."""
         self._kept = []
 
-    @contextmanager
-    def store_for(
-        self, inputs: VLMInputs, room: int, num_layers: int, generated: Sequence[int]
-    ) -> Iterator[tuple[KVStore, int]]:
-        """A store for a prompt, and how many of its tokens it holds already; kept after the block, unless it fails.
+    def shares(self, inputs: VLMInputs) -> bool:
+        """A beginning of this prompt is kept."""
+        return self._best(inputs)[1] > 0
+
+    def start(self, inputs: VLMInputs, room: int) -> tuple[KVStore, int] | None:
+        """A store with the first tokens of a prompt, and their number, always less than all; None: nothing is kept.
 
         Args:
             inputs: one prompt.
-            room: tokens of prompt and answer.
-            num_layers: of the language model.
-            generated: the answer's tokens; read after the block.
+            room: most tokens that the store shall hold.
         """
-        if self.capacity == 0 or inputs.attention_mask is not None:
-            yield KVStore(num_layers, room), 0
-            return
-        tokens = torch.stack((inputs.input_ids[0], inputs.position_ids[0], inputs.image_embed_mask[0]), dim=1).cpu()
-        pictures = tuple(None if p is None else p.cpu() for p in (inputs.vision_image, inputs.cross_image))
-        store, shared = self._take(tokens, pictures) or (KVStore(num_layers, room), 0)
-        if store.max_length < room:
-            store.resize(1, room)
-        try:
-            yield store, shared
-        except GeneratorExit:  # the reader had enough: what was computed is good
-            self._put(store, tokens, pictures, generated)
-            raise
-        self._put(store, tokens, pictures, generated)
-
-    def _take(self, tokens: Tensor, pictures: tuple[Tensor | None, Tensor | None]) -> tuple[KVStore, int] | None:
-        """The store with the longest common beginning, cut to it; it is taken out."""
-        shared = [kept.shared_with(tokens, pictures) for kept in self._kept]
-        best = max(shared, default=0)
-        if best == 0:
+        best, shared = self._best(inputs)
+        if not shared:
             return None
-        store = self._kept.pop(shared.index(best)).store
-        store.truncate(best)
-        return store, best
+        kept = self._kept.pop(best)
+        if self.capacity > 1:
+            self._kept.append(kept)
+            return kept.store.extract(0, 0, shared, max_length=room), shared
+        kept.store.truncate(shared)
+        if kept.store.max_length < room:
+            kept.store.resize(1, room)
+        return kept.store, shared
 
-    def _put(
-        self, store: KVStore, tokens: Tensor, pictures: tuple[Tensor | None, Tensor | None], generated: Sequence[int]
-    ) -> None:
-        if store.length < len(tokens):
-            return  # closed before the first token
-        made = torch.zeros(store.length - len(tokens), 3, dtype=torch.long)
-        made[:, 0] = torch.tensor(generated[: len(made)], dtype=torch.long)
-        made[:, 1] = int(tokens[-1, 1]) + torch.arange(1, len(made) + 1)
-        self._kept = [*self._kept, _Kept(torch.cat((tokens, made)), pictures, store)][-self.capacity :]
+    def takes(self, inputs: VLMInputs, size: int = 0) -> bool:
+        """A prompt of this kind, with a store of so many bytes, would be kept."""
+        causal = inputs.attention_mask is None and inputs.position_ids.dim() == 2  # a GLM reads its context both ways
+        return self.capacity > 0 and causal and (self.max_bytes is None or size <= self.max_bytes)
+
+    def keep(self, inputs: VLMInputs, generated: Sequence[int], store: KVStore) -> None:
+        """Keep a prompt with the beginning of its answer.
+
+        Args:
+            generated: tokens of the answer, at least as many as the store holds behind the prompt.
+            store: of one row; it belongs to this cache afterwards.
+        """
+        if store.length < inputs.length or not self.takes(inputs):
+            return
+        prompt = _Prompt.of(inputs).followed_by(generated[: store.length - inputs.length])
+        for kept in self._kept:
+            if kept.prompt.covers(prompt):
+                self._kept.remove(kept)
+                self._kept.append(kept)
+                return
+        if self.capacity > 1 and store.max_length > store.length:  # nobody will go on in it
+            store = store.extract(0, 0, store.length, max_length=store.length)
+        new = _Kept(prompt, store)
+        most = math.inf if self.max_bytes is None else self.max_bytes
+        if new.bytes > most:
+            return
+        self._kept = [kept for kept in self._kept if not prompt.covers(kept.prompt)]
+        self._kept.append(new)
+        while len(self._kept) > self.capacity or self.bytes > most:
+            self._kept.pop(0)
+
+    def _best(self, inputs: VLMInputs) -> tuple[int, int]:
+        """Which of those kept has the longest common beginning with a prompt, and its length."""
+        if not self._kept or not self.takes(inputs):
+            return 0, 0
+        prompt = _Prompt.of(inputs)
+        common = [kept.prompt.common_with(prompt, len(prompt.tokens) - 1) for kept in self._kept]
+        best = max(common)
+        return common.index(best), best
 
 
-def _same(left: Tensor | None, right: Tensor | None) -> bool:
-    return left is right or (left is not None and right is not None and torch.equal(left, right))
+def _pixels(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    if images is None:
+        return ()
+    return tuple(image.cpu() for image in ((images,) if isinstance(images, Tensor) else images))
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(a is b or torch.equal(a, b) for a, b in zip(left, right, strict=True))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch.distributed as dist
 
 from sat_models import runtime
-from sat_models.generation.engine import Engine, TokenStream
+from sat_models.generation.answer import AnswerRow, AnswerStream, Request
+from sat_models.generation.engine import Engine, certain_ids
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.session import BatchSession
 from sat_models.processing.inputs import VLMInputs
-
-if TYPE_CHECKING:
-    from sat_models.generation.session import BatchRow, BatchSession
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ SETTLE_SECONDS = 60.0
 
 
 class SharedEngine:
-    """`Engine.tokens` for process 0, which the other processes take part in by `follow`.
+    """An `Engine` for process 0, in whose sessions the other processes take part by `follow`.
 
     Make it on all processes. With one process it is the engine and nothing else. Control messages have gloo groups of
     their own: waiting an hour for the next question is not an error, and needs no GPU.
@@ -40,7 +40,7 @@ class SharedEngine:
         self._alone = runtime.world_size() == 1
         self._broken = False
         if not self._alone:
-            self._requests = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._messages = dist.new_group(backend="gloo", timeout=_FOREVER)
             self._outcomes = dist.new_group(backend="gloo", timeout=timedelta(seconds=settle_seconds))
 
     @property
@@ -53,17 +53,21 @@ class SharedEngine:
         """Whether this process is the one in front."""
         return runtime.rank() == 0
 
-    def tokens(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> TokenStream:
-        """As `Engine.tokens`; the other processes join when the first token is asked for.
+    def stream(self, request: Request) -> AnswerStream:
+        """As `Engine.stream`; the other processes join when the first token is asked for.
 
         Raises:
-            InputError: as `Engine.tokens`; then the other processes were not bothered.
-            RuntimeError: later, from the stream: another process failed. The turn is over on all of them.
+            InputError: as `Engine.stream`; then the other processes were not bothered.
+            RuntimeError: later, from the stream: another process failed. The answer is over on all of them.
         """
-        stream = self._engine.tokens(inputs, options)
-        if not self._alone:
-            stream.wrap(lambda source: self._lead(source, (inputs.to("cpu"), options)))
-        return stream
+        if self._alone:
+            return self._engine.stream(request)
+        row = self._engine.row(request)
+        return AnswerStream(row, self._lead(row))
+
+    def tokens(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> AnswerStream:
+        """As `Engine.tokens`."""
+        return self.stream(Request(inputs, options or SamplingOptions()))
 
     def session(self, *, max_rows: int = 16) -> BatchSession | SharedSession:
         """As `Engine.session`, for process 0; the other processes take part in it by `follow`, until it is closed."""
@@ -72,28 +76,32 @@ class SharedEngine:
         self._check_usable()
         return SharedSession(self, self._engine.session(max_rows=max_rows), max_rows)
 
+    def _lead(self, row: AnswerRow) -> Iterator[int]:
+        with self.session(max_rows=1) as session:
+            session.join(row)
+            yield from certain_ids(session, row)
+
     def follow(self) -> None:
-        """Take part in one request after the other until process 0 says stop. For the processes that do not lead."""
-        while (request := self.share(None)) is not None:
+        """Take part in one session after the other until process 0 says stop. For the processes that do not lead."""
+        while (max_rows := self.share(None)) is not None:
             error = None
             try:
-                if isinstance(request, int):
-                    self._follow_session(request)
-                else:
-                    for _ in self._engine.tokens(*request):
-                        pass
+                self._follow_session(max_rows)
             except Exception as failure:
-                logger.debug("a turn failed on process %d", runtime.rank(), exc_info=True)
+                logger.debug("a session failed on process %d", runtime.rank(), exc_info=True)
                 error = _describe(failure)
             self.settle(error)
 
     def _follow_session(self, max_rows: int) -> None:
-        """Do as process 0 does in its batch, step by step."""
+        """Do as process 0 does in its session, step by step."""
         with self._engine.session(max_rows=max_rows) as session:
-            while (calls := self.share(None)) is not None:
-                for name, *arguments in calls:
-                    getattr(session, name)(*arguments)
-                session.step()
+            goes_on = True
+            while goes_on:
+                calls, goes_on = self.share(None)
+                for name, argument in calls:
+                    getattr(session, name)(argument)
+                if goes_on:
+                    session.step()
 
     def stop(self) -> None:
         """Let the other processes return from `follow`."""
@@ -115,34 +123,22 @@ class SharedEngine:
         """False once the processes have lost each other; then only ending the program helps."""
         return not self._broken
 
-    def _lead(self, source: Iterator[int], request: tuple[VLMInputs, SamplingOptions | None]) -> Iterator[int]:
-        """The tokens of one turn, with its announcement before and the agreement on its outcome after."""
-        self._check_usable()
-        self.share(request)
-        error = None
-        try:
-            yield from source
-        except Exception as failure:
-            error = _describe(failure)
-            raise
-        except KeyboardInterrupt:
-            self._broken = True  # the others were interrupted too, wherever they were
-            raise
-        finally:
-            if not self._broken:
-                source.close()
-                others = self.settle(error)
-                if others and error is None:
-                    raise RuntimeError("; ".join(others))
+    def part(self) -> None:
+        """Note that the processes have lost each other."""
+        self._broken = True
 
     def _check_usable(self) -> None:
         if self._broken:
             raise RuntimeError("the processes that share this model have ended; start the program again")
 
-    def share(self, request: Any) -> Any:
+    def share(self, message: Any) -> Any:
         """What process 0 passes in, on every process."""
-        box = [request]
-        dist.broadcast_object_list(box, src=0, group=self._requests)
+        box = [message]
+        try:
+            dist.broadcast_object_list(box, src=0, group=self._messages)
+        except BaseException:  # an interrupt too: the others are somewhere else now
+            self._broken = True
+            raise
         return box[0]
 
     def settle(self, error: str | None) -> list[str]:
@@ -170,9 +166,13 @@ class SharedSession:
 
     def __init__(self, engine: SharedEngine, session: BatchSession, max_rows: int) -> None:
         self._engine, self._session = engine, session
-        self._calls: list[tuple[Any, ...]] = []
+        self._calls: list[tuple[str, Any]] = []
         self._open = True
-        engine.share(max_rows)
+        try:
+            engine.share(max_rows)
+        except BaseException:
+            session.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +180,7 @@ class SharedSession:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __getitem__(self, number: int) -> BatchRow:
+    def __getitem__(self, number: int) -> AnswerRow:
         return self._session[number]
 
     @property
@@ -193,13 +193,19 @@ class SharedSession:
         """As `BatchSession.finished`."""
         return self._session.finished
 
-    def add(self, inputs: VLMInputs, options: SamplingOptions | None = None) -> int:
+    def add(self, request: Request) -> int:
         """As `BatchSession.add`; what it refuses, the other processes never hear of."""
-        number = self._session.add(inputs, options)
-        self._calls.append(("add", inputs.to("cpu"), options))
+        return self._told(self._session.add(request), request)
+
+    def join(self, row: AnswerRow) -> int:
+        """As `BatchSession.join`."""
+        return self._told(self._session.join(row), row.request)
+
+    def _told(self, number: int, request: Request) -> int:
+        self._calls.append(("add", replace(request, inputs=request.inputs.to("cpu"))))
         return number
 
-    def remove(self, number: int) -> BatchRow:
+    def remove(self, number: int) -> AnswerRow:
         """As `BatchSession.remove`."""
         row = self._session.remove(number)
         self._calls.append(("remove", number))
@@ -210,12 +216,17 @@ class SharedSession:
         if not self._open:
             raise RuntimeError("this batch session is closed; open another one")
         calls, self._calls = self._calls, []
-        self._engine.share(calls)
         try:
+            self._engine.share((calls, True))
             return self._session.step()
         except Exception as failure:
-            self._open = False
-            self._engine.settle(_describe(failure))  # the others failed too, or are lost
+            self._lose()
+            if self._engine.usable:
+                self._engine.settle(_describe(failure))  # the others failed too, or are lost
+            raise
+        except BaseException:
+            self._lose()
+            self._engine.part()  # the others were interrupted too, wherever they were
             raise
 
     def close(self) -> None:
@@ -224,9 +235,15 @@ class SharedSession:
             return
         self._open = False
         self._session.close()
-        self._engine.share(None)
+        if not self._engine.usable:
+            return
+        self._engine.share((self._calls, False))
         if others := self._engine.settle(None):
             raise RuntimeError("; ".join(others))
+
+    def _lose(self) -> None:
+        self._open = False
+        self._session.close()
 
 
 def _describe(error: Exception) -> str:

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mixins.kv_cache import KVStore
+from sat_models.generation.answer import AnswerRow
 from sat_models.generation.steps.choose import Stepper
-from sat_models.processing.inputs import VLMInputs
 
 _ROOM = 64
 """Columns that a growing cache has free at least."""
+FIRST_ROOM = 4 * _ROOM
+"""Columns for an answer that a cache has free at first, where others may join; most answers need no more."""
 
 
-class Lane:
+class RowGroup:
     """The rows' cache, masks, positions and newest tokens.
 
     All that a step reads is on the device already, unless rows came or left since the last one.
@@ -38,20 +40,35 @@ class Lane:
         self._position_ids: Tensor | None = None
         self._ids = torch.empty(0, dtype=torch.long, device=device)
 
-    def join(self, number: int, source: KVStore, index: int, prompt: VLMInputs, budget: int) -> None:
+    def join(self, number: int, row: AnswerRow, source: KVStore, index: int | None = None) -> None:
         """Put a computed prompt behind the others.
 
         Args:
             number: the row's.
-            source: where its keys and values are.
-            index: its row there; its tokens are the first ones of the row.
-            prompt: what it was made of, a batch of one.
-            budget: most tokens that it may generate.
+            row: what it was asked.
+            source: where keys and values of its prompt are.
+            index: its row there; its tokens are the first ones of that row. None: there is no other row, and the
+                store may become that of the group.
         """
+        prompt, slot = row.request.inputs, len(self.rows)
         length = prompt.length
+        if slot == 0 and index is None:
+            self._store, self._places = source, 1
+        else:
+            self._copy_in(source, index or 0, length, row.budget)
+        self.rows.append(number)
+        self._starts.append(self._store.length - length)
+        self._highest.append(int(prompt.position_ids.max()) + 1)
+        visible = None if prompt.attention_mask is None else prompt.attention_mask[0, 0, -1].bool().cpu()
+        self._hides.append(None if visible is None or visible.all() else visible)
+        following = self._model.next_positions(prompt.position_ids).to(self._device)
+        self._position_ids = following if slot == 0 else torch.cat((self._position_ids, following))
+        self._changed = True
+
+    def _copy_in(self, source: KVStore, index: int, length: int, budget: int) -> None:
         slot = len(self.rows)
         if slot == 0:
-            self._store.max_length = length + min(budget, 4 * _ROOM)
+            self._store.max_length = length + min(budget, FIRST_ROOM)
             self._store.length = length
         if length > self._store.length:
             wider = length - self._store.length
@@ -62,18 +79,26 @@ class Lane:
             self._places = max(2 * self._places, 1)
             self._store.resize(self._places, self._store.max_length)
         self._store.copy_row(slot, source, index, length)
-        self.rows.append(number)
-        self._starts.append(self._store.length - length)
-        self._highest.append(int(prompt.position_ids.max()) + 1)
-        visible = None if prompt.attention_mask is None else prompt.attention_mask[0, 0, -1].bool().cpu()
-        self._hides.append(None if visible is None or visible.all() else visible)
-        following = self._model.next_positions(prompt.position_ids).to(self._device)
-        self._position_ids = following if slot == 0 else torch.cat((self._position_ids, following))
-        self._changed = True
+
+    def bytes_of(self, number: int) -> int:
+        """Memory of a row's keys and values."""
+        tokens = self._store.length - self._starts[self.rows.index(number)]
+        return self._store.nbytes * tokens // (self._places * self._store.max_length)
+
+    def cache_of(self, number: int) -> KVStore:
+        """A row's keys and values; the row must `leave` at once, since they may be the group's own."""
+        slot = self.rows.index(number)
+        start = self._starts[slot]
+        if self._places == 1 and start == 0:
+            return self._store
+        return self._store.extract(slot, start, self._store.length, max_length=self._store.length - start)
 
     def leave(self, number: int) -> None:
-        """Take a row out; the last one gets its place."""
+        """Take a row out; the last one gets its place. A group without rows is done with."""
         slot, last = self.rows.index(number), len(self.rows) - 1
+        if last == 0:
+            self.rows = []
+            return
         self._store.drop_row(slot, last)
         for kept in (self.rows, self._starts, self._highest, self._hides):
             kept[slot] = kept[last]

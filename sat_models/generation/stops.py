@@ -1,91 +1,106 @@
-"""Stop strings: in text that comes in pieces, and in the tokens of an answer."""
+"""Stop strings: what of the tokens and the text of an answer is certain, and where it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from sat_models.generation.results import GenerationResult, TokenStream
-from sat_models.processing.tokens import Tokenizer
+from sat_models.processing.tokens import TextStream
 
 
-class StopText:
-    """Lets text through up to the first stop string.
+class NoText:
+    """Stands for a decoder where nobody reads text."""
 
-    What may be the beginning of one is held back until it is certain, so no part of a stop string gets out.
-
-    Attributes:
-        reached: a stop string has come.
-    """
-
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
-        self._held = ""
-        self.reached = False
-
-    def push(self, piece: str) -> str:
-        """The text that is certain now."""
-        if self.reached:
-            return ""
-        text = self._held + piece
-        found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
-        if found:
-            self.reached, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    @property
-    def undecided(self) -> bool:
-        """Whether text is held back."""
-        return bool(self._held)
+    def push(self, token_id: int) -> str:
+        """See `TextStream`."""
+        return ""
 
     def flush(self) -> str:
-        """What was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        return held
+        """See `TextStream`."""
+        return ""
+
+
+class AnswerText:
+    """Tokens as they are sampled -> ids and text of the answer, up to the first stop string.
+
+    What may be the beginning of a stop string is held back, by whole tokens, until it is certain; so no part of one
+    gets out. The text ends where the stop string begins. The token in which it begins is one of the answer's if more
+    than white space stands in front of the stop string in it.
+
+    Attributes:
+        token_ids: the answer's, as far as they are certain; always the first ones of what was pushed.
+        stopped: a stop string has come.
+    """
+
+    def __init__(self, decoder: TextStream, stops: Sequence[str] = ()) -> None:
+        self._decoder, self._stops = decoder, tuple(stop for stop in stops if stop)
+        self.token_ids: list[int] = []
+        self.stopped = False
+        self._pieces: list[str] = []
+        self._taken = 0  # pieces that `take` gave
+        self._silent: list[int] = []  # tokens without text so far: a byte of a character, say
+        self._held: list[tuple[list[int], str]] = []  # tokens with the text that came with the last of them
+
+    def push(self, token: int) -> None:
+        """One more token."""
+        piece = self._decoder.push(token)
+        if not self._stops:
+            self._give((token,), piece)
+            return
+        self._silent.append(token)
+        if piece:
+            self._hold(piece)
+
+    def finish(self) -> None:
+        """No token follows."""
+        rest = self._decoder.flush()
+        if self._silent or rest:
+            self._hold(rest)
+        for tokens, piece in self._held:
+            self._give(tokens, piece)
+        self._held = []
+
+    def take(self) -> str:
+        """The text that became certain since the last call."""
+        pieces, self._taken = self._pieces[self._taken :], len(self._pieces)
+        return "".join(pieces)
+
+    @property
+    def text(self) -> str:
+        """All text that is certain."""
+        return "".join(self._pieces)
+
+    def _give(self, tokens: Sequence[int], piece: str) -> None:
+        self.token_ids.extend(tokens)
+        if piece:
+            self._pieces.append(piece)
+
+    def _hold(self, piece: str) -> None:
+        """Take in the silent tokens with their text, and let go of what cannot be the beginning of a stop string."""
+        self._held.append((self._silent, piece))
+        self._silent = []
+        text = "".join(piece for _, piece in self._held)
+        found = [place for place in map(text.find, self._stops) if place >= 0]
+        if found:
+            self._cut(min(found))
+            return
+        undecided = max((_overlap(text, stop) for stop in self._stops), default=0)
+        while self._held and len(text) - len(self._held[0][1]) >= undecided:
+            tokens, piece = self._held.pop(0)
+            text = text[len(piece) :]
+            self._give(tokens, piece)
+
+    def _cut(self, place: int) -> None:
+        """End the answer at this place of the text that is held."""
+        self.stopped = True
+        for tokens, piece in self._held:
+            if len(piece) > place:
+                self._give(tokens if piece[:place].strip() else (), piece[:place])
+                break
+            self._give(tokens, piece)
+            place -= len(piece)
+        self._held = []
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
-
-
-def end_at(stream: TokenStream, stops: Sequence[str], tokenizer: Tokenizer) -> TokenStream:
-    """Let `stream` end before the first of `stops` in its text, for prompt styles whose answers have such ends.
-
-    Call it on every process that shares the model; the one that chooses tokens tells the others. Tokens whose text may
-    be the beginning of a stop are given out late.
-    """
-
-    def until_stop(source: Iterator[int]) -> Iterator[int]:
-        stop, decoder, waiting = StopText(stops), tokenizer.stream(), []
-        try:
-            for token in source:
-                stop.push(decoder.push(token))
-                waiting.append(token)
-                if stop.reached:
-                    del stream.token_ids[-len(waiting) :]
-                    stream.finish_reason = "stop"
-                    return
-                if not stop.undecided:
-                    yield from waiting
-                    waiting.clear()
-            yield from waiting
-        finally:
-            getattr(source, "close", lambda: None)()
-
-    if stops:
-        stream.wrap(until_stop)
-    return stream
-
-
-def cut_at(result: GenerationResult, stops: Sequence[str], tokenizer: Tokenizer) -> GenerationResult:
-    """A finished answer up to the first of `stops`, as `end_at` would have ended it."""
-    stream = TokenStream(result.prompt_tokens)
-    stream.feed_from(iter(result.token_ids))
-    kept = list(end_at(stream, stops, tokenizer))
-    if stream.finish_reason is None:
-        return result
-    return replace(result, text=tokenizer.decode(kept), token_ids=kept, finish_reason="stop")

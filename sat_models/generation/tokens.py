@@ -5,7 +5,7 @@ Legend: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from mixins.sat_compat import mpu
 from sat_models.errors import ZooError
-from sat_models.generation.sampling import NO_TOKEN, SamplingOptions, sample
+from sat_models.generation.sampling import SamplingOptions, sample
 
-CANCELLED = -2
-"""In place of a token: the first process has stopped."""
 _GREEDY = SamplingOptions()
 
 
@@ -56,10 +54,12 @@ class RowSampler:
         return token
 
 
-@torch.inference_mode()
-def choose(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:
-    """Logits [R, V] -> the next token of each row [R], chosen by the first process; `NO_TOKEN` as in `sample`."""
-    group = model_group()
+def choose(logits: Tensor, samplers: Sequence[RowSampler], group: Any) -> Tensor:
+    """Logits [R, V] -> the next token of each row [R], chosen by the first process; `NO_TOKEN` as in `sample`.
+
+    Args:
+        group: of `model_group`.
+    """
     source = mpu.get_model_parallel_src_rank() if group is not None else 0
     if group is not None and dist.get_rank() != source:
         tokens = torch.zeros(len(samplers), dtype=torch.long, device=logits.device)
@@ -72,47 +72,28 @@ def choose(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:
     return tokens
 
 
-class StreamChooser:
-    """Chooses the tokens of one answer that somebody reads while it is made.
+@torch.inference_mode()
+def log_probabilities(logits: Tensor, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+    """Of the chosen tokens [R] of some rows of logits [R, V], in fp32, in the model's own distribution."""
+    if len(rows) < len(logits):
+        logits, tokens = logits[list(rows)], tokens[list(rows)]
+    logits = logits.float()
+    return logits.gather(1, tokens.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
-    The first process samples and gives its caller each token *before* it tells the others, who wait. So when the
-    caller stops in the middle (`close`, a client gone, an error), the others hear that instead of the token and stop
-    too, and nobody is left alone in the next forward pass.
+
+def hand_out(token: int, device: torch.device, group: Any) -> Generator[int, None, bool]:
+    """Yield a token to the caller; then all processes of the group hear whether the first one's caller goes on.
+
+    When it stops in the middle (`close`, a client gone, an error), the others stop too, and nobody is left alone in
+    the next forward pass.
+
+    Returns:
+        Whether it goes on.
     """
-
-    def __init__(self, options: SamplingOptions, device: torch.device) -> None:
-        self._device, self._group = device, model_group()
-        self._source = mpu.get_model_parallel_src_rank() if self._group is not None else 0
-        self._chooses = self._group is None or dist.get_rank() == self._source
-        self._sampler = RowSampler(options, device) if self._chooses else None
-
-    @torch.inference_mode()
-    def next_token(self, logits: Tensor) -> tuple[Tensor, int]:
-        """The token after logits [1, V]: on the device [1], and on the host; `CANCELLED` if the first process stopped.
-
-        Reading it on the host is the one wait for the device in a step.
-        """
-        if self._chooses:
-            token = self._sampler.draw(logits)
-        else:
-            token = torch.zeros(1, dtype=torch.long, device=self._device)
-            dist.broadcast(token, src=self._source, group=self._group)
-        read = int(token)
-        if read == NO_TOKEN:
-            self.announce(read)
-            raise not_numbers(logits.dtype)
-        return token, read
-
-    def hand_out(self, token: int) -> Iterator[int]:
-        """Yield the token to the caller, then tell the other processes to go on, or to stop if the caller did."""
-        told = CANCELLED
-        try:
-            yield token
-            told = token
-        finally:
-            self.announce(told)
-
-    def announce(self, token: int) -> None:
-        """Send from the first process; nothing on the others."""
-        if self._group is not None and self._chooses:
-            dist.broadcast(torch.tensor([token], device=self._device), src=self._source, group=self._group)
+    goes_on = torch.zeros(1, dtype=torch.long, device=device)
+    try:
+        yield token
+        goes_on += 1
+    finally:
+        dist.broadcast(goes_on, src=mpu.get_model_parallel_src_rank(), group=group)
+    return bool(goes_on)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -25,12 +25,11 @@ from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.box_forms import BoxForm
 from sat_models.processing.boxes import parse_boxes
-from sat_models.serving.core import Limits, Question, ServerCore
+from sat_models.serving.core import Limits, Question, ServerCore, choices_of
 from sat_models.serving.failures import UnknownModelError, describe, on_error
 from sat_models.serving.messages import conversation, open_pictures
 from sat_models.serving.metrics import Metrics
 from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
-from sat_models.serving.scheduler import seeds
 from sat_models.serving.schema import BODY, ChatRequest, read_body, usage_body
 from sat_models.serving.transport import ClientGone, EventStream, Guard, unless_gone
 
@@ -169,9 +168,9 @@ class Call:
         )  # fmt: skip
         if self._cancelled:
             return
-        self.question = Question(query, images, history, body.version, _options(body, limits), body.stop)
-        self.inputs = core.prepare(self.question)
-        self.most = core.room(self.inputs, self.question.options.max_new_tokens)
+        question = Question(query, images, history, body.version, _options(body, limits), body.stop)
+        self.asked = core.prepare(question)
+        self.most = core.room(self.asked)
         self.size = images[-1].size if images else None
         self.box_form = core.processor.box_form
 
@@ -192,12 +191,9 @@ class Call:
         def listener(index: int) -> Callable[[Event], None]:
             return lambda event: loop.call_soon_threadsafe(self._events.put_nowait, (index, event)) and None
 
-        options = self.question.options
-        each = enumerate(seeds(options, self.body.n or 1))
-        requests = [(self.inputs, replace(options, seed=seed), listener(index)) for index, seed in each]
-        self.tickets = core.scheduler.submit_all(
-            requests, stops=core.stops(self.question), seconds=core.limits.seconds
-        )  # fmt: skip
+        choices = enumerate(choices_of(self.asked, self.body.n or 1))
+        requests = [(request, listener(index)) for index, request in choices]
+        self.tickets = core.scheduler.submit_all(requests, seconds=core.limits.seconds)
         index, event = await self._events.get()
         if isinstance(event, Failed):
             raise event.error
@@ -263,8 +259,10 @@ class Call:
         found = parse_boxes(text, *self.size, form=self.box_form) if self.size else []
         return [{"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found]
 
-    def _usage(self, done: list[Finished]) -> dict[str, int]:
-        return usage_body(self.inputs.length, sum(len(finished.answer.token_ids) for finished in done))
+    def _usage(self, done: list[Finished]) -> dict[str, Any]:
+        answers = [finished.answer for finished in done]
+        made, cached = sum(len(answer.token_ids) for answer in answers), max(a.cached_tokens for a in answers)
+        return usage_body(self.asked.inputs.length, made, cached)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}

@@ -20,8 +20,8 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError, ZooError
 from sat_models.files import appended_records, kept_records, numbered_lines, write_jsonl
+from sat_models.generation.answer import AnswerRow
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.session import BatchRow
 from sat_models.processing.image import kind_of
 
 if TYPE_CHECKING:
@@ -126,20 +126,20 @@ def answers(
 
     A picture that cannot be read, or a prompt that is too long, is an error of its own line.
     """
-    tokenizer, waiting, running = vlm.processor.tokenizer, iter(tasks), {}
+    waiting, running = iter(tasks), {}
 
-    def finish(task: Task, row: BatchRow) -> dict[str, Any]:
+    def finish(task: Task, row: AnswerRow) -> dict[str, Any]:
         if row.error is not None:
             return {**task.record, "error": str(row.error)}
-        result = row.result(tokenizer)
+        result = row.result()
         return {**task.record, "text": result.text, "finish_reason": result.finish_reason}
 
     with vlm.engine().session(max_rows=max_rows) as session:
         while True:
             while len(running) < max_rows and (task := next(waiting, None)) is not None:
                 try:
-                    inputs = vlm.processor(task.image, task.record["query"], version=version)
-                    running[session.add(inputs, options)] = task
+                    request = vlm.request(task.image, task.record["query"], (), version, options)
+                    running[session.add(request)] = task
                 except ZooError as error:
                     yield {**task.record, "error": str(error)}
             if not running:

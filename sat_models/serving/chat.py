@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sat_models.generation.engine import GenerationResult, text_pieces
+from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import end_at
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import ImageSource, load_image
@@ -40,13 +40,16 @@ class Answer(GenerationResult):
         }
 
 
-def shared_engine(vlm: VLM) -> SharedEngine:
-    """The engine that serves `vlm`, which keeps the last answer's cache for the next turn; make it on all processes.
+def shared_engine(vlm: VLM, *, keep_prefixes: int = 1, prefix_bytes: int | None = None) -> SharedEngine:
+    """The engine that serves `vlm`; make it on all processes.
+
+    Args:
+        keep_prefixes, prefix_bytes: see `AnsweringModel`; as it is, the last answer's cache is kept for the next turn.
 
     Raises:
         InputError: `vlm` has no tokenizer.
     """
-    return SharedEngine(vlm.engine(keep_prefixes=1))
+    return SharedEngine(vlm.engine(keep_prefixes=keep_prefixes, prefix_bytes=prefix_bytes))
 
 
 class ChatSession:
@@ -106,28 +109,18 @@ class ChatSession:
             InputError: an empty question, or a prompt that leaves no room for an answer.
             Exception: whatever the model or `stream` raises; the model is left as it was.
         """
-        inputs = self._vlm.processor(
-            self.image, query, history=self.history, version=self.version, allow_empty_query=self.allow_empty_query
-        )
-        tokenizer = self._vlm.processor.tokenizer
-        tokens = end_at(self._engine.tokens(inputs, self.options), self._vlm.processor.stops(self.version), tokenizer)
-        pieces = []
-        try:
-            for piece in text_pieces(tokens, tokenizer.stream()):
-                pieces.append(piece)
+        request = Request.of(
+            self._vlm.processor, self.image, query, history=self.history, version=self.version, options=self.options,
+            allow_empty_query=self.allow_empty_query,
+        )  # fmt: skip
+        answer = self._engine.stream(request)
+        with contextlib.closing(answer.pieces()) as pieces:
+            for piece in pieces:
                 if stream is not None:
                     stream(piece)
-        finally:
-            tokens.close()
-        text = "".join(pieces)
-        self.history.append((query, text))
-        return Answer(
-            text=text,
-            token_ids=tokens.token_ids,
-            finish_reason=tokens.finish_reason or "stop",
-            prompt_tokens=tokens.prompt_tokens,
-            boxes=self._boxes(text),
-        )
+        result = answer.result()
+        self.history.append((query, result.text))
+        return Answer(**vars(result), boxes=self._boxes(result.text))
 
     def _boxes(self, text: str) -> list[Box]:
         form = self._vlm.processor.box_form

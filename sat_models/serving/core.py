@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sat_models.errors import InputError
+from sat_models.generation.answer import Request
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.layout import VLMInputs
 from sat_models.processing.prompts import Turn
 from sat_models.serving.pictures import PicturePolicy
 from sat_models.serving.requests import Event, Observer, Piece
@@ -88,24 +88,19 @@ class ServerCore:
         self.versions = vlm.versions
         self.scheduler = Scheduler(
             engine,
-            vlm.processor.tokenizer,
             max_rows=self.limits.max_rows,
             max_waiting=self.limits.max_waiting,
             observer=observer,
             on_fatal=on_fatal,
         )
 
-    def stops(self, question: Question) -> tuple[str, ...]:
-        """What ends the answer: the question's own stop strings, and those of its prompt style."""
-        return (*question.stops, *self.processor.stops(question.version))
-
-    def room(self, inputs: VLMInputs, wanted: int | None) -> int:
+    def room(self, request: Request) -> int:
         """Tokens that an answer gets: as many as are wanted, as the server gives, and as the context leaves."""
         most = self.limits.max_new_tokens
-        return min(wanted or most, most, self.processor.max_length - inputs.length)
+        return min(request.options.max_new_tokens or most, most, self.processor.max_length - request.inputs.length)
 
-    def prepare(self, question: Question) -> VLMInputs:
-        """The prompt of a question; takes a moment of processor time.
+    def prepare(self, question: Question) -> Request:
+        """A question as the model takes it; takes a moment of processor time.
 
         Raises:
             InputError: too many pictures or tokens, an empty question, or a prompt that is too long.
@@ -118,9 +113,17 @@ class ServerCore:
         wanted = question.options.max_new_tokens
         if wanted is not None and wanted > self.limits.max_new_tokens:
             raise InputError(f"{wanted} new tokens were asked for; this server gives {self.limits.max_new_tokens}.")
-        return self.processor(
-            list(question.images) or None, question.query, history=question.history, version=question.version
-        )
+        return Request.of(
+            self.processor, list(question.images) or None, question.query, history=question.history,
+            version=question.version, options=question.options, stops=question.stops,
+        )  # fmt: skip
+
+
+def choices_of(request: Request, count: int) -> list[Request]:
+    """`count` requests for one question, with the seeds `seed`, `seed + 1`, …, or none."""
+    seed = request.options.seed
+    seeds = [None if seed is None else seed + number for number in range(count)]
+    return [replace(request, options=replace(request.options, seed=each)) for each in seeds]
 
 
 async def answer_events(core: ServerCore, question: Question) -> AsyncGenerator[Event, None]:
@@ -132,14 +135,12 @@ async def answer_events(core: ServerCore, question: Question) -> AsyncGenerator[
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event] = asyncio.Queue()
-    inputs = await asyncio.to_thread(core.prepare, question)
+    request = await asyncio.to_thread(core.prepare, question)
 
     def listener(event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    ticket = core.scheduler.submit(
-        inputs, question.options, listener, stops=core.stops(question), seconds=core.limits.seconds
-    )
+    ticket = core.scheduler.submit(request, listener, seconds=core.limits.seconds)
     try:
         while True:
             event = await events.get()

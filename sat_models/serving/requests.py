@@ -1,19 +1,15 @@
-"""One request on its way through the queue: what it asked, the text it has so far, what its listener is told."""
+"""One request on its way through the queue: what it asked, how long it has, what its listener is told."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sat_models.errors import ZooError
-from sat_models.generation.results import GenerationResult
-from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import StopText
-from sat_models.processing.layout import VLMInputs
-from sat_models.processing.tokens import Tokenizer
+from sat_models.generation.answer import GenerationResult, Request
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +80,19 @@ class Nobody:
 
 
 class Ticket:
-    """One request on its way. `cancel` it when nobody wants the answer any more."""
+    """One request on its way. `cancel` it when nobody wants the answer any more.
 
-    def __init__(self, inputs: VLMInputs, options: SamplingOptions, text: AnswerText, listener: Listener, limit: float):
-        self.inputs, self.options, self.text, self._listener = inputs, options, text, listener
+    Attributes:
+        begun: its first token has come.
+    """
+
+    def __init__(self, request: Request, listener: Listener, limit: float) -> None:
+        self.request, self._listener = request, listener
         self.started = time.monotonic()
         self.deadline = self.started + limit
         self.limit = limit
         self.cancelled = False
-        self.count = 0
+        self.begun = False
 
     def cancel(self) -> None:
         """Give up; its place is free before the next token. No event follows. May be called at any time."""
@@ -107,32 +107,3 @@ class Ticket:
         except Exception:
             logger.exception("a listener failed; its request is cancelled")
             self.cancelled = True
-
-
-class AnswerText:
-    """Tokens to text, up to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._decoder, self._stop = tokenizer.stream(), StopText(stops)
-        self._pieces: list[str] = []
-
-    @property
-    def stopped(self) -> bool:
-        """A stop string has come."""
-        return self._stop.reached
-
-    def push(self, token: int) -> str:
-        """The text that is certain with one more token."""
-        return self._note(self._stop.push(self._decoder.push(token)))
-
-    def flush(self) -> str:
-        """The rest, at the end."""
-        return self._note(self._stop.push(self._decoder.flush()) + self._stop.flush())
-
-    def whole(self) -> str:
-        """All text so far."""
-        return "".join(self._pieces)
-
-    def _note(self, piece: str) -> str:
-        self._pieces.append(piece)
-        return piece

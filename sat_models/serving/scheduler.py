@@ -6,7 +6,6 @@ so listeners hand over and return.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -16,12 +15,8 @@ from typing import Any
 
 from sat_models import runtime
 from sat_models.errors import ZooError
-from sat_models.generation.results import FinishReason, GenerationResult
-from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.layout import VLMInputs
-from sat_models.processing.tokens import Tokenizer
+from sat_models.generation.answer import AnswerRow, Request
 from sat_models.serving.requests import (
-    AnswerText,
     BusyError,
     Failed,
     Finished,
@@ -41,7 +36,6 @@ class Scheduler:
 
     Args:
         engine: what `session(max_rows=...)` opens a batch on: an `Engine`, or a `SharedEngine` of several processes.
-        tokenizer: of the model.
         max_rows: most requests that run at a time.
         max_waiting: most requests that wait; more are refused.
         observer: is told what happens.
@@ -52,14 +46,13 @@ class Scheduler:
     def __init__(
         self,
         engine: Any,
-        tokenizer: Tokenizer,
         *,
         max_rows: int = 16,
         max_waiting: int = 256,
         observer: Observer | None = None,
         on_fatal: Callable[[], object] | None = None,
     ) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
+        self._engine = engine
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._observer: Observer = observer or Nobody()
         self._on_fatal = on_fatal
@@ -83,37 +76,21 @@ class Scheduler:
         """Requests that wait, and that run."""
         return len(self._waiting), len(self._running)
 
-    def submit(
-        self,
-        inputs: VLMInputs,
-        options: SamplingOptions,
-        listener: Listener,
-        *,
-        stops: Sequence[str] = (),
-        seconds: float = 600.0,
-    ) -> Ticket:
+    def submit(self, request: Request, listener: Listener, *, seconds: float = 600.0) -> Ticket:
         """Put a request into the queue.
 
         Args:
-            inputs: its prompt, prepared.
             listener: is told each `Piece`, then `Finished` or `Failed`; nothing after `Ticket.cancel`.
-            stops: strings before which the answer ends.
             seconds: after which it fails, waiting included.
 
         Raises:
             BusyError: the queue is full, or the scheduler is closing.
         """
-        return self.submit_all([(inputs, options, listener)], stops=stops, seconds=seconds)[0]
+        return self.submit_all([(request, listener)], seconds=seconds)[0]
 
-    def submit_all(
-        self,
-        requests: Sequence[tuple[VLMInputs, SamplingOptions, Listener]],
-        *,
-        stops: Sequence[str] = (),
-        seconds: float = 600.0,
-    ) -> list[Ticket]:
+    def submit_all(self, requests: Sequence[tuple[Request, Listener]], *, seconds: float = 600.0) -> list[Ticket]:
         """`submit` several that belong together: all or none."""
-        tickets = [Ticket(i, o, AnswerText(self._tokenizer, stops), told, seconds) for i, o, told in requests]
+        tickets = [Ticket(request, listener, seconds) for request, listener in requests]
         with self._changed:
             if not self.usable:
                 raise BusyError("The server is shutting down. Try again in a minute.")
@@ -190,7 +167,7 @@ class Scheduler:
             try:
                 if self._session is None:
                     self._session = self._engine.session(max_rows=self.max_rows)
-                self._running[self._session.add(ticket.inputs, ticket.options)] = ticket
+                self._running[self._session.add(ticket.request)] = ticket
             except ZooError as error:
                 self._fail(ticket, error)
             except Exception as error:
@@ -205,41 +182,35 @@ class Scheduler:
             self._lose(error)
             return
         self._observer.tokens(len(tokens))
-        for number, token in tokens.items():
-            self._take(number, token)
+        for number in tokens:
+            self._tell_text(self._running[number], self._session[number])
         for number in self._session.finished:
-            row = self._session.remove(number)
-            ticket = self._running.pop(number, None)
-            if ticket is not None and row.error is not None:
-                self._fail(ticket, row.error)
-            elif ticket is not None:
-                self._finish(ticket, row.finish_reason or "stop", row.token_ids)
+            self._finish(self._running.pop(number), self._session.remove(number))
 
-    def _take(self, number: int, token: int) -> None:
-        """One token of one answer."""
-        ticket = self._running[number]
-        if not ticket.count:
+    def _tell_text(self, ticket: Ticket, row: AnswerRow) -> None:
+        """What is new of an answer's text."""
+        if not ticket.begun:
+            ticket.begun = True
             self._observer.first_token(time.monotonic() - ticket.started)
-        ticket.count += 1
-        if piece := ticket.text.push(token):
+        if piece := row.take_text():
             ticket.tell(Piece(piece))
-        if ticket.text.stopped:
-            del self._running[number]
-            self._finish(ticket, "stop", self._session.remove(number).token_ids)
 
-    def _finish(self, ticket: Ticket, reason: FinishReason, token_ids: list[int]) -> None:
-        if not ticket.text.stopped and (rest := ticket.text.flush()):
+    def _finish(self, ticket: Ticket, row: AnswerRow) -> None:
+        if row.error is not None:
+            self._fail(ticket, row.error)
+            return
+        if rest := row.take_text():
             ticket.tell(Piece(rest))
-        answer = GenerationResult(ticket.text.whole(), token_ids, reason, ticket.inputs.length)
+        answer = row.result()
         ticket.tell(Finished(answer))
-        self._note(ticket, "cancelled" if ticket.cancelled else reason)
+        self._note(ticket, "cancelled" if ticket.cancelled else answer.finish_reason)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         ticket.tell(Failed(error))
         self._note(ticket, "timeout" if isinstance(error, RequestTimeoutError) else "error")
 
     def _note(self, ticket: Ticket, outcome: str) -> None:
-        self._observer.over(outcome, time.monotonic() - ticket.started, ticket.inputs.length)
+        self._observer.over(outcome, time.monotonic() - ticket.started, ticket.request.inputs.length)
 
     def _lose(self, error: Exception) -> None:
         """All rows are lost; go on with a new batch if the processes still have each other."""
@@ -259,10 +230,3 @@ class Scheduler:
             self._fail(ticket, error)
         if self._on_fatal is not None:
             self._on_fatal()
-
-
-def seeds(options: SamplingOptions, count: int) -> list[int | None]:
-    """A seed for each of `count` answers to one question: `seed`, `seed + 1`, …, or none."""
-    if options.seed is None:
-        return [None] * count
-    return list(itertools.islice(itertools.count(options.seed), count))

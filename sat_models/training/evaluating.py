@@ -19,9 +19,10 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError
 from sat_models.evaluation.metrics import box_iou, exact_match, grounded_phrases, vqa_soft_accuracy
-from sat_models.generation.engine import Engine, complete, evaluation_mode
+from sat_models.generation.answer import Request
+from sat_models.generation.engine import Engine
+from sat_models.generation.model import evaluation_mode
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import end_at
 from sat_models.processing.layout import IGNORE, VLMInputs
 from sat_models.training.data import VLMDataset, evaluation_batches
 from sat_models.training.split import read_usable
@@ -98,8 +99,10 @@ class Evaluator:
         wanted = [number * len(self.dataset) // count for number in range(count)]
         ranks = 1 if in_step else mpu.get_data_parallel_world_size()
         own = wanted[(0 if in_step else mpu.get_data_parallel_rank()) :: ranks]
-        processor = self.dataset.processor
-        engine = Engine(model, eos_id=processor.tokenizer.eos_ids, max_length=processor.max_length, device=device)
+        processor, tokenizer = self.dataset.processor, self.dataset.processor.tokenizer
+        engine = Engine(
+            model, eos_id=tokenizer.eos_ids, max_length=processor.max_length, device=device, tokenizer=tokenizer
+        )
         options = SamplingOptions(max_new_tokens=self.max_new_tokens)
         made = {index: answer for index in own if (answer := self._answer(engine, options, index))}
         merged = {index: answer for one in runtime.gather_objects(made) for index, answer in one.items()}
@@ -108,17 +111,12 @@ class Evaluator:
     def _answer(self, engine: Engine, options: SamplingOptions, index: int) -> dict[str, Any] | None:
         record, turns = self.dataset.dialogue(index)
         *history, (question, expected) = turns
-        processor = self.dataset.processor
         try:
-            inputs = processor(
-                list(record.images),
-                question,
-                history=history,
-                version=self.dataset.version,
-                allow_empty_query=True,
-            )
-            tokens = end_at(engine.tokens(inputs, options), processor.stops(self.dataset.version), processor.tokenizer)
-            answer = complete(tokens, processor.tokenizer)
+            request = Request.of(
+                self.dataset.processor, list(record.images), question, history=history, version=self.dataset.version,
+                options=options, allow_empty_query=True,
+            )  # fmt: skip
+            answer = engine.answer(request)
         except InputError as error:
             logger.warning("validation sample %s was not answered: %s", record.source, error)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
@@ -16,7 +16,9 @@ from sat_models.processing.processor import Images, Processor
 from sat_models.processing.prompts import Turn
 
 if TYPE_CHECKING:
-    from sat_models.generation.engine import Engine, GenerationResult, TokenStream
+    from sat_models.generation.answer import GenerationResult, Request
+    from sat_models.generation.engine import Engine
+    from sat_models.generation.sampling import SamplingOptions
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -93,14 +95,14 @@ class VLM:
                 `SamplingKeywords`.
 
         Returns:
-            `.text`, `.token_ids` (of the answer, end token excluded), `.finish_reason` ("stop" or "length").
+            `.text`, `.token_ids` (of the answer, end token and stop string excluded), `.finish_reason` ("stop" or
+            "length"), `.logprobs` (one a token).
 
         Raises:
             InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option.
         """
-        from sat_models.generation.engine import complete
-
-        return complete(self._start(image, query, history, version, options), self.processor.tokenizer)
+        request = self.request(image, query, history, version, logprobs=True, options=self._sampling(options))
+        return self.engine().answer(request)
 
     def stream(
         self,
@@ -111,7 +113,7 @@ class VLM:
         **options: Unpack[SamplingKeywords],
     ) -> Iterator[str]:
         """As `generate`, but gives pieces of text as they are decoded; bad arguments raise at the call."""
-        return self._pieces(self._start(image, query, history, version, options))
+        return self.engine().stream(self.request(image, query, history, version, self._sampling(options))).pieces()
 
     def generate_batch(
         self,
@@ -136,8 +138,6 @@ class VLM:
             InputError: lists of different length, or as `generate`.
         """
         from sat_models.errors import InputError
-        from sat_models.generation.sampling import SamplingOptions
-        from sat_models.generation.stops import cut_at
 
         histories = [()] * len(queries) if histories is None else histories
         if not len(images) == len(queries) == len(histories):
@@ -145,17 +145,29 @@ class VLM:
                 f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
                 "histories; it needs one of each per answer (None is an image that is not there)."
             )
-        chosen = SamplingOptions(**options)
-        prompts = [
-            self.processor(image, query, history=history, version=version)
+        chosen = self._sampling(options)
+        requests = [
+            self.request(image, query, history, version, chosen, logprobs=True)
             for image, query, history in zip(images, queries, histories, strict=True)
         ]
-        rows = self.engine().batch(prompts, chosen, max_rows=max_rows)
-        tokenizer, stops = self.processor.tokenizer, self.processor.stops(version)
-        return [cut_at(row.result(tokenizer), stops, tokenizer) for row in rows]
+        return self.engine().answers(requests, max_rows=max_rows)
 
-    def engine(self, *, keep_prefixes: int = 0) -> Engine:
-        """The generator of token ids behind `generate`; see `Engine` for the argument.
+    def request(
+        self,
+        image: Images,
+        query: str,
+        history: Sequence[Turn] = (),
+        version: str | None = None,
+        options: SamplingOptions | None = None,
+        **how: Any,
+    ) -> Request:
+        """A question as `Engine` takes it: its prompt, and what ends the answer; see `Request.of` for `how`."""
+        from sat_models.generation.answer import Request
+
+        return Request.of(self.processor, image, query, history=history, version=version, options=options, **how)
+
+    def engine(self, *, keep_prefixes: int = 0, prefix_bytes: int | None = None) -> Engine:
+        """What answers `request`s behind `generate`; see `AnsweringModel` for the arguments.
 
         Raises InputError without a tokenizer (it knows the end).
         """
@@ -166,24 +178,12 @@ class VLM:
             eos_id=self.processor.tokenizer.eos_ids,
             max_length=self.processor.max_length,
             device=self.device,
+            tokenizer=self.processor.tokenizer,
             keep_prefixes=keep_prefixes,
+            prefix_bytes=prefix_bytes,
         )
 
-    def _start(
-        self, image: Images, query: str, history: Sequence[Turn], version: str | None, options: SamplingKeywords
-    ) -> TokenStream:
+    def _sampling(self, options: SamplingKeywords) -> SamplingOptions:
         from sat_models.generation.sampling import SamplingOptions
-        from sat_models.generation.stops import end_at
 
-        chosen = SamplingOptions(**options)
-        inputs = self.processor(image, query, history=history, version=version)
-        tokens = self.engine().tokens(inputs, chosen)
-        return end_at(tokens, self.processor.stops(version), self.processor.tokenizer)
-
-    def _pieces(self, tokens: TokenStream) -> Iterator[str]:
-        from sat_models.generation.engine import text_pieces
-
-        try:
-            yield from text_pieces(tokens, self.processor.tokenizer.stream())
-        finally:
-            tokens.close()
+        return SamplingOptions(**options)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from sat_models.errors import InputError, ZooError
-from sat_models.generation import rows as lane_module
-from sat_models.generation import session as batch_module
+from sat_models.generation import prefill as prefill_module
+from sat_models.generation import rows as rows_module
+from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.session import BatchSession
@@ -56,6 +57,14 @@ def prompts(vlm: VLM) -> list[VLMInputs]:
     return [made[i] for i in (7, 0, 1, 6, 2, 3, 8, 4, 5)]
 
 
+def batch(
+    engine: Engine, prompts: list[VLMInputs], options: list[SamplingOptions], max_rows: int = 16
+) -> list[GenerationResult]:
+    """The answers together."""
+    asked = [Request(inputs, choice) for inputs, choice in zip(prompts, options, strict=True)]
+    return engine.answers(asked, max_rows=max_rows)
+
+
 def alone(engine: Engine, prompts: list[VLMInputs], options: list[SamplingOptions]) -> list[tuple[list[int], str]]:
     """The answers one after the other."""
     answers = []
@@ -78,9 +87,11 @@ def test_a_batch_gives_the_ids_of_one_by_one(
     engine: Engine, prompts: list[VLMInputs], options: list[SamplingOptions], max_rows: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(lane_module, "_ROOM", 1)  # so that caches grow, and padding that nobody needs is dropped
-    monkeypatch.setattr(batch_module, "MAX_PREFILL_TOKENS", 100)
-    rows = engine.batch(prompts, options, max_rows=max_rows)
+    monkeypatch.setattr(rows_module, "_ROOM", 1)  # so that caches grow, and padding that nobody needs is dropped
+    monkeypatch.setattr(prefill_module, "MAX_PREFILL_TOKENS", 100)
+    for module in (rows_module, prefill_module):
+        monkeypatch.setattr(module, "FIRST_ROOM", 4)
+    rows = batch(engine, prompts, options, max_rows=max_rows)
     assert [(row.token_ids, row.finish_reason) for row in rows] == alone(engine, prompts, options)
     assert [row.prompt_tokens for row in rows] == [inputs.length for inputs in prompts]
 
@@ -93,7 +104,7 @@ def test_prompts_with_masks_of_their_own(engine: Engine, prompts: list[VLMInputs
         masked.append(replace(inputs, attention_mask=mask))
     chosen = [masked[0], prompts[3], *masked[1:]]
     options = [SamplingOptions(max_new_tokens=6)] * 4
-    rows = engine.batch(chosen, options[0])
+    rows = batch(engine, chosen, options)
     expected = alone(engine, chosen, options)
     assert [row.token_ids for row in rows] == [ids for ids, _ in expected]
     assert rows[0].token_ids != next(iter(alone(engine, prompts[1:2], options[:1])))[0], "the mask had no effect"
@@ -101,10 +112,10 @@ def test_prompts_with_masks_of_their_own(engine: Engine, prompts: list[VLMInputs
 
 def test_one_set_of_options_serves_all_and_the_end_token_ends_a_row(vlm: VLM, prompts: list[VLMInputs]) -> None:
     options = SamplingOptions(max_new_tokens=12)
-    free = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu").batch(prompts, options)
+    free = batch(Engine(vlm.model, eos_id=-5, max_length=256, device="cpu"), prompts, [options] * 9)
     assert all(len(row.token_ids) == 12 for row in free)
     end = free[1].token_ids[4]
-    rows = Engine(vlm.model, eos_id=end, max_length=256, device="cpu").batch(prompts, options)
+    rows = batch(Engine(vlm.model, eos_id=end, max_length=256, device="cpu"), prompts, [options] * 9)
     for row, whole in zip(rows, free, strict=True):
         stop = whole.token_ids.index(end) if end in whole.token_ids else 12
         assert row.token_ids == whole.token_ids[:stop]
@@ -117,10 +128,10 @@ def test_rows_join_and_leave_between_steps(engine: Engine, prompts: list[VLMInpu
     expected = alone(engine, prompts, options)
     given: dict[int, list[int]] = {}
     with engine.session(max_rows=4) as session:
-        numbers = [session.add(prompts[0], options[0])]
+        numbers = [session.add(Request(prompts[0], options[0]))]
         for step in range(60):
             if step % 2 and len(numbers) < 9:
-                numbers.append(session.add(prompts[len(numbers)], options[0]))
+                numbers.append(session.add(Request(prompts[len(numbers)], options[0])))
             for number, token in session.step().items():
                 given.setdefault(number, []).append(token)
             if step == 9:
@@ -142,7 +153,7 @@ def test_rows_join_and_leave_between_steps(engine: Engine, prompts: list[VLMInpu
 
 def test_no_more_rows_than_allowed_run_at_a_time(engine: Engine, prompts: list[VLMInputs]) -> None:
     with engine.session(max_rows=2) as session:
-        numbers = [session.add(inputs, SamplingOptions(max_new_tokens=2)) for inputs in prompts[:3]]
+        numbers = [session.add(Request(inputs, SamplingOptions(max_new_tokens=2))) for inputs in prompts[:3]]
         assert session.step().keys() == set(numbers[:2])
         assert session.running == tuple(numbers)
         session.remove(numbers[0])
@@ -152,7 +163,7 @@ def test_no_more_rows_than_allowed_run_at_a_time(engine: Engine, prompts: list[V
 
 def test_a_waiting_row_may_be_removed(engine: Engine, prompts: list[VLMInputs]) -> None:
     with engine.session() as session:
-        number = session.add(prompts[0])
+        number = session.add(Request(prompts[0]))
         assert session.remove(number).token_ids == []
         assert session.step() == {}
         with pytest.raises(KeyError):
@@ -163,12 +174,10 @@ def test_what_a_row_may_not_be(engine: Engine, prompts: list[VLMInputs]) -> None
     both = replace(prompts[0], input_ids=prompts[0].input_ids.repeat(2, 1))
     with engine.session() as session:
         with pytest.raises(InputError, match="one prompt at a time; got a batch of 2"):
-            session.add(both)
+            session.add(Request(both))
         with pytest.raises(InputError, match="max_length is 3 with the answer"):
-            session.add(prompts[0], SamplingOptions(max_length=3))
+            session.add(Request(prompts[0], SamplingOptions(max_length=3)))
         assert session.running == ()
-    with pytest.raises(InputError, match="9 prompts came with 2 options"):
-        engine.batch(prompts, GREEDY[:2])
     with pytest.raises(InputError, match="max_rows is 0"):
         engine.session(max_rows=0)
 
@@ -179,7 +188,7 @@ def test_the_model_belongs_to_one_session(engine: Engine, prompts: list[VLMInput
             engine.session()
         with pytest.raises(RuntimeError, match="generating already"):
             next(engine.tokens(prompts[0]))
-    for call in (session.step, lambda: session.add(prompts[0])):
+    for call in (session.step, lambda: session.add(Request(prompts[0]))):
         with pytest.raises(RuntimeError, match="session is closed"):
             call()
     session.close()
@@ -189,9 +198,9 @@ def test_a_row_whose_prompt_fails_leaves_the_others_alone(engine: Engine, prompt
     options = [SamplingOptions(max_new_tokens=5)] * 3
     broken = replace(prompts[2], vision_image=prompts[2].vision_image[..., :-14])
     with engine.session() as session:
-        good = [session.add(prompts[1], options[0])]
-        bad = session.add(broken, options[0])
-        good += [session.add(inputs, options[0]) for inputs in prompts[4:6]]
+        good = [session.add(Request(prompts[1], options[0]))]
+        bad = session.add(Request(broken, options[0]))
+        good += [session.add(Request(inputs, options[0])) for inputs in prompts[4:6]]
         while session.running:
             session.step()
         row = session.remove(bad)
@@ -201,7 +210,7 @@ def test_a_row_whose_prompt_fails_leaves_the_others_alone(engine: Engine, prompt
     chosen = [prompts[i] for i in (1, 4, 5)]
     assert found == [ids for ids, _ in alone(engine, chosen, options)]
     with pytest.raises(type(row.error)):
-        engine.batch([*chosen, broken])
+        batch(engine, [*chosen, broken], [options[0]] * 4)
 
 
 def test_logits_that_are_no_numbers_fail_one_row(engine: Engine, prompts: list[VLMInputs], vlm: VLM) -> None:
@@ -217,7 +226,7 @@ def test_logits_that_are_no_numbers_fail_one_row(engine: Engine, prompts: list[V
     handle = head.register_forward_hook(spoil)
     try:
         with engine.session() as session:
-            numbers = [session.add(inputs, SamplingOptions(max_new_tokens=5)) for inputs in prompts[1:3]]
+            numbers = [session.add(Request(inputs, SamplingOptions(max_new_tokens=5))) for inputs in prompts[1:3]]
             while session.running:
                 session.step()
             failed = [number for number in numbers if session[number].error]
@@ -232,7 +241,7 @@ def test_logits_that_are_no_numbers_fail_one_row(engine: Engine, prompts: list[V
 
 def test_a_failure_while_decoding_closes_the_session(engine: Engine, prompts: list[VLMInputs], vlm: VLM) -> None:
     session: BatchSession = engine.session()
-    session.add(prompts[1])
+    session.add(Request(prompts[1]))
     session.step()
 
     def fail(*args: object) -> None:
@@ -255,7 +264,7 @@ def test_prompts_alike_are_computed_together(engine: Engine, prompts: list[VLMIn
     try:
         with engine.session() as session:
             for inputs in prompts:
-                session.add(inputs, SamplingOptions(max_new_tokens=2))
+                session.add(Request(inputs, SamplingOptions(max_new_tokens=2)))
             session.step()
             assert sorted(batches) == [1, 2, 6]
             batches.clear()

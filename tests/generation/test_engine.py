@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from scripted import EOS, ScriptedModel, prompt
 
 from sat_models.errors import InputError, ZooError
-from sat_models.generation.engine import Engine, complete, text_pieces
+from sat_models.generation.answer import Request
+from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 
 
-def _engine(*script: int | float | Exception, max_length: int = 64) -> Engine:
-    return Engine(ScriptedModel(list(script)), eos_id=EOS, max_length=max_length, device="cpu")
+def _engine(*script: int | float | Exception, max_length: int = 64, tokenizer: Any = None) -> Engine:
+    model = ScriptedModel(list(script))
+    return Engine(model, eos_id=EOS, max_length=max_length, device="cpu", tokenizer=tokenizer)
 
 
 def _assert_as_before(model: ScriptedModel) -> None:
@@ -185,14 +188,27 @@ class _Pieces:
     def flush(self) -> str:
         return self.held
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(ord("a") + token) for token in ids)
-
 
 def test_text_pieces_and_whole_text() -> None:
-    assert list(text_pieces(_engine(3, 4, 5, EOS).tokens(prompt()), _Pieces())) == ["de", "f"]
-    result = complete(_engine(3, 4, 5, EOS).tokens(prompt()), _Pieces())
+    tokenizer = SimpleNamespace(stream=_Pieces)
+    request = Request(prompt())
+    assert list(_engine(3, 4, 5, EOS, tokenizer=tokenizer).stream(request).pieces()) == ["de", "f"]
+    result = _engine(3, 4, 5, EOS, tokenizer=tokenizer).answer(request)
     assert (result.text, result.token_ids, result.finish_reason, result.prompt_tokens) == ("def", [3, 4, 5], "stop", 10)
+    assert result.logprobs is None
+
+
+def test_an_engine_without_a_tokenizer_gives_ids_and_refuses_stop_strings() -> None:
+    result = _engine(3, 4, EOS).answer(Request(prompt()))
+    assert (result.text, result.token_ids) == ("", [3, 4])
+    with pytest.raises(InputError, match=r"stop strings \('x',\) need a tokenizer"):
+        _engine(3).stream(Request(prompt(), stops=("x",)))
+
+
+def test_an_answer_is_asked_for_when_it_is_over() -> None:
+    row = _engine(3).row(Request(prompt()))
+    with pytest.raises(RuntimeError, match="has not ended"):
+        row.result()
 
 
 def test_streaming_gives_each_token_before_the_next_is_computed() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sat_models.generation.engine import Engine, complete, text_pieces
+from sat_models.generation.answer import Request
+from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
@@ -26,7 +27,10 @@ def vlm() -> VLM:
 
 @pytest.fixture(scope="module")
 def engine(vlm: VLM) -> Engine:
-    return Engine(vlm.model, eos_id=EOS, max_length=vlm.processor.max_length, device=vlm.device)
+    return Engine(
+        vlm.model, eos_id=EOS, max_length=vlm.processor.max_length, device=vlm.device,
+        tokenizer=vlm.processor.tokenizer,
+    )  # fmt: skip
 
 
 def _inputs(vlm: VLM, case: dict[str, Any]) -> Any:
@@ -35,8 +39,7 @@ def _inputs(vlm: VLM, case: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
 def test_greedy_ids_equal_the_originals(vlm: VLM, engine: Engine, case: dict[str, Any]) -> None:
-    stream = engine.tokens(_inputs(vlm, case), SamplingOptions(max_new_tokens=20))
-    result = complete(stream, vlm.processor.tokenizer)
+    result = engine.answer(Request(_inputs(vlm, case), SamplingOptions(max_new_tokens=20)))
     ended = result.finish_reason == "stop"
     assert result.token_ids + [EOS] * ended == case["generated"]
     assert result.finish_reason == ("stop" if case["generated"][-1] == EOS else "length")
@@ -46,7 +49,7 @@ def test_greedy_ids_equal_the_originals(vlm: VLM, engine: Engine, case: dict[str
 @pytest.mark.parametrize("case", CASES[:4], ids=lambda case: case["key"])
 def test_streamed_text_is_the_whole_text(vlm: VLM, engine: Engine, case: dict[str, Any]) -> None:
     stream = engine.tokens(_inputs(vlm, case), SamplingOptions(max_new_tokens=20))
-    assert "".join(text_pieces(stream, vlm.processor.tokenizer.stream())) == case["text"]
+    assert "".join(stream.pieces()) == case["text"]
 
 
 def test_cached_decoding_equals_recomputing(vlm: VLM, engine: Engine) -> None:

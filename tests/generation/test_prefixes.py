@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.inputs import VLMInputs
@@ -31,8 +33,8 @@ def picture(vlm: VLM) -> Path:
     return GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini") / "image.png"
 
 
-def make_engine(vlm: VLM, keep: int = 1) -> Engine:
-    return Engine(vlm.model, eos_id=-5, max_length=256, device="cpu", keep_prefixes=keep)
+def make_engine(vlm: VLM, keep: int = 1, most: int | None = None) -> Engine:
+    return Engine(vlm.model, eos_id=-5, max_length=256, device="cpu", keep_prefixes=keep, prefix_bytes=most)
 
 
 @contextmanager
@@ -163,3 +165,102 @@ def test_a_chat_session_keeps_its_picture(vlm: VLM, picture: Path) -> None:
     assert seen["pictures"] == [1]
     history = [("What is it?", first.text)]
     assert second.token_ids == vlm.generate(picture, "Where?", history, "chat", max_new_tokens=8).token_ids
+
+
+def flipped(inputs: VLMInputs) -> VLMInputs:
+    """The same question about another picture."""
+    cross = inputs.cross_image
+    return replace(
+        inputs, vision_image=inputs.vision_image.flip(-1), cross_image=None if cross is None else cross.flip(-1)
+    )
+
+
+def test_clients_with_pictures_of_their_own_share_a_session(vlm: VLM, picture: Path) -> None:
+    """Questions about two pictures by turns, while another answer runs: each picture is looked at once."""
+    engine = make_engine(vlm, keep=8)
+    asked = [
+        vlm.processor(picture, query, version="chat") for query in ("What is it?", "Where?", "How many are there?")
+    ]
+    asked = [inputs for one in asked for inputs in (one, flipped(one))]
+    long = vlm.processor(None, "Hello, who are you?", version="chat")
+    alone = [fresh(vlm, inputs) for inputs in asked]
+    expected = list(make_engine(vlm, keep=0).tokens(long, SamplingOptions(max_new_tokens=60)))
+    with counted(vlm) as seen, engine.session(max_rows=3) as session:
+        other = session.add(Request(long, SamplingOptions(max_new_tokens=60)))
+        found, cached = [], []
+        for inputs in asked:
+            number = session.add(Request(inputs, OPTIONS))
+            while not session[number].over:
+                session.step()
+            cached.append(session[number].cached_tokens)
+            found.append(session.remove(number).result().token_ids)
+        while not session[other].over:
+            session.step()
+        assert session.remove(other).result().token_ids == expected
+    assert found == alone
+    assert seen["pictures"] == [1, 1]
+    pixels = int(asked[0].image_embed_mask.sum())
+    assert cached[:2] == [0, 0] and min(cached[2:]) > pixels
+
+
+def test_several_answers_may_begin_alike_at_the_same_time(vlm: VLM, picture: Path) -> None:
+    engine, inputs = make_engine(vlm, keep=2), vlm.processor(picture, "What is it?")
+    first = engine.answer(Request(inputs, OPTIONS))
+    more = [replace(OPTIONS, temperature=1.0, seed=seed) for seed in range(3)]
+    with counted(vlm) as seen:
+        results = engine.answers([Request(inputs, options) for options in (OPTIONS, *more)])
+    assert [result.cached_tokens for result in results] == [inputs.length - 1] * 4
+    assert results[0].token_ids == first.token_ids
+    assert [result.token_ids for result in results[1:]] == [
+        list(make_engine(vlm, keep=0).tokens(inputs, options)) for options in more
+    ]
+    assert seen["pictures"] == []
+
+
+def test_what_says_nothing_new_is_not_kept_twice(vlm: VLM, picture: Path) -> None:
+    engine, inputs = make_engine(vlm, keep=3), vlm.processor(picture, "What is it?")
+    for most in (8, 3, 12):
+        engine.answer(Request(inputs, SamplingOptions(max_new_tokens=most)))
+        assert len(engine.prefixes) == 1
+    engine.answer(Request(flipped(inputs), OPTIONS))
+    assert len(engine.prefixes) == 2
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first(vlm: VLM, picture: Path) -> None:
+    one = vlm.processor(picture, "What is it?")
+    engine = make_engine(vlm, keep=9)
+    engine.answer(Request(one, OPTIONS))
+    size = engine.prefixes.bytes
+    keys = one.length * 2 * 4 * vlm.config.num_layers * vlm.config.hidden_size
+    assert size > keys, "keys and values, fp32"
+    engine = make_engine(vlm, keep=9, most=int(2.5 * size))
+    prompts = [replace(one, vision_image=one.vision_image.roll(shift, dims=-1)) for shift in range(4)]
+    for inputs in prompts:
+        engine.answer(Request(inputs, OPTIONS))
+        assert engine.prefixes.bytes <= 2.5 * size
+    assert [engine.prefixes.shares(inputs) for inputs in prompts] == [False, False, True, True]
+    engine.answer(Request(prompts[2], OPTIONS))
+    engine.answer(Request(prompts[0], OPTIONS))
+    assert [engine.prefixes.shares(inputs) for inputs in prompts] == [True, False, True, False], "used lately, kept"
+    small = make_engine(vlm, keep=9, most=size - 1)
+    small.answer(Request(one, OPTIONS))
+    assert len(small.prefixes) == 0
+    engine.prefixes.clear()
+    assert engine.prefixes.bytes == 0
+
+
+def test_a_stop_string_keeps_what_was_computed(vlm: VLM, picture: Path) -> None:
+    """The tokens of a stop string are in the cache, though not in the answer: the next prompt goes on before them."""
+    engine = vlm.engine(keep_prefixes=1)
+    whole = vlm.generate(picture, "What is it?", max_new_tokens=8, version="chat")
+    text = vlm.processor.tokenizer.decode(whole.token_ids[:5])
+    stop = text[len(vlm.processor.tokenizer.decode(whole.token_ids[:3])) :]
+    request = vlm.request(picture, "What is it?", (), "chat", OPTIONS, stops=[stop])
+    answer = engine.answer(request)
+    assert answer.finish_reason == "stop" and whole.text.startswith(answer.text) and len(answer.token_ids) < 5
+    again = engine.answer(request)
+    assert (again.text, again.cached_tokens) == (answer.text, request.inputs.length - 1)
+    history = [("What is it?", answer.text)]
+    following = engine.answer(vlm.request(picture, "Where?", history, "chat", OPTIONS))
+    assert following.cached_tokens >= request.inputs.length - 2, "words at the border may be cut otherwise"
+    assert following.token_ids == vlm.generate(picture, "Where?", history, "chat", max_new_tokens=8).token_ids

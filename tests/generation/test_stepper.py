@@ -18,6 +18,7 @@ from mixins.sat_compat import BaseMixin
 from mixins.text_token import AttentionPart, stands_for
 from mixins.vision_expert_attention import LlamaVisionExpertAttnMixin
 from mixins.vision_expert_mlp import LlamaVisionExpertFCMixin
+from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import choose as stepper
@@ -68,7 +69,7 @@ def answers(vlm: VLM) -> tuple[list[Tensor], list[list[int]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stepper.Stepper, "__call__", spy)
         ids = [list(engine.tokens(prompt, options)) for prompt in prompts(vlm)]
-        ids += [row.token_ids for row in engine.batch(prompts(vlm), options)]
+        ids += [row.token_ids for row in engine.answers([Request(p, options) for p in prompts(vlm)])]
     return seen, ids
 
 

@@ -245,3 +245,22 @@ def test_the_store_can_be_exchanged_between_forwards(model: ZooModel, name: str)
         cache.store = KVStore(len(model.transformer.layers), length)
         assert cache.length == 0 and cache.cross_memory is None
         torch.testing.assert_close(in_parts(model, cache, given, length - 2), expected, **CLOSE)
+
+
+def test_the_tokens_of_a_row_go_into_a_store_of_their_own() -> None:
+    store = KVStore(2, 6)
+    for layer in range(2):
+        store.append(layer, torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4))
+    store.cross[1] = (torch.randn(3, 2, 7, 4), torch.randn(3, 2, 7, 4))
+    store.advance(5)
+    taken = store.extract(1, 2, 5, max_length=4)
+    assert (taken.length, taken.max_length, taken.cross[0]) == (3, 4, None)
+    for layer in range(2):
+        assert torch.equal(taken.keys[layer][:, :, :3], store.keys[layer][1:2, :, 2:5])
+        assert torch.equal(taken.values[layer][:, :, :3], store.values[layer][1:2, :, 2:5])
+        assert not taken.keys[layer][:, :, 3:].any()
+    assert torch.equal(taken.cross[1][0], store.cross[1][0][1:2])
+    assert taken.nbytes == 4 * (2 * 2 * 2 * 4 * 4 + 2 * 2 * 7 * 4)
+    store.keys[0].zero_()
+    store.cross[1][0].zero_()
+    assert taken.keys[0].any() and taken.cross[1][0].any(), "nothing is shared"

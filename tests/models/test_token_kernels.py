@@ -22,6 +22,7 @@ from mixins.kv_cache import KVStore, kv_cache
 from mixins.rotary import RotaryEmbedding, RotaryRows, choose_rotate, rotate_half_split, widen
 from sat_models import c_library
 from sat_models.errors import ConfigError
+from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import kernels as kernel_step
@@ -344,7 +345,7 @@ def test_quantised_weights_take_the_kernels_too(bits: int, dtype: str, monkeypat
     prompt = vlm.processor(GOLDEN / "cogvlm-mini" / "image.png", "What is that?", version="chat")
     options = SamplingOptions(max_new_tokens=40)
     ids = list(engine.tokens(prompt, options))
-    assert [row.token_ids for row in engine.batch([prompt] * 3, options)] == [ids] * 3
+    assert [row.token_ids for row in engine.answers([Request(prompt, options)] * 3)] == [ids] * 3
     if dtype == "float32":  # the same products of bytes, with torch's operators in between
         vlm.model.quantised_head = False
         ids = list(engine.tokens(prompt, options))
@@ -467,8 +468,8 @@ class TestBf16:
         engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
         prompt = vlm.processor(GOLDEN / "cogvlm-mini" / "image.png", "What is that?", version="chat")
         options = SamplingOptions(max_new_tokens=40)
-        (alone,) = engine.batch([prompt], options)
-        assert [row.token_ids for row in engine.batch([prompt] * 3, options)] == [alone.token_ids] * 3
+        alone = engine.answer(Request(prompt, options))
+        assert [row.token_ids for row in engine.answers([Request(prompt, options)] * 3)] == [alone.token_ids] * 3
 
 
 def test_says_why_there_are_none(

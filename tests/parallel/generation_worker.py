@@ -15,6 +15,7 @@ from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from sat_models import runtime
 from sat_models.errors import run_script
+from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
@@ -86,7 +87,7 @@ def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     report["turns"] = [list(turn) for turn in turns]
     report["cached"] = [turn.cached_tokens for turn in turns]
     with engine.session(max_rows=2) as session:
-        numbers = [session.add(inputs, SamplingOptions(max_new_tokens=6)) for inputs in asked]
+        numbers = [session.add(Request(inputs, SamplingOptions(max_new_tokens=6))) for inputs in asked]
         session.step()
         session.remove(numbers.pop(1))
         while session.running:
@@ -102,7 +103,8 @@ def main(golden: Path, out: Path) -> None:
     vlm = load_pretrained(golden, device="cpu", dtype="float32")
     report: dict[str, Any] = {"sums": {name: sums_per_layer(vlm, given) for name, given in forwards(golden).items()}}
     asked = prompts(vlm, golden)
-    rows = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu").batch(asked, options(), max_rows=3)
+    engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
+    rows = engine.answers(list(map(Request, asked, options())), max_rows=3)
     report["rows"] = [row.token_ids for row in rows]
     report |= shared(vlm, asked)
     given = forwards(golden)["slices"]

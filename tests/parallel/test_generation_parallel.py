@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sat_models.generation.answer import Request
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.zoo import load_pretrained
 
@@ -58,7 +59,7 @@ def test_batches_and_shared_sessions_are_those_of_one_process(reports: list[dict
     vlm = load_pretrained(GOLDEN / name, device="cpu", dtype="float32")
     asked = generation_worker.prompts(vlm, GOLDEN / name)
     engine = generation_worker.Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
-    alone = [row.token_ids for row in engine.batch(asked, generation_worker.options())]
+    alone = [row.token_ids for row in engine.answers(list(map(Request, asked, generation_worker.options())))]
     assert first["rows"] == second["rows"]
     assert [first["rows"][row] for row in (0, 2, 3)] == [alone[row] for row in (0, 2, 3)]
     assert len(first["rows"][1]) == 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -22,8 +21,6 @@ from sat_models.config import (
     read_json,
 )
 from sat_models.errors import ConfigError, InputError
-from sat_models.generation.results import GenerationResult, TokenStream
-from sat_models.generation.stops import cut_at, end_at
 from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.models.llava.config import LLaVAConfig
 from sat_models.models.visualglm.config import ChatGLMConfig
@@ -201,39 +198,3 @@ def test_chatglms_tokenizer_file(glm_file: Path) -> None:
     assert tokenizer.decode([*ids, 130001, 130004, 130005]) == text
     stream = tokenizer.stream()
     assert "".join([*map(stream.push, [*ids, 130005]), stream.flush()]) == text
-
-
-class _Letters:
-    """A tokenizer whose ids are letters."""
-
-    def stream(self) -> Any:
-        return SimpleNamespace(push=chr)
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "reason"),
-    [("It is a dog.###Human: x", "It is a dog.", "stop"), ("a ## b#", "a ## b#", None), ("###", "", "stop")],
-)
-def test_an_answer_ends_at_a_stop_text(text: str, expected: str, reason: str | None) -> None:
-    closed = []
-
-    def source(stream: TokenStream) -> Any:
-        try:
-            for letter in text:
-                stream.token_ids.append(ord(letter))
-                yield ord(letter)
-        finally:
-            closed.append(True)
-
-    stream = TokenStream(3)
-    stream.feed_from(source(stream))
-    tokens = list(end_at(stream, ("###",), _Letters()))
-    assert "".join(map(chr, tokens)) == "".join(map(chr, stream.token_ids)) == expected
-    assert stream.finish_reason == reason and closed == [True]
-    whole = GenerationResult(text, [ord(letter) for letter in text], "length", 3)
-    cut = cut_at(whole, ("###",), _Letters())
-    assert (cut.text, cut.finish_reason) == (expected, reason or "length")
-    assert "".join(map(chr, cut.token_ids)) == expected

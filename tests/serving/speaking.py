@@ -7,9 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from sat_models.errors import InputError
-from sat_models.generation.engine import TokenStream
+from sat_models.generation.answer import AnswerRow, AnswerStream, Request
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving.chat import ChatSession
+
+END = -1
+
+
+class Letters:
+    """Decodes ids that are the code points of characters."""
+
+    def push(self, token: int) -> str:
+        return chr(token)
+
+    def flush(self) -> str:
+        return ""
 
 
 class SpeakingEngine:
@@ -21,34 +33,31 @@ class SpeakingEngine:
         self.closed = 0
         self.usable = True
 
-    def tokens(self, inputs: Any, options: SamplingOptions) -> TokenStream:
-        self.asked.append((inputs, options))
-        stream = TokenStream(prompt_tokens=7)
-        stream.feed_from(self._say(self.answers.pop(0), stream))
-        return stream
+    def stream(self, request: Request) -> AnswerStream:
+        self.asked.append((request.inputs, request.options))
+        answer = self.answers.pop(0)
+        budget = len(answer) if self.finish == "length" and isinstance(answer, str) else 10_000
+        row = AnswerRow(request, budget=budget, end_ids=[END], decoder=Letters())
+        return AnswerStream(row, self._say(answer, row))
 
-    def _say(self, answer: str | Exception, stream: TokenStream) -> Iterator[int]:
+    def _say(self, answer: str | Exception, row: AnswerRow) -> Iterator[int]:
+        given = 0
         try:
             for character in "Mm" if isinstance(answer, Exception) else answer:
-                stream.token_ids.append(ord(character))
-                yield ord(character)
+                row.take(ord(character))
+                yield from row.token_ids[given:]
+                given = len(row.token_ids)
+                if row.over:
+                    return
             if isinstance(answer, Exception):
                 raise answer
-            stream.finish_reason = self.finish
+            row.take(END)
+            yield from row.token_ids[given:]
         finally:
             self.closed += 1
 
 
-class _Decoder:
-    def push(self, token: int) -> str:
-        return chr(token)
-
-    def flush(self) -> str:
-        return ""
-
-
 class _Processor:
-    tokenizer = SimpleNamespace(stream=_Decoder)
     box_form = None
 
     def stops(self, version: str | None) -> tuple[str, ...]:
@@ -57,7 +66,7 @@ class _Processor:
     def __call__(self, image: Any, query: str, *, history: Any, version: str | None, allow_empty_query: bool) -> Any:
         if not query and not allow_empty_query:
             raise InputError("The question is empty.")
-        return SimpleNamespace(image=image, query=query, history=list(history), version=version)
+        return SimpleNamespace(image=image, query=query, history=list(history), version=version, length=7)
 
 
 def session(*answers: str | Exception, finish: str = "stop", **kwargs: Any) -> tuple[ChatSession, SpeakingEngine]:

@@ -9,56 +9,60 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from speaking import Letters
 
 from sat_models.errors import InputError
-from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import StopText
+from sat_models.generation.answer import AnswerRow, Request
 from sat_models.serving.requests import BusyError, Event, Failed, Finished, Piece, RequestTimeoutError
 from sat_models.serving.scheduler import Scheduler
 
-TOKENIZER = SimpleNamespace(stream=lambda: SimpleNamespace(push=chr, flush=lambda: ""))
-OPTIONS = SamplingOptions()
+END = -1
 
 
 class Session:
-    """Says each prompt's `text`, one character per step; `fail` raises instead, for the row or for all."""
+    """Says each prompt's `text`, one character per step; "!" fails the row, "#" all rows."""
 
     def __init__(self, engine: Engine, max_rows: int) -> None:
         self.engine, self.max_rows = engine, max_rows
-        self.rows: dict[int, SimpleNamespace] = {}
+        self.rows: dict[int, AnswerRow] = {}
+        self.left: dict[int, list[str]] = {}
         self.closed = False
 
-    def add(self, inputs: Any, options: Any) -> int:
-        if inputs.text == "bad":
+    def __getitem__(self, number: int) -> AnswerRow:
+        return self.rows[number]
+
+    def add(self, request: Request) -> int:
+        if request.inputs.text == "bad":
             raise InputError("no room")
         number = self.engine.number = self.engine.number + 1
-        self.rows[number] = SimpleNamespace(left=list(inputs.text), token_ids=[], finish_reason=None, error=None)
-        assert sum(row.finish_reason is None for row in self.rows.values()) <= self.max_rows
+        self.left[number] = list(request.inputs.text)
+        self.rows[number] = AnswerRow(request, budget=2_000_000, end_ids=[END], decoder=Letters())
+        assert sum(not row.over for row in self.rows.values()) <= self.max_rows
         return number
 
     @property
     def finished(self) -> tuple[int, ...]:
-        return tuple(n for n, row in self.rows.items() if row.finish_reason or row.error)
+        return tuple(n for n, row in self.rows.items() if row.over)
 
     def step(self) -> dict[int, int]:
         self.engine.steps += 1
         self.engine.gate.wait(5)
         given = {}
         for number, row in self.rows.items():
-            letter = row.left.pop(0) if row.left else ""
+            letter = self.left[number].pop(0) if self.left[number] else ""
             if letter == "!":
                 row.error = RuntimeError("this row")
             elif letter == "#":
                 self.closed = True
                 raise RuntimeError("all rows")
             elif letter:
-                row.token_ids.append(ord(letter))
+                row.take(ord(letter))
                 given[number] = ord(letter)
             else:
-                row.finish_reason = "stop"
+                row.take(END)
         return given
 
-    def remove(self, number: int) -> SimpleNamespace:
+    def remove(self, number: int) -> AnswerRow:
         return self.rows.pop(number)
 
     def close(self) -> None:
@@ -112,12 +116,13 @@ def make(engine: Engine) -> Any:
     made: list[Scheduler] = []
 
     def make(**options: Any) -> Callable[..., Heard]:
-        scheduler = Scheduler(engine, TOKENIZER, **options)
+        scheduler = Scheduler(engine, **options)
         made.append(scheduler)
 
-        def ask(text: str, **how: Any) -> Heard:
+        def ask(text: str, stops: tuple[str, ...] = (), **how: Any) -> Heard:
             heard = Heard()
-            heard.ticket = scheduler.submit(SimpleNamespace(text=text, length=9), OPTIONS, heard, **how)
+            request = Request(SimpleNamespace(text=text, length=9), stops=stops)
+            heard.ticket = scheduler.submit(request, heard, **how)
             return heard
 
         ask.scheduler = scheduler
@@ -227,7 +232,7 @@ def test_a_stop_string_ends_the_answer_before_it(make: Any) -> None:
     heard = make()("one STOP two", stops=("STOP",))
     assert heard.text == "one "
     assert heard.last.answer.finish_reason == "stop"
-    assert len(heard.last.answer.token_ids) == len("one STOP")
+    assert len(heard.last.answer.token_ids) == len("one ")
 
 
 def test_a_listener_that_fails_is_cancelled(make: Any, engine: Engine) -> None:
@@ -236,7 +241,7 @@ def test_a_listener_that_fails_is_cancelled(make: Any, engine: Engine) -> None:
     def fail(event: Event) -> None:
         raise OSError("gone")
 
-    ask.scheduler.submit(SimpleNamespace(text="x" * 10_000, length=1), OPTIONS, fail)
+    ask.scheduler.submit(Request(SimpleNamespace(text="x" * 10_000, length=1)), fail)
     assert ask("ok").text == "ok"
     until(lambda: ask.scheduler.load == (0, 0))
     assert engine.steps < 20
@@ -258,21 +263,3 @@ def test_closing_ends_the_rest(make: Any, engine: Engine) -> None:
     until(lambda: engine.steps > 1)
     ask.scheduler.close(grace=0.05)
     assert isinstance(heard.last, Failed) and "shut down" in str(heard.last.error)
-
-
-@pytest.mark.parametrize(
-    ("pieces", "stops", "expected"),
-    [
-        (["a", "b", "c"], (), "abc"),
-        (["hello wor", "ld end"], ("world",), "hello "),
-        (["a<", "/s", "x"], ("</s>",), "a</sx"),
-        (["aab"], ("ab", "aab"), ""),
-        (["ab", "ab", "ac"], ("abac",), "ab"),
-        (["x\n"], ("\n\n",), "x\n"),
-    ],
-)
-def test_stop_strings_over_pieces(pieces: list[str], stops: tuple[str, ...], expected: str) -> None:
-    text = StopText(stops)
-    out = "".join(text.push(piece) for piece in pieces)
-    assert out + text.flush() == expected
-    assert text.reached == (expected != "".join(pieces))

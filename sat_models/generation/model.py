@@ -1,0 +1,120 @@
+"""A model as decoding sees it: where it lies, what ends an answer, how long a sequence may be, what it remembers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mixins.kv_cache import CACHE_NAME, kv_cache
+from sat_models.errors import InputError
+from sat_models.generation.answer import AnswerRow, Request
+from sat_models.generation.prefixes import PrefixCache
+from sat_models.generation.steps.choose import Stepper
+from sat_models.processing.tokens import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class AnsweringModel:
+    """What sessions share.
+
+    Args:
+        model: a model of the zoo.
+        eos_id: end token, or several.
+        max_length: most tokens in all, prompt and image included.
+        device: where the model lies.
+        tokenizer: reads the answers' text; without one answers are token ids, and stop strings are refused.
+        keep_prefixes: of how many answers the cache is kept, so that a prompt that begins like one of them (the same
+            picture, the next turn of a chat) is not computed from the start. Each costs the memory of a cache.
+        prefix_bytes: most memory for all that is kept; None: as much as `keep_prefixes` caches take.
+        graphs: on a GPU, decode through CUDA graphs where the model allows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eos_id: int | Collection[int],
+        max_length: int,
+        device: torch.device | str,
+        tokenizer: Tokenizer | None = None,
+        keep_prefixes: int = 0,
+        prefix_bytes: int | None = None,
+        graphs: bool = True,
+    ) -> None:
+        self.model = model
+        self.end_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+        self.max_length = max_length
+        self.device = torch.device(device)
+        self.tokenizer = tokenizer
+        self.prefixes = PrefixCache(keep_prefixes, max_bytes=prefix_bytes)
+        self._graphs = graphs
+
+    def row(self, request: Request) -> AnswerRow:
+        """A row for a request, checked.
+
+        Raises:
+            InputError: more than one prompt, a prompt that leaves no room for an answer, or stop strings where there
+                is no tokenizer to read text.
+        """
+        if request.stops and self.tokenizer is None:
+            raise InputError(f"The stop strings {request.stops!r} need a tokenizer; this engine was made without one.")
+        decoder = None if self.tokenizer is None else self.tokenizer.stream()
+        return AnswerRow(request, budget=self._budget(request), end_ids=self.end_ids, decoder=decoder)
+
+    def _budget(self, request: Request) -> int:
+        """How many tokens may be generated."""
+        inputs, options = request.inputs, request.options
+        if inputs.batch_size != 1:
+            raise InputError(f"The engine takes one prompt at a time; got a batch of {inputs.batch_size}.")
+        prompt, limit = inputs.length, options.max_length or self.max_length
+        if limit > self.max_length:
+            logger.warning(
+                "max_length %d is more than this model's %d; using %d", limit, self.max_length, self.max_length
+            )
+            limit = self.max_length
+        if prompt >= limit:
+            raise InputError(
+                f"The prompt takes {prompt} tokens, image included, but max_length is {limit} with the answer. Shorten "
+                f"the question or the history, or raise max_length (at most {self.max_length} for this model)."
+            )
+        return min(limit - prompt, options.max_new_tokens or limit)
+
+    @contextmanager
+    def occupied(self) -> Iterator[Stepper]:
+        """The model in evaluation mode, with a cache whose store the caller sets, exactly while the block runs.
+
+        Raises:
+            RuntimeError: it is generating already.
+        """
+        if CACHE_NAME in self.model.mixins:
+            raise RuntimeError("this model is generating already; finish or close that answer first")
+        with evaluation_mode(self.model), kv_cache(self.model, 0) as cache:
+            yield Stepper(self.model, cache, graphs=self._graphs)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return len(self.model.transformer.layers)
+
+    @property
+    def float_dtype(self) -> torch.dtype | None:
+        """What the pixels must be cast to: the type of the weights, quantised ones aside."""
+        return next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), None)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the block; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
