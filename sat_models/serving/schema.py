@@ -214,10 +214,11 @@ def error_body(message: str, *, kind: str = "invalid_request_error", code: str |
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def usage_body(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The `usage` of an answer."""
+def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """The `usage` of an answer; `cached_tokens` of the prompt were not computed again."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }

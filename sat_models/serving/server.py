@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -25,6 +26,15 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, and how many requests; page and API share these."""
     add_model_flags(parser)
     flag(parser, "max_batch", type=positive, default=16, help="requests answered at a time (default: %(default)s)")
+    flag(
+        parser, "keep_prefixes", type=count, default=16,
+        help="answers whose cache is kept for requests that begin alike: the same picture, the same conversation; 0: "
+        "none (default: %(default)s)",
+    )  # fmt: skip
+    flag(
+        parser, "prefix_memory", type=gibibytes, default=2.0, metavar="GIB",
+        help="most memory for them on each process, beside that of running answers (default: %(default)s)",
+    )  # fmt: skip
     flag(parser, "max_waiting", type=positive, default=256, help="requests in the queue (default: %(default)s)")
     flag(parser, "max_new_tokens", type=positive, default=1024, help="longest answer in tokens (default: %(default)s)")
     flag(parser, "timeout", type=float, default=300.0, help="seconds for one request (default: %(default)s)")
@@ -52,6 +62,22 @@ def make_parser() -> argparse.ArgumentParser:
     flag(parser, "max_images", type=positive, default=4, help="pictures in one request (default: %(default)s)")
     flag(parser, "grace", type=positive, default=30, help="seconds that running answers have at shutdown")
     return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
+def gibibytes(text: str) -> float:
+    """A number from 0."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no size of memory in GiB")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +110,8 @@ def load(args: argparse.Namespace) -> tuple[VLM, SharedEngine]:
 
     setup_logging(logging.INFO)
     vlm = load_pretrained(args.from_pretrained, **loading(args))
-    return vlm, shared_engine(vlm)
+    prefix_bytes = int(args.prefix_memory * 2**30)
+    return vlm, shared_engine(vlm, keep_prefixes=args.keep_prefixes, prefix_bytes=prefix_bytes)
 
 
 def on_ranks(engine: SharedEngine, front: Any) -> int:
