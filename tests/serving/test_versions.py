@@ -53,10 +53,10 @@ def test_server_and_page_answer_with_it(version: str, vlm: VLM) -> None:
 
     core = ServerCore(vlm, vlm.engine(), names=[MODEL])
     try:
-        inputs = core.prepare(Question("What?", version=version))
+        request = core.prepare(Question("What?", version=version))
         expected = vlm.processor(None, "What?", version=version).input_ids.tolist()
-        assert inputs.input_ids.tolist() == expected
-        assert core.stops(Question("What?", version=version)) == prompt_styles()[version].stops
+        assert request.inputs.input_ids.tolist() == expected
+        assert request.stops == prompt_styles()[version].stops
 
         async def last() -> tuple:
             how = {"language": "english", "temperature": 0.0, "top_p": 1.0, "top_k": 1, "tokens": 2, "seed": None}
