@@ -258,11 +258,6 @@ class GradientWatch:
         _require_none(self.waiting, had_pictures)
 
 
-def check_gradients(model: nn.Module, *, had_pictures: bool = True) -> None:
-    """After a plain backward: raise ConfigError with the parameters that train but have no gradient."""
-    _require_none({n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}, had_pictures)
-
-
 def _require_none(names: set[str], had_pictures: bool) -> None:
     vision = vision_groups()
     without = sorted(name for name in names if had_pictures or group_of(name) not in vision)

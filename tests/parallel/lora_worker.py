@@ -26,9 +26,9 @@ from sat_models.checkpoint.adapter import load_adapter, save_adapter
 from sat_models.checkpoint.reshard import split_rules
 from sat_models.errors import run_script
 from sat_models.training.trainable import (
+    GradientWatch,
     TrainablePlan,
     apply_plan,
-    check_gradients,
     parameter_groups,
     plan_of,
     trainable_table,
@@ -89,9 +89,10 @@ def train(
     for step in range(steps):
         optimizer.zero_grad()
         loss = loss_of(model, golden, step)
+        watch = GradientWatch(model) if step == 0 else None
         loss.backward()
-        if step == 0:
-            check_gradients(model)
+        if watch:
+            watch.check()
         optimizer.step()
         losses.append(loss.item())
     report = {"losses": losses, "apart": furthest_apart(model), "table": trainable_table(model)}

@@ -15,7 +15,7 @@ from sat_models.errors import run_script
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import VLMInputs, layout_training
-from sat_models.training.trainable import apply_plan, check_gradients, parameter_groups, plan_of
+from sat_models.training.trainable import GradientWatch, apply_plan, parameter_groups, plan_of
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
@@ -63,9 +63,10 @@ def run_model(folder: Path) -> dict[str, Any]:
     for step in range(STEPS):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(**inputs.model_kwargs())[0][0, :-1], inputs.labels[0, 1:])
+        watch = GradientWatch(model) if step == 0 else None
         loss.backward()
-        if step == 0:
-            check_gradients(model)
+        if watch:
+            watch.check()
         optimizer.step()
         losses.append(loss.item())
     return {"logits": logits, "answer": answer, "losses": losses, "golden": golden}

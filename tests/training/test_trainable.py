@@ -22,7 +22,6 @@ from sat_models.training.trainable import (
     GradientWatch,
     TrainablePlan,
     apply_plan,
-    check_gradients,
     parameter_groups,
     plan_of,
     trainable_table,
@@ -122,9 +121,9 @@ def test_groups_patterns_layers_and_prefix_together() -> None:
     assert {group_of(name) for name in trains} == {"projector", "language", "vision_expert", "prefix"}
     assert not any(".1." in name for name in lora_layers(model))
     assert sum("ptuning" in name for name in trains) == 3
-    loss = _loss(model)
-    loss.backward()
-    check_gradients(model)
+    watch = GradientWatch(model)
+    _loss(model).backward()
+    watch.check()
 
 
 def test_a_model_without_vision() -> None:
@@ -214,18 +213,14 @@ def test_missing_gradients_are_named() -> None:
     watch = GradientWatch(model)
     _loss(model).backward()
     watch.check()
-    check_gradients(model)
 
     model = _model()
     apply_plan(model, plan_of("all", 2))
     watch = GradientWatch(model)
     _loss(model, picture=False).backward()
-    check_gradients(model, had_pictures=False)
-    for check in (watch.check, lambda: check_gradients(model)):
-        with pytest.raises(
-            ConfigError, match=r"parameters shall train, but got no gradient: mixins\.eva.* and \d+ more"
-        ):
-            check()
+    watch.check(had_pictures=False)
+    with pytest.raises(ConfigError, match=r"parameters shall train, but got no gradient: mixins\.eva.* and \d+ more"):
+        watch.check()
 
 
 def test_selection_keeps_the_models_order() -> None:
