@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sat_models.errors import InputError
+from sat_models.errors import InputError, ZooError
 from sat_models.text import json_line
 
 logger = logging.getLogger(__name__)
@@ -117,19 +117,39 @@ def appended_records(path: Path | None) -> Iterator[Callable[[dict[str, Any]], N
     """Gives what appends a record to a JSONL file, each at once; to no file for None.
 
     A line that a killed run has cut off is ended first.
+
+    Raises:
+        ZooError: the file cannot be written; the lines before stay.
     """
     if path is None:
         yield lambda record: None
         return
-    with path.open("a+b") as file:
-        if file.tell() and not _ends_line(file):
-            file.write(b"\n")
+    with writing(path):
+        file = path.open("a+b", buffering=0)
+    with file:
+        with writing(path):
+            if file.tell() and not _ends_line(file):
+                file.write(b"\n")
 
         def append(record: dict[str, Any]) -> None:
-            file.write(json_line(record).encode("utf-8"))
-            file.flush()
+            line = json_line(record).encode("utf-8")
+            with writing(path):
+                while line:  # a disk that fills up takes a part
+                    line = line[file.write(line) :]
 
         yield append
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: type[ZooError] = ZooError) -> Iterator[None]:
+    """Inside, `path` is written by a command that goes on where it stopped. Raises `kind` where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"cannot write {path}: {error.strerror or error}. Free space, or choose another place; the same command "
+            "goes on where it stopped."
+        ) from error
 
 
 def _ends_line(file: Any) -> bool:

@@ -43,6 +43,7 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         "adapter_sha256": digest_of_files([adapter]) if adapter else None,
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "bits": stored.bits if stored else None,
+        "full_precision": list(stored.skip) if stored else [],
         "device": vlm.device.type,
         "prompt_style": vlm.processor.version,
         "boxes": vlm.processor.form.boxes,

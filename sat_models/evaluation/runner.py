@@ -23,7 +23,7 @@ from sat_models.evaluation.captions import tokenizer_name
 from sat_models.evaluation.identity import model_identity, pictures_digest, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
-from sat_models.files import appended_records, kept_records, write_json, write_jsonl
+from sat_models.files import appended_records, kept_records, write_json, write_jsonl, writing
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.image import load_image
@@ -134,9 +134,10 @@ def _with_model(output: Path, settings: dict[str, Any], vlm: VLM) -> dict[str, A
 
 def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
     """`scores.json` and `predictions.jsonl`."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_jsonl(output / PREDICTIONS_FILE, predictions)
-    write_json(output / SCORES_FILE, result)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_jsonl(output / PREDICTIONS_FILE, predictions)
+        write_json(output / SCORES_FILE, result)
 
 
 def settings_of(

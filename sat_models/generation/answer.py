@@ -52,13 +52,17 @@ class Request:
         stops: Sequence[str] = (),
         logprobs: bool = False,
         allow_empty_query: bool = False,
+        system: str | None = None,
     ) -> Request:
         """A question in words: its prompt, and the stop strings of its prompt style beside those that are given.
 
         Args:
-            image, query, history, version, allow_empty_query: see `Processor.__call__`, which says what it raises.
+            image, query, history, version, allow_empty_query, system: see `Processor.__call__`, which says what it
+                raises.
         """
-        inputs = processor(image, query, history=history, version=version, allow_empty_query=allow_empty_query)
+        inputs = processor(
+            image, query, history=history, version=version, allow_empty_query=allow_empty_query, system=system
+        )
         ends = (*stops, *processor.stops(version))
         return cls(inputs, options or SamplingOptions(), ends, logprobs)
 

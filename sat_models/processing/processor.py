@@ -174,6 +174,7 @@ class Processor:
         version: str | None = None,
         max_length: int | None = None,
         untrained: Collection[int] = (),
+        system: str | None = None,
     ) -> list[VLMInputs]:
         """Training samples of one dialogue, each a batch of one with `labels`, not padded (see `layout.collate`).
 
@@ -182,6 +183,7 @@ class Processor:
             version: prompt style; None takes the model's own.
             max_length: longest sample in tokens; None takes the context.
             untrained: numbers of turns, from 0, whose answers are read but not trained.
+            system: None is the model's own system text, "" none at all.
 
         Raises:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
@@ -189,7 +191,9 @@ class Processor:
         """
         sources = sources_of(image, self.images)
         plans = plans_of(sources, self.images)
-        layouts = self.training_layouts(turns, plans, version=version, max_length=max_length, untrained=untrained)
+        layouts = self.training_layouts(
+            turns, plans, version=version, max_length=max_length, untrained=untrained, system=system
+        )
         vision, cross = pixels_of(sources, plans, self.images, self.cross_image_size)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
 
@@ -205,6 +209,7 @@ class Processor:
         version: str | None = None,
         max_length: int | None = None,
         untrained: Collection[int] = (),
+        system: str | None = None,
     ) -> list[TokenLayout]:
         """`training_samples` without their pixels, for images of these plans."""
         turns = check_turns(turns, "dialogue")
@@ -216,7 +221,7 @@ class Processor:
         return [
             self._dialogue(
                 [turns[place] for place in part], style, limit, plans,
-                untrained={number for number, place in enumerate(part) if place in untrained},
+                untrained={number for number, place in enumerate(part) if place in untrained}, system=system,
             )
             for part in self.split_turns(range(len(turns)), version)
             if part[-1] not in untrained
@@ -236,9 +241,11 @@ class Processor:
             return [turns[:count] for count in range(1, len(turns) + 1)]
         return [turns]
 
-    def question_length(self, query: str, plans: Sequence[ImagePlan], version: str | None = None) -> int:
+    def question_length(
+        self, query: str, plans: Sequence[ImagePlan], version: str | None = None, system: str | None = None
+    ) -> int:
         """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
-        return prompt_length(self._encode(self.style(version), query, (), plans).pieces, self.form)
+        return prompt_length(self._encode(self.style(version), query, (), plans, system=system).pieces, self.form)
 
     def _dialogue(
         self,
@@ -248,12 +255,14 @@ class Processor:
         plans: Sequence[ImagePlan],
         *,
         untrained: Collection[int] = (),
+        system: str | None = None,
     ) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit; its last answer is trained."""
 
         def too_long(count: int) -> bool:
             *past, (query, _) = turns[:count]
-            return prompt_length(self._encode(style, query, past, plans).pieces, self.form) > limit - MIN_ANSWER_ROOM
+            pieces = self._encode(style, query, past, plans, system=system).pieces
+            return prompt_length(pieces, self.form) > limit - MIN_ANSWER_ROOM
 
         ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
         kept = ends[-1]
@@ -261,7 +270,8 @@ class Processor:
             kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
         *past, (query, answer) = turns[:kept]
-        prompt = self._encode(style, query, past, plans, find_answers=not self.form.prefix_attention)
+        find_answers = not self.form.prefix_attention
+        prompt = self._encode(style, query, past, plans, find_answers=find_answers, system=system)
         return layout_training(
             prompt.pieces,
             self.tokenizer.encode(answer),
@@ -280,9 +290,10 @@ class Processor:
         plans: Sequence[ImagePlan],
         *,
         find_answers: bool = False,
+        system: str | None = None,
     ) -> EncodedPrompt:
-        """A prompt with the model's own system text, as ids."""
-        parts = self._parts(style, query, history, plans)
+        """A prompt as ids."""
+        parts = self._parts(style, query, history, plans, system)
         return encode_prompt(parts, plans, self.tokenizer, find_answers=find_answers)
 
     def _parts(

@@ -106,10 +106,10 @@ class VLMDataset:
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}
         self._items: list[tuple[Record, tuple[int, ...]]] = []
-        self._tokenizer = processor.tokenizer
+        self._system_apart = processor.style(self.version).system is not None
         for record in records:
             for places in processor.split_turns(range(len(record.turns)), self.version):
-                if places[-1] not in record.untrained and self._fits(record, record.turns[places[0]][0]):
+                if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)[0][0]):
                     self._items.append((record, tuple(places)))
         self.lengths = [
             rough_length(processor, processor.plans(record.images), self._turns(record, p)) for record, p in self._items
@@ -136,9 +136,13 @@ class VLMDataset:
         record, places = self._items[index]
         return record, self._turns(record, places)
 
-    @staticmethod
-    def _turns(record: Record, places: Sequence[int]) -> tuple[Turn, ...]:
-        return tuple(record.turns[place] for place in places)
+    def system_of(self, record: Record) -> str | None:
+        """The system text of a record that is not part of its first question."""
+        return record.said(system_apart=self._system_apart)[1]
+
+    def _turns(self, record: Record, places: Sequence[int]) -> tuple[Turn, ...]:
+        turns, _ = record.said(system_apart=self._system_apart)
+        return tuple(turns[place] for place in places)
 
     def with_pictures(self) -> int:
         """How many samples have a picture."""
@@ -158,7 +162,7 @@ class VLMDataset:
             try:
                 inputs = self.processor.training_sample(
                     list(record.images), self._turns(record, places), version=self.version,
-                    max_length=self.max_length, untrained=untrained,
+                    max_length=self.max_length, untrained=untrained, system=self.system_of(record),
                 )  # fmt: skip
                 return Sample(inputs, at, record.source)
             except InputError as error:
@@ -167,17 +171,19 @@ class VLMDataset:
 
     def _fits(self, record: Record, question: str) -> bool:
         """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        room = self.max_length - MIN_ANSWER_ROOM
+        room, system = self.max_length - MIN_ANSWER_ROOM, self.system_of(record)
+        shown = self.processor.system if system is None and self._system_apart else system
         try:
             plans = self.processor.plans(record.images)
-            parts = prompt_parts(self.processor.style(self.version), question, images=len(plans))
+            style = self.processor.style(self.version)
+            parts = prompt_parts(style, question, images=len(plans), system=shown)
         except InputError as error:
             self._reject(record.source, error)
             return False
         bytes_of_text = sum(len(text_of([part]).encode()) + 1 for part in parts)  # a token is a byte, or special
         if self.processor.prompt_length(bytes_of_text, plans) <= room:
             return True
-        needed = self.processor.question_length(question, plans, self.version)
+        needed = self.processor.question_length(question, plans, self.version, system)
         if needed <= room:
             return True
         self._reject(record.source, InputError(too_long(needed, self.max_length, len(plans))))

@@ -12,9 +12,10 @@ The picture of any style may stand in "image", "images" or "img": a name, a list
 Where questions hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures; they are
 taken out of the text, since the models read all pictures before it.
 
-Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (put before the first question, a
-line of its own, as a system message is), and of an answer "loss", "weight" or "train": false or 0 means that it is not
-trained. Keys that would change the meaning and that nobody here reads (`UNREAD`) are refused where they say something.
+Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (as a system message is: in the
+place that the prompt style has for it, else in front of the first question, a line of its own), and of an answer
+"loss", "weight" or "train": false or 0 means that it is not trained. Keys that would change the meaning and that nobody
+here reads (`UNREAD`) are refused where they say something.
 """
 
 from __future__ import annotations
@@ -51,17 +52,26 @@ class _Said:
         turns: with `<image>` still in the questions.
         slots: one item per `<image>`: the name of its picture, or None for the next of "images".
         untrained: numbers of turns, from 0, whose answers are not trained.
+        system: what the first question begins with, its line end included; "" without a system text.
     """
 
     turns: list[Turn] = field(default_factory=list)
     slots: list[str | None] = field(default_factory=list)
     untrained: set[int] = field(default_factory=set)
+    system: str = ""
 
     def ask(self, question: str, where: str) -> str:
         """A question with its slots, which are noted."""
         text, names = with_slots(question, where)
         self.slots += names
         return text
+
+    def system_apart(self) -> tuple[str, str] | tuple[None, None]:
+        """The system text and the first question without it; two None where there is none."""
+        first = self.turns[0][0]
+        if not self.system or not first.startswith(self.system):
+            return None, None
+        return self.system.removesuffix("\n"), without_slots(first[len(self.system) :])
 
 
 def parse_entry(
@@ -96,10 +106,10 @@ def parse_entry(
     if "captions" in entry:
         if entry.get("history"):
             raise EntryError("fields", "has 'captions' and 'history'; captions are trained one by one, without history")
-        said = _captions(entry["captions"], _system(entry) + (CAPTION_PROMPT if prompt is None else prompt))
+        said = _captions(entry["captions"], _system(entry), CAPTION_PROMPT if prompt is None else prompt)
     elif "messages" in entry or "conversations" in entry:
         key, before = "messages" if "messages" in entry else "conversations", _before(entry)
-        said = [_dialogue(entry[key], key, before, "" if before.turns else _system(entry))]
+        said = [_dialogue(entry[key], key, before)]
     else:
         said = [_question_and_answer(entry, _before(entry))]
     own_names = [] if pictures is not None else picture_names(entry)
@@ -112,7 +122,7 @@ def parse_entry(
             fill_slots(one.slots, [str(picture) for picture in images])
         name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
         turns, untrained = _without_end(_checked(one.turns), one.untrained)
-        records.append(Record(name, images, turns, source, untrained))
+        records.append(Record(name, images, turns, source, untrained, *one.system_apart()))
     return records
 
 
@@ -131,10 +141,10 @@ def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
 
 def _before(entry: dict[str, Any]) -> _Said:
     """The turns of "history"; the entry's "system" stands in front of the first question."""
-    said, past = _Said(), entry.get("history") or []
+    said, past = _Said(system=_system(entry)), entry.get("history") or []
     if not isinstance(past, list):
         raise EntryError("fields", f"'history' is {past!a:.60}; it must be a list of [question, answer] pairs")
-    system = _system(entry)
+    system = said.system
     for number, turn in enumerate(past, 1):
         where = f"'history' item {number}"
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
@@ -162,12 +172,12 @@ def _question_and_answer(entry: dict[str, Any], said: _Said) -> _Said:
         if not isinstance(value, str):
             raise EntryError("fields", f"'{key}' is {value!a:.60} ({type(value).__name__}); it must be text")
     check_answer(answer, f"'{answer_key}'")
-    system = "" if said.turns else _system(entry)
+    system = "" if said.turns else said.system
     said.turns.append((said.ask(system + question, f"'{question_key}'"), answer))
     return said
 
 
-def _captions(captions: Any, prompt: str) -> list[_Said]:
+def _captions(captions: Any, system: str, prompt: str) -> list[_Said]:
     """Each caption on its own."""
     if not isinstance(captions, list) or not captions:
         raise EntryError("fields", "'captions' must be a list with at least one item of 'role' and 'content'")
@@ -175,15 +185,15 @@ def _captions(captions: Any, prompt: str) -> list[_Said]:
     for number, item in enumerate(captions, 1):
         answer, slots = _content(item, "captions", number)
         check_answer(SLOT if slots else answer, f"'captions' item {number}")
-        said.append(_Said([(prompt, answer)]))
+        said.append(_Said([(system + prompt, answer)], system=system))
     return said
 
 
-def _dialogue(messages: Any, key: str, said: _Said, system: str = "") -> _Said:
+def _dialogue(messages: Any, key: str, said: _Said) -> _Said:
     """Messages in pairs; a system message is put before the first question, a line of its own."""
     if not isinstance(messages, list) or not messages:
         raise EntryError("fields", f"'{key}' must be a list with at least one question and answer")
-    question, first = None, len(said.turns)
+    question, first, system = None, len(said.turns), "" if said.turns else said.system
     for number, message in enumerate(messages, 1):
         where = f"'{key}' item {number}"
         text, named = _content(message, key, number)
@@ -194,6 +204,7 @@ def _dialogue(messages: Any, key: str, said: _Said, system: str = "") -> _Said:
             if len(said.turns) > first or question is not None:
                 raise EntryError("fields", f"{where}: a system message must come first")
             system += text + "\n"
+            said.system = system
         elif role == "user":
             if question is not None:
                 raise EntryError("fields", f"{where}: a second question where an answer was expected")

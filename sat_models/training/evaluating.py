@@ -114,7 +114,7 @@ class Evaluator:
         try:
             request = Request.of(
                 self.dataset.processor, list(record.images), question, history=history, version=self.dataset.version,
-                options=options, allow_empty_query=True,
+                options=options, allow_empty_query=True, system=self.dataset.system_of(record),
             )  # fmt: skip
             answer = engine.answer(request)
         except InputError as error:

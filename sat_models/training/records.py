@@ -29,6 +29,8 @@ class Record:
         turns: (question, answer) pairs; answers are never empty.
         source: "file:line", for messages.
         untrained: numbers of turns, from 0, whose answers are read but not trained; the last turn is none of them.
+        system: system text; in `turns` it stands in front of the first question, a line of its own.
+        first_question: the first question without it; None where there is no system text.
     """
 
     id: str
@@ -36,6 +38,14 @@ class Record:
     turns: tuple[Turn, ...]
     source: str
     untrained: tuple[int, ...] = ()
+    system: str | None = None
+    first_question: str | None = None
+
+    def said(self, *, system_apart: bool) -> tuple[tuple[Turn, ...], str | None]:
+        """The turns, and the system text where it has a place of its own (`system_apart`) and there is one."""
+        if not system_apart or self.system is None or self.first_question is None:
+            return self.turns, None
+        return ((self.first_question, self.turns[0][1]), *self.turns[1:]), self.system
 
     def fault(self) -> str | None:
         """What is wrong with its texts, if anything: half of a surrogate pair, which JSON and file names can hold,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sat_models.errors import CheckpointError, MissingPackageError
+from sat_models.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Reporter:
         self._active = active
         if not active:
             return
-        with _written(self._file):
+        with writing(self._file, CheckpointError):
             folder.mkdir(parents=True, exist_ok=True)
             _forget_after(self._file, step)
         if tensorboard:
@@ -64,7 +64,7 @@ class Reporter:
         """
         if not self._active:
             return
-        with _written(self._file), self._file.open("a", encoding="utf-8") as file:
+        with writing(self._file, CheckpointError), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._events is not None:
@@ -84,18 +84,6 @@ class Reporter:
         except OSError as error:
             logger.warning("the events or the curve could not be written: %s", error.strerror or error)
             return None
-
-
-@contextmanager
-def _written(file: Path) -> Iterator[None]:
-    """Inside, `file` is written. Raises CheckpointError where it cannot be."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {file}: {error.strerror or error}. Free space; the same command then goes on from the last "
-            "checkpoint."
-        ) from error
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,7 @@ class FinetuneSettings:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        self._check_ranges()
         if not self.learning_rate > 0 or self.min_learning_rate > self.learning_rate:
             raise ConfigError(
                 f"--learning_rate is {self.learning_rate}, --min_learning_rate {self.min_learning_rate}: the first "
@@ -123,6 +125,28 @@ class FinetuneSettings:
         if self.zero is not None and self.zero not in range(4):
             raise ConfigError(f"--zero is {self.zero}; the stages of ZeRO are 0, 1, 2 and 3")
         self._refuse_contradictions()
+
+    def _check_ranges(self) -> None:
+        for name, given in _fields().items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else [values]:
+                if isinstance(value, float) and given.metadata["kind"] is float and not math.isfinite(value):
+                    raise ConfigError(f"--{name} is {value}; it must be a finite number")
+        if self.lora_rank != -1 and self.lora_rank < 1:
+            raise ConfigError(f"--lora_rank is {self.lora_rank}; it must be at least 1, or -1 for no LoRA")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ConfigError(f"--lora_alpha is {self.lora_alpha}; it must be above 0")
+        if not self.muon_rate > 0:
+            raise ConfigError(f"--muon_rate is {self.muon_rate}; it must be above 0")
+        for name in ("lora_dropout", "valid_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it is a share: at least 0, below 1")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(
+                f"--max_length is {self.max_length}; it must be at least 1 (leave it out for the context)"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; it must be at least 0 and below 2**63")
 
     def _refuse_contradictions(self) -> None:
         if self.lora_rank == -1:

@@ -169,15 +169,16 @@ def check_lengths(
         part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
     ]
     lengths, problems, plans = [], [], processor.plans(record.images)
+    said, system = record.said(system_apart=processor.style(version).system is not None)
     for part in parts:
-        turns = [record.turns[place] for place in part]
-        (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT)
+        turns = [said[place] for place in part]
+        (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT, system=system)
         lengths.append(whole.input_ids.numel())
-        question = processor.question_length(turns[0][0], plans, version)
+        question = processor.question_length(turns[0][0], plans, version, system)
         if question > max_length - MIN_ANSWER_ROOM:
             message = too_long(question, max_length, len(plans))
         else:
-            (*_, kept) = processor.training_layouts(turns, plans, version=version, max_length=max_length)
+            (*_, kept) = processor.training_layouts(turns, plans, version=version, max_length=max_length, system=system)
             if kept.input_ids.numel() == lengths[-1]:
                 continue
             message = (
@@ -194,10 +195,12 @@ def first_sample(
 ) -> tuple[str, str] | None:
     """Source and text of the first sample that can be made."""
     for record in records:
+        turns, system = record.said(system_apart=processor.style(version).system is not None)
         try:
             samples = processor.training_samples(
-                list(record.images), record.turns, version=version, max_length=max_length, untrained=record.untrained
-            )
+                list(record.images), turns, version=version, max_length=max_length, untrained=record.untrained,
+                system=system,
+            )  # fmt: skip
         except InputError:
             continue
         return printable(record.source), marked_text(samples[0], processor.tokenizer)

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from sat_models.checkpoint.lock import LOCK_FILE, FolderLock
-from sat_models.errors import CheckpointError, ConfigError
+from sat_models.errors import CheckpointError, ConfigError, ZooError
 from sat_models.evaluation import runner
 from sat_models.evaluation.identity import model_identity
 from sat_models.evaluation.readers import read_samples
 from sat_models.evaluation.samples import Sample
+from sat_models.files import appended_records
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.zoo import load_pretrained
 
@@ -150,3 +151,12 @@ def test_a_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
     time.sleep(0.1)
     FolderLock(tmp_path, "another run").release()
     assert (tmp_path / LOCK_FILE).is_file(), "the file stays, so that no two runs lock two files of one name"
+
+
+def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
+    said = r"cannot write /dev/full: No space left on device\. Free space.* goes on where it stopped"
+    with pytest.raises(ZooError, match=said), appended_records(Path("/dev/full")) as append:
+        append({"id": "1", "answer": "yes"})
+    (tmp_path / "file").touch()
+    with pytest.raises(ZooError, match=r"cannot write .*file"):
+        runner.write_result(tmp_path / "file", {}, [])

@@ -140,6 +140,26 @@ def test_system_and_neutral_tools(here: Path) -> None:
     assert record.turns == (("Be short.\nHm?", "Yes."), ("What?", "A dog."))
 
 
+@pytest.mark.parametrize("version", ["llava_v1", "chat", "vqa"])
+def test_a_system_text_stands_where_the_style_has_its_place(version: str, here: Path) -> None:
+    """LLaVA's style has one, in front of everything; CogVLM's have none, and it begins the first question."""
+    (record,), _ = entry_of(here, **dialogue({}, {}), system="Be a pirate.")
+    dataset = VLMDataset([record], processor(), version=version, max_length=512)
+    text = marked_text(dataset[0], dataset.processor.tokenizer)
+    if version == "llava_v1":
+        assert text.startswith("<s> Be a pirate. USER: ") and "curious human" not in text and text.count("pirate") == 1
+    else:
+        assert "Be a pirate.\nQ0?" in text and record.turns[0][0] == "Be a pirate.\nQ0?"
+    assert dataset.system_of(record) == ("Be a pirate." if version == "llava_v1" else None)
+    lengths, problems = check_lengths(record, dataset.processor, version=version, max_length=512)
+    assert not problems and lengths == [dataset[place].length for place in range(len(dataset))]
+    messages = [{"role": "system", "content": "Be a pirate."}, *dialogue({}, {})["messages"]]
+    (same,), _ = entry_of(here, messages=messages)
+    assert VLMDataset([same], dataset.processor, version=version, max_length=512)[0].input_ids.equal(
+        dataset[0].input_ids
+    )
+
+
 def test_history_stands_before(here: Path) -> None:
     (record,), problems = read(case("history/data.json", here))
     assert not problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,17 @@ def test_the_rate_rises_then_falls_to_its_least() -> None:
     assert [learning_rate(linear, step) for step in (0, 25, 75)] == pytest.approx([1.0, 0.75, 0.25])
     constant = made(train_iters=100, warmup=0.0, learning_rate=1.0, schedule="constant")
     assert {learning_rate(constant, step) for step in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", math.inf), ("weight_decay", math.nan), ("clip", math.inf), ("min_learning_rate", math.nan),
+        ("lora_alpha", math.nan), ("lora_alpha", 0.0), ("lora_dropout", 1.0), ("lora_dropout", -0.1), ("lora_rank", 0),
+        ("lora_rank", -5), ("max_length", 0), ("max_length", -3), ("valid_share", 1.0), ("valid_share", math.nan),
+        ("muon_rate", -1.0), ("seed", -1), ("seed", 2**70), ("adam_betas", (math.nan, 0.9)),
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} is "):
+        made(**{name: value})
