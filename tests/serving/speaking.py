@@ -63,7 +63,9 @@ class _Processor:
     def stops(self, version: str | None) -> tuple[str, ...]:
         return ("###",) if version == "llava_v0" else ()
 
-    def __call__(self, image: Any, query: str, *, history: Any, version: str | None, allow_empty_query: bool) -> Any:
+    def __call__(
+        self, image: Any, query: str, *, history: Any, version: str | None, allow_empty_query: bool, system: str | None
+    ) -> Any:
         if not query and not allow_empty_query:
             raise InputError("The question is empty.")
         return SimpleNamespace(image=image, query=query, history=list(history), version=version, length=7)
