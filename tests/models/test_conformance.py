@@ -5,6 +5,7 @@ A new model joins by one entry there; a test below fails while a registered mode
 
 from __future__ import annotations
 
+import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
 from sat_models.models.families import model_names
+from sat_models.processing.pixels import planned_pixels
 
 sys.path.insert(0, str(Path(__file__).parent))
 from miniatures import MINIATURES, PIXELS, Given, Miniature
@@ -36,6 +39,17 @@ def mini(request: pytest.FixtureRequest) -> Miniature:
 def model(mini: Miniature) -> ZooModel:
     """For tests that leave it as it is."""
     return mini.build().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000), (1, 300_000), (3000, 7)], ids=str)
+def test_a_strip_costs_what_its_pixels_cost(mini: Miniature, size: tuple[int, int]) -> None:
+    """However a family pads, cuts or shrinks: nothing grows with the longer side squared."""
+    form, image = mini.config.images, Image.new("RGB", size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan = form.plan(size)
+    tiles = planned_pixels(image, plan, form.processing)
+    assert tiles.shape[0] == plan.num_tiles and torch.isfinite(tiles).all()
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200, "megabytes"
 
 
 def stacked(*rows: Given) -> Given:
