@@ -55,11 +55,13 @@ class DenseHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.classes = nn.Linear(width, sum(CLASS_COUNTS.values()))
         self.box = nn.Linear(width, 4 * BOX_DIGITS * 10)
+        self.place = nn.Linear(width, 4)
 
     def forward(self, features: Tensor, classes: Tensor, box: Tensor) -> dict[str, Tensor]:
         """features [..., V], classes and box [..., 4] (`samples.Mention`) -> named scalar losses.
 
-        Boxes are judged where there is an object.
+        Boxes are judged where there is an object, by their digits and as `place`: the mean distance of their sides in
+        quarters of the picture. That wants directions along which places grow, which is what a comparison needs.
         """
         normed = self.norm(features)
         all_logits = self.classes(normed).float().split(list(CLASS_COUNTS.values()), dim=-1)
@@ -70,6 +72,7 @@ class DenseHead(nn.Module):
         on_object = classes[..., 0] > 0
         digits = torch.stack((box // 100, box // 10 % 10), dim=-1)[on_object]
         logits = self.box(normed[on_object]).float().unflatten(-1, (4, BOX_DIGITS, 10))
+        losses["place"] = 4 * (self.place(normed[on_object]).float() - box[on_object] / 1000).abs().mean()
         losses["box"] = F.cross_entropy(logits.flatten(0, -2), digits.flatten())
         return losses
 
