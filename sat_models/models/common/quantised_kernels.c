@@ -46,7 +46,7 @@ static const int8_t NF4[16] = {-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31
 typedef struct {
     const int8_t *bytes;  /* filled up with 0; for 4 bits the even ones of each WIDE in front of the odd ones */
     const int32_t *less;  /* for each vector of int32, -128 times the sums of the bytes that end there */
-    const float *scales;  /* one for each SHARED numbers */
+    const float *scales;  /* of the inputs whose products end in each of these */
 } Input;
 
 /* A weight. */
@@ -73,11 +73,14 @@ INLINE float rounded(float x, int half) {
 
 INLINE long filled_up(long n) { return (n + WIDE - 1) / WIDE * WIDE; }
 
+/* The scale of input `i`. */
+INLINE float scale_at(Input x, long i, int bits) { return x.scales[bits == 8 ? i / 4 : i / 8]; }
+
 INLINE long row_bytes(const Weight *w) { return w->bits == 8 ? w->inputs : w->inputs / 2; }
 
 INLINE Input input_at(const int8_t *bytes, const int32_t *less, const float *scales, long row, long inputs, int bits) {
     long width = filled_up(inputs), sums = bits == 8 ? width / 4 : width / 8;
-    Input found = {bytes + row * width, less + row * sums, scales + row * (width / SHARED)};
+    Input found = {bytes + row * width, less + row * sums, scales + row * sums};
     return found;
 }
 
@@ -91,7 +94,7 @@ INLINE float plain_dot(const Weight *w, long row, Input x) {
             long stop = start + SHARED < w->inputs ? start + SHARED : w->inputs;
             int32_t sum = 0;
             for (long i = start; i < stop; i++) sum += (int32_t)weight[i] * x.bytes[i];
-            found += (float)sum * x.scales[start / SHARED];
+            found += (float)sum * scale_at(x, start, 8);
         }
         return found * (((const float *)w->scales)[row] / 127);
     }
@@ -104,7 +107,7 @@ INLINE float plain_dot(const Weight *w, long row, Input x) {
             uint8_t code = codes[start / 2 + i];
             sum += (int32_t)NF4[code >> 4] * even[i] + (int32_t)NF4[code & 15] * odd[i];
         }
-        found += (float)sum * (w->scale_table[scales[start / w->block]] * x.scales[start / SHARED]);
+        found += (float)sum * (w->scale_table[scales[start / w->block]] * scale_at(x, start, 4));
     }
     return found / 127;
 }
@@ -139,8 +142,7 @@ WITH_VNNI INLINE void dots_8(float found[BLOCK][STREAMS], const Weight *const we
         }
         for (int b = 0; b < count; b++) {
             __m512i bytes = _mm512_loadu_si512(x[b].bytes + i), less = _mm512_loadu_si512(x[b].less + i / 4);
-            const float *own = x[b].scales + i / SHARED;
-            __m512 scale = _mm512_mask_mov_ps(_mm512_set1_ps(own[0]), 0xff00, _mm512_set1_ps(own[1]));
+            __m512 scale = _mm512_loadu_ps(x[b].scales + i / 4);
             for (int s = 0; s < STREAMS; s++)
                 sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, w[s], bytes)), scale,
                                              sums[b][s]);
@@ -151,20 +153,11 @@ WITH_VNNI INLINE void dots_8(float found[BLOCK][STREAMS], const Weight *const we
             found[b][s] = _mm512_reduce_add_ps(sums[b][s]) * (((const float *)weights[s]->scales)[rows[s]] / 127);
 }
 
-/* Four numbers, each four times. */
-WITH_VNNI INLINE __m512 by_quarters(float a, float b, float c, float d) {
-    __m512 found = _mm512_mask_mov_ps(_mm512_set1_ps(a), 0x00f0, _mm512_set1_ps(b));
-    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(found, 0x0f00, _mm512_set1_ps(c)), 0xf000, _mm512_set1_ps(d));
-}
-
-/* The scales of the WIDE weights from `start`, each where its sums are. */
-WITH_VNNI INLINE __m512 scales_4(const Weight *w, const uint8_t *scales, long start) {
-    const float *table = w->scale_table;
-    long last = w->inputs / w->block - 1, at = start / w->block;
-#define SCALE(n) table[scales[at + (n) < last ? at + (n) : last]]
-    if (w->block == 64) return _mm512_mask_mov_ps(_mm512_set1_ps(SCALE(0)), 0xff00, _mm512_set1_ps(SCALE(1)));
-    return by_quarters(SCALE(0), SCALE(1), SCALE(2), SCALE(3));
-#undef SCALE
+/* Sixteen scales of a row from number `at` on; 0 behind its last. */
+WITH_VNNI INLINE __m512 scales_4(const Weight *w, const uint8_t *scales, long at) {
+    long left = w->inputs / w->block - at;
+    __m128i codes = _mm_maskz_loadu_epi8(left < 16 ? (__mmask16)((1u << left) - 1) : 0xffff, scales + at);
+    return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(codes), w->scale_table, 4);
 }
 
 WITH_VNNI INLINE void dots_4(float found[BLOCK][STREAMS], const Weight *const weights[STREAMS],
@@ -172,16 +165,21 @@ WITH_VNNI INLINE void dots_4(float found[BLOCK][STREAMS], const Weight *const we
     const __m512i low = _mm512_set1_epi8(15);
     const __m512i table = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)NF4)),
                                            _mm512_set1_epi8((char)0x80));
-    const long inputs = weights[0]->inputs, bytes = inputs / 2;
-    __m512 sums[BLOCK][STREAMS];
+    const long inputs = weights[0]->inputs, bytes = inputs / 2, block = weights[0]->block, fresh = 16 * block;
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i own = _mm512_srli_epi32(lanes, block == 64 ? 3 : 2); /* of a vector's scales, each lane's */
+    __m512 sums[BLOCK][STREAMS], all_scales[STREAMS];
     const uint8_t *from[STREAMS], *scales[STREAMS];
     for (int s = 0; s < STREAMS; s++) {
         from[s] = weights[s]->codes + rows[s] * bytes;
-        scales[s] = (const uint8_t *)weights[s]->scales + rows[s] * (inputs / weights[s]->block);
+        scales[s] = (const uint8_t *)weights[s]->scales + rows[s] * (inputs / block);
     }
     for (int b = 0; b < count; b++)
         for (int s = 0; s < STREAMS; s++) sums[b][s] = _mm512_setzero_ps();
     for (long i = 0; i < inputs; i += WIDE) {
+        if (i % fresh == 0)
+            for (int s = 0; s < STREAMS; s++) all_scales[s] = scales_4(weights[s], scales[s], i / block);
+        const __m512i here = _mm512_add_epi32(own, _mm512_set1_epi32((int)(i % fresh / block)));
         __m512i first[STREAMS], second[STREAMS];
         __m512 scale[STREAMS];
         for (int s = 0; s < STREAMS; s++) {
@@ -189,13 +187,12 @@ WITH_VNNI INLINE void dots_4(float found[BLOCK][STREAMS], const Weight *const we
             __m512i codes = bytes_at(from[s] + i / 2, bytes - i / 2);
             first[s] = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
             second[s] = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low));
-            scale[s] = scales_4(weights[s], scales[s], i);
+            scale[s] = _mm512_permutexvar_ps(here, all_scales[s]);
         }
         for (int b = 0; b < count; b++) {
             __m512i even = _mm512_loadu_si512(x[b].bytes + i), odd = _mm512_loadu_si512(x[b].bytes + i + WIDE / 2);
             __m512i less = _mm512_loadu_si512(x[b].less + i / 8);
-            const float *own = x[b].scales + i / SHARED;
-            __m512 shared = by_quarters(own[0], own[1], own[2], own[3]);
+            __m512 shared = _mm512_loadu_ps(x[b].scales + i / 8);
             for (int s = 0; s < STREAMS; s++) {
                 __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(less, first[s], even), second[s], odd);
                 sums[b][s] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[s], shared), sums[b][s]);
@@ -304,9 +301,10 @@ static void quantise_row(int8_t *bytes, int32_t *less, float *scales, const floa
             for (long i = 0; i < count; i++) largest = fabsf(x[first + i]) > largest ? fabsf(x[first + i]) : largest;
             float factor = largest > 0 ? 127 / largest : 0;
             for (long i = 0; i < count; i++) plain[part + i] = (int8_t)(int)rintf(x[first + i] * factor);
-            scales[first / SHARED] = largest / 127;
+            float scale = largest / 127;
             for (long i = 0; i < count; i++) /* an input that is no number makes results that are none */
-                if (!(fabsf(x[first + i]) <= 3.4e38f)) scales[first / SHARED] = NAN;
+                if (!(fabsf(x[first + i]) <= 3.4e38f)) scale = NAN;
+            for (long i = 0; i < SHARED / each; i++) scales[first / each + i] = scale;
         }
         if (bits == 8) {
             memcpy(bytes + start, plain, WIDE);
@@ -332,7 +330,7 @@ void quantised_inputs(int8_t *bytes, int32_t *less, float *scales, const float *
     long width = filled_up(n), sums = bits == 8 ? width / 4 : width / 8;
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > NEAR)
     for (long row = 0; row < rows; row++)
-        quantise_row(bytes + row * width, less + row * sums, scales + row * (width / SHARED), x + row * n, n, bits);
+        quantise_row(bytes + row * width, less + row * sums, scales + row * sums, x + row * n, n, bits);
 }
 
 void quantised_product(float *out, const int8_t *bytes, const int32_t *less, const float *scales,

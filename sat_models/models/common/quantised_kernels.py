@@ -21,7 +21,7 @@ from sat_models.c_library import open_library
 SCALE_STEPS, SCALE_OFFSET = 8, 191
 """A scale of 4 bits: steps per doubling, and the code that means 1."""
 
-_WIDE, _SHARED = 128, 32  # as in the C file: what inputs are filled up to; how many share a scale
+_WIDE = 128  # as in the C file: what inputs are filled up to
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _ARGUMENTS = {
     "quantised_plain": [_INT],
@@ -82,10 +82,11 @@ class ByteInputs(NamedTuple):
     def room(cls, rows: int, inputs: int, bits: int) -> ByteInputs:
         """For so many rows of so many numbers."""
         width = -(-inputs // _WIDE) * _WIDE
+        sums = width // (4 if bits == 8 else 8)
         return cls(
             torch.empty(rows, width, dtype=torch.int8, device="cpu"),
-            torch.empty(rows, width // (4 if bits == 8 else 8), dtype=torch.int32, device="cpu"),
-            torch.empty(rows, width // _SHARED, dtype=torch.float32, device="cpu"),
+            torch.empty(rows, sums, dtype=torch.int32, device="cpu"),
+            torch.empty(rows, sums, dtype=torch.float32, device="cpu"),
         )
 
 
