@@ -182,7 +182,7 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     from sat_models.evaluation import runner
     from sat_models.evaluation.readers import read_samples
     from sat_models.evaluation.samples import with_pictures, with_prompts
-    from sat_models.evaluation.tasks import default_prompt
+    from sat_models.evaluation.tasks import default_prompt, question_of
 
     options = sampling_options(args)
     extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
@@ -191,6 +191,8 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     prompt = args.prompt or default_prompt(args.task, samples)
     if args.prompts:
         samples, prompt = with_prompts(samples, args.prompts), "each sample's own"
+    for sample in samples:  # before any weight is read; a size fills in a box
+        question_of(prompt, sample, (1000, 1000))
     settings = runner.settings_of(
         args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options
     )

@@ -46,16 +46,18 @@ def question_of(prompt: str, sample: Sample, size: Size, form: BoxForm | None = 
         form: how the model is told boxes; None is CogVLM's.
 
     Raises:
-        ConfigError: the prompt names a word that samples of this task have not.
+        ConfigError: the prompt names a word that samples of this task have not, or is no UTF-8.
     """
     words = {name: format_boxes([word], *size, form) if name == "box" else word for name, word in sample.words.items()}
     prompt = sample.prompt or prompt
     try:
-        return prompt.format(**words)
-    except (KeyError, IndexError, ValueError) as error:
+        asked = prompt.format(**words)
+        asked.encode()
+        return asked
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         known = ", ".join(f"{{{name}}}" for name in sample.words) or "none"
         raise ConfigError(
-            f"the prompt '{prompt}' cannot be filled in ({error!r}). Words of this task: {known}."
+            f"the prompt '{prompt}' of sample {sample.id} cannot be filled in ({error!r}). Words of this task: {known}."
         ) from error
 
 

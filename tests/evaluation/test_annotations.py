@@ -229,3 +229,12 @@ def test_files_spoilt_anywhere_are_read_or_refused(layout: str, tmp_path: Path) 
     assert 20 < refused < 240
     path.write_text(whole)
     assert with_prompts(read_samples(task, files[0], tmp_path / "images", **options), files[-1])
+
+
+@pytest.mark.parametrize("prompt", ["{expression}?", "{0}", "{question.x}", "{question[a]}", "{", "half \ud83d"])
+def test_a_prompt_that_cannot_be_filled_in_names_its_sample(prompt: str, tmp_path: Path) -> None:
+    samples = [Sample("7", tmp_path / "a.png", {"question": "What?"})]
+    (own,) = with_prompts(samples, dump(tmp_path / "prompts.json", {"7": prompt}))
+    with pytest.raises(ZooError, match="of sample 7 cannot be filled in") as refused:
+        question_of("unused", own, (10, 10))
+    str(refused.value).encode()
