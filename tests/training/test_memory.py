@@ -73,6 +73,17 @@ def test_activations_are_those_of_a_real_forward_pass(name, plan):
     assert counted.kept == pytest.approx(really_kept(model, config), rel=0.03)
 
 
+def test_keys_that_queries_share_are_counted_as_they_are():
+    runtime.init_model_parallel(1)
+    data = find_checkpoint(GOLDEN / "cogvlm-mini").config
+    config = make_config({**data, "num_kv_heads": 1, "head_dim": 24, "vision_qkv_bias": True})
+    model = build_model(config, device="cpu")
+    apply_plan(model, plan_of(*PLANS["all"]))
+    assert all(p.requires_grad for name, p in model.named_parameters() if "vision_query_key_value" in name)
+    counted = measure_activations(model, config, batch_size=2, length=40, dtype=torch.float32)
+    assert counted.kept == pytest.approx(really_kept(model, config), rel=0.03)
+
+
 def test_checkpointing_keeps_less_and_computes_a_layer_again():
     model, config = made("cogvlm-mini", "all", device="cpu")
     options = {"batch_size": 2, "length": 40, "dtype": torch.float32}
