@@ -76,6 +76,26 @@ def options() -> list[SamplingOptions]:
     return [SamplingOptions(max_new_tokens=4 + row, temperature=float(row == 1)) for row in range(4)]
 
 
+def with_stop(vlm: VLM, inputs: VLMInputs, ids: list[int]) -> Request:
+    """The request whose answer began with `ids`, with a stop string in the middle of their text."""
+    text = vlm.processor.tokenizer.decode(ids)
+    return Request(inputs, SamplingOptions(max_new_tokens=6), (text[2:5],))
+
+
+def stopped(engine: SharedEngine, request: Request) -> list[Any]:
+    """What a stream and a row of a session give for it, and what a stream gives that was closed before."""
+    left = engine.tokens(request.inputs)
+    next(left)
+    left.close()
+    results = [engine.stream(request).result()]
+    with engine.session(max_rows=2) as session:
+        numbers = [session.add(request) for _ in range(3)]
+        while session.running:
+            session.step()
+        results += [session.remove(number).result() for number in numbers]
+    return [[result.text, result.token_ids, result.finish_reason] for result in results]
+
+
 def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     """A session that process 0 leads; an answer with a kept prefix before and after it."""
     engine = SharedEngine(vlm.engine(keep_prefixes=1))
@@ -86,6 +106,7 @@ def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     turns = [engine.tokens(asked[0], SamplingOptions(max_new_tokens=6)) for _ in range(2)]
     report["turns"] = [list(turn) for turn in turns]
     report["cached"] = [turn.cached_tokens for turn in turns]
+    report["stopped"] = stopped(engine, with_stop(vlm, asked[0], report["turns"][0]))
     with engine.session(max_rows=2) as session:
         numbers = [session.add(Request(inputs, SamplingOptions(max_new_tokens=6))) for inputs in asked]
         session.step()

@@ -66,5 +66,8 @@ def test_batches_and_shared_sessions_are_those_of_one_process(reports: list[dict
     answers = [list(vlm.engine().tokens(inputs, SamplingOptions(max_new_tokens=6))) for inputs in asked]
     assert first["turns"] == [answers[0]] * 2
     assert first["cached"] == [0, asked[0].length - 1]
+    end = vlm.engine().answer(generation_worker.with_stop(vlm, asked[0], answers[0]))
+    assert end.finish_reason == "stop" and len(end.token_ids) < 6
+    assert first["stopped"] == [[end.text, end.token_ids, end.finish_reason]] * 4
     assert first["rows_of_session"] == [answers[row] for row in (0, 2, 3)]
     assert first["after"] == answers[2]
