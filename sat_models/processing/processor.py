@@ -15,7 +15,7 @@ from sat_models.processing.encode import EncodedPrompt, encode_prompt
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.intake import Images, MaxTiles, as_list, pixels_of, plans_of, sources_of
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training, prompt_length, text_length
-from sat_models.processing.prompts import Part, PromptStyle, Turn, find_style, prompt_parts, text_of
+from sat_models.processing.prompts import Part, PromptStyle, Turn, find_style, text_of
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
 
@@ -314,4 +314,4 @@ class Processor:
             )
         if system is None and style.system is not None:
             system = self.system
-        return prompt_parts(style, query, history, images=len(plans), system=system)
+        return style.parts(query, history, images=len(plans), system=system)

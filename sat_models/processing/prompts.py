@@ -48,7 +48,7 @@ Words = str | tuple[str | Special | Mark, ...]
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """One template.
+    """One template. A family whose prompts do not follow this pattern overrides `parts`.
 
     Attributes:
         before: in front of a question.
@@ -56,7 +56,8 @@ class PromptStyle:
         after_past: between an earlier question and its answer, None where the style keeps no history.
         between: between an earlier answer and the next question's `before`.
         summary: one line for help texts.
-        system: what stands in front of everything unless the caller says otherwise; None: there is no such place.
+        opening: in front of everything.
+        system: what stands behind it unless the caller says otherwise; None: there is no such place.
         around_system: on either side of it.
         around_image: on either side of each image.
         gap: text behind an image that no mark has placed.
@@ -70,6 +71,7 @@ class PromptStyle:
     after_past: Words | None
     between: Words
     summary: str
+    opening: Words = ""
     system: str | None = None
     around_system: tuple[Words, Words] = ("", "")
     around_image: tuple[Words, Words] = ("", "")
@@ -82,6 +84,55 @@ class PromptStyle:
     def keeps_history(self) -> bool:
         """Whether earlier turns are part of the prompt (else they are left out and each turn stands alone)."""
         return self.after_past is not None
+
+    def parts(
+        self, query: str, history: Sequence[Turn] = (), *, images: int = 0, system: str | None = None
+    ) -> list[Part]:
+        """A prompt in order.
+
+        Each image stands where a mark says so. In a call without any mark all stand in front of the text of the first
+        question of the dialogue, history included.
+
+        Args:
+            query: the question to be answered now.
+            history: earlier (question, answer) pairs, oldest first; styles without history leave them out.
+            images: how many there are.
+            system: None is the style's own, "" none at all.
+
+        Raises:
+            InputError: marks for some images only, or more marks than images.
+        """
+        turns = history if self.keeps_history else ()
+        marks = sum(question.count(self.mark) for question, _ in turns) + query.count(self.mark)
+        if marks not in (0, images):
+            raise InputError(
+                f"The prompt has {marks} mark(s) {self.mark} for {images} image(s). Write one where each belongs, "
+                "or none at all: then they stand in front of the first question."
+            )
+        parts = [*_words(self.opening), *self._system(self.system if system is None else system)]
+        unplaced = [part for _ in range(0 if marks else images) for part in (*self._image(), self.gap)]
+        questions = [question for question, _ in turns] + [query]
+        for number, question in enumerate(questions):
+            in_front = unplaced if number == 0 else []
+            parts += [*in_front, *_words(self.before)] if self.images_first else [*_words(self.before), *in_front]
+            parts += self._question(question)
+            if number < len(turns):
+                parts += [*_words(self.after_past or ""), Answer(turns[number][1]), *_words(self.between)]
+        return [*parts, *_words(self.after)]
+
+    def _system(self, text: str | None) -> Iterator[Part]:
+        if text:
+            yield from (*_words(self.around_system[0]), text, *_words(self.around_system[1]))
+
+    def _image(self) -> tuple[Part, ...]:
+        return (*_words(self.around_image[0]), Mark.IMAGE, *_words(self.around_image[1]))
+
+    def _question(self, text: str) -> Iterator[Part]:
+        """A question's text, cut at its marks."""
+        first, *others = text.split(self.mark)
+        yield first
+        for other in others:
+            yield from (*self._image(), other)
 
 
 BASE = PromptStyle("", "", None, "", "the question as it is; no history")
@@ -100,45 +151,9 @@ def find_style(styles: Mapping[str, PromptStyle], version: str) -> PromptStyle:
     return style
 
 
-def prompt_parts(
-    style: PromptStyle, query: str, history: Sequence[Turn] = (), *, images: int = 0, system: str | None = None
-) -> list[Part]:
-    """A prompt in order.
-
-    Each image stands where a mark says so. In a call without any mark all stand in front of the text of the first
-    question of the dialogue, history included.
-
-    Args:
-        query: the question to be answered now.
-        history: earlier (question, answer) pairs, oldest first; styles without history leave them out.
-        images: how many there are.
-        system: None is the style's own, "" none at all.
-
-    Raises:
-        InputError: marks for some images only, or more marks than images.
-    """
-    turns = history if style.keeps_history else ()
-    marks = sum(question.count(style.mark) for question, _ in turns) + query.count(style.mark)
-    if marks not in (0, images):
-        raise InputError(
-            f"The prompt has {marks} mark(s) {style.mark} for {images} image(s). Write one where each image belongs, "
-            "or none at all: then they stand in front of the first question."
-        )
-    parts = [*_system(style, style.system if system is None else system)]
-    unplaced = [part for _ in range(0 if marks else images) for part in (*_image(style), style.gap)]
-    questions = [question for question, _ in turns] + [query]
-    for number, question in enumerate(questions):
-        in_front = unplaced if number == 0 else []
-        parts += [*in_front, *_words(style.before)] if style.images_first else [*_words(style.before), *in_front]
-        parts += _question(style, question)
-        if number < len(turns):
-            parts += [*_words(style.after_past or ""), Answer(turns[number][1]), *_words(style.between)]
-    return [*parts, *_words(style.after)]
-
-
 def build_prompt(style: PromptStyle, query: str, history: Sequence[Turn] = ()) -> str:
     """The text of a prompt without images (for CogVLM, the text after them); special tokens by their names."""
-    return text_of(prompt_parts(style, query, history))
+    return text_of(style.parts(query, history))
 
 
 def text_of(parts: Sequence[Part]) -> str:
@@ -156,20 +171,3 @@ def _text(part: Part) -> str:
 
 def _words(words: Words) -> tuple[str | Special | Mark, ...]:
     return (words,) if isinstance(words, str) else words
-
-
-def _system(style: PromptStyle, text: str | None) -> Iterator[Part]:
-    if text:
-        yield from (*_words(style.around_system[0]), text, *_words(style.around_system[1]))
-
-
-def _image(style: PromptStyle) -> tuple[Part, ...]:
-    return (*_words(style.around_image[0]), Mark.IMAGE, *_words(style.around_image[1]))
-
-
-def _question(style: PromptStyle, text: str) -> Iterator[Part]:
-    """A question's text, cut at its marks."""
-    first, *others = text.split(style.mark)
-    yield first
-    for other in others:
-        yield from (*_image(style), other)

@@ -24,7 +24,7 @@ from sat_models.config import ImagePlan
 from sat_models.errors import ConfigError, InputError, ZooError
 from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Turn, prompt_parts, text_of
+from sat_models.processing.prompts import Turn, text_of
 from sat_models.text import printable
 from sat_models.training.records import PROBLEMS_SHOWN, Record
 from sat_models.training.sampler import LengthGroupedSampler
@@ -175,8 +175,7 @@ class VLMDataset:
         shown = self.processor.system if system is None and self._system_apart else system
         try:
             plans = self.processor.plans(record.images)
-            style = self.processor.style(self.version)
-            parts = prompt_parts(style, question, images=len(plans), system=shown)
+            parts = self.processor.style(self.version).parts(question, images=len(plans), system=shown)
         except InputError as error:
             self._reject(record.source, error)
             return False

@@ -28,7 +28,7 @@ from sat_models.models.visualglm.tokens import GLMTokenizer
 from sat_models.processing.layout import collate, layout_prompt
 from sat_models.processing.pixels import image_to_tensor, padded
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Answer, Mark, prompt_parts, text_of
+from sat_models.processing.prompts import Answer, Mark, text_of
 from sat_models.processing.tokenizer_files import find_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -46,7 +46,7 @@ GIVEN = (
 
 def joined(version: str, *, pictures: int = 1) -> str:
     """A two-turn prompt with `@` where a picture is."""
-    parts = prompt_parts(prompt_style(version), "Where?", HISTORY, images=pictures)
+    parts = prompt_style(version).parts("Where?", HISTORY, images=pictures)
     assert parts.count(Mark.IMAGE) == pictures and parts.count(Answer("A dog.")) == 1
     return "".join("@" if part is Mark.IMAGE else text_of([part]) for part in parts)
 
@@ -74,7 +74,7 @@ def test_prompts_letter_by_letter(version: str, expected: str) -> None:
 
 def test_every_style_can_be_built() -> None:
     for style in prompt_styles().values():
-        parts = prompt_parts(style, "q", HISTORY, images=1)
+        parts = style.parts("q", HISTORY, images=1)
         assert parts[-1] == style.after and (Answer("A dog.") in parts) == style.keeps_history
         assert parts.count(Mark.IMAGE) == 1
 
