@@ -34,7 +34,7 @@ def find_tokenizer(
         names: what the file may be called; the first is what a repository calls it.
 
     Returns:
-        Path of a sentencepiece file.
+        Path of a tokenizer file.
 
     Raises:
         InputError: nothing there; the message names the flag and the file to put where.
@@ -73,7 +73,7 @@ def _named_tokenizer(name: str, names: Sequence[str]) -> Path:
     if looks_like_id:
         return _download(name, names[0])
     raise InputError(
-        f"--local_tokenizer '{name}' does not exist. Allowed: a sentencepiece file, a folder that holds "
+        f"--local_tokenizer '{name}' does not exist. Allowed: a tokenizer file, a folder that holds "
         f"{' or '.join(names)}, or a Hugging Face repository such as {DEFAULT_TOKENIZER}."
     )
 
