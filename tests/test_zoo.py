@@ -250,3 +250,25 @@ def test_what_callers_have_at_hand_is_taken() -> None:
         assert vlm.generate(image, "Where?", history=None, max_new_tokens=many).token_ids == expected
     batch = vlm.generate_batch([file, pixels, file], ["Where?"] * 3, histories=[None, (), []], max_new_tokens=many)
     assert [answer.token_ids for answer in batch] == [expected] * 3
+
+
+def test_system_text_and_tiles_in_every_way_to_ask(folder):
+    """A style with a place for a system text, and a model that does not cut images."""
+    _edit_config(folder, text_processor_version="llava_v0")
+    vlm, image = load_pretrained(folder, device="cpu"), MINI / "image.png"
+    asked = {system: vlm.generate(image, "What?", system=system, max_new_tokens=6) for system in (None, "", "Be kind.")}
+    assert len({answer.prompt_tokens for answer in asked.values()}) == 3
+    for system, answer in asked.items():
+        given = {"system": system, "max_tiles": 1, "max_new_tokens": 6}
+        assert "".join(vlm.stream(image, "What?", **given)) == answer.text
+        assert [each.token_ids for each in vlm.generate_batch([image] * 2, ["What?"] * 2, **given)] == [
+            answer.token_ids
+        ] * 2
+    marked = vlm.generate(image, "<image>What?", max_new_tokens=1).prompt_tokens
+    assert marked < asked[None].prompt_tokens, "where the mark is, without the line break behind an unmarked image"
+    ways = (vlm.generate, vlm.stream, lambda image, query, **given: vlm.generate_batch([image], [query], **given))
+    for ask in ways:
+        with pytest.raises(InputError, match="does not cut images into tiles"):
+            ask(image, "What?", max_tiles=2)
+        with pytest.raises(InputError, match="has no place for one"):
+            ask(image, "What?", version="chat", system="Be kind.")

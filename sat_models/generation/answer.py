@@ -16,7 +16,8 @@ from torch import Tensor
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.stops import AnswerText, NoText
 from sat_models.processing.inputs import VLMInputs
-from sat_models.processing.processor import Images, Processor
+from sat_models.processing.intake import Images, MaxTiles
+from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn
 from sat_models.processing.tokens import TextStream
 
@@ -53,16 +54,16 @@ class Request:
         logprobs: bool = False,
         allow_empty_query: bool = False,
         system: str | None = None,
+        max_tiles: MaxTiles = None,
     ) -> Request:
         """A question in words: its prompt, and the stop strings of its prompt style beside those that are given.
 
         Args:
-            image, query, history, version, allow_empty_query, system: see `Processor.__call__`, which says what it
-                raises.
+            image, query, history, version, allow_empty_query, system, max_tiles: see `Processor.__call__`, which says
+                what it raises.
         """
-        inputs = processor(
-            image, query, history=history, version=version, allow_empty_query=allow_empty_query, system=system
-        )
+        how = {"allow_empty_query": allow_empty_query, "system": system, "max_tiles": max_tiles}
+        inputs = processor(image, query, history=history, version=version, **how)
         ends = (*stops, *processor.stops(version))
         return cls(inputs, options or SamplingOptions(), ends, logprobs)
 

@@ -12,7 +12,8 @@ from mixins.base import ZooModel
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.config import LanguageConfig
 from sat_models.models.families import family_of
-from sat_models.processing.processor import Images, Processor
+from sat_models.processing.intake import Images, MaxTiles
+from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ class VLM:
         query: str,
         history: Sequence[Turn] = (),
         version: str | None = None,
+        *,
+        system: str | None = None,
+        max_tiles: MaxTiles = None,
         **options: Unpack[SamplingKeywords],
     ) -> GenerationResult:
         """Answer a question; in a run of several processes, call it on each with the same arguments.
@@ -91,6 +95,9 @@ class VLM:
             query: the question.
             history: earlier (question, answer) pairs, oldest first.
             version: prompt style; None takes `processor.version`.
+            system: None is the model's own system text, "" none at all.
+            max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
+                the model's own choice.
             options: max_new_tokens, max_length, temperature, top_p, top_k, seed, repetition_penalty: see
                 `SamplingKeywords`.
 
@@ -101,7 +108,8 @@ class VLM:
         Raises:
             InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option.
         """
-        request = self.request(image, query, history, version, logprobs=True, options=self._sampling(options))
+        how = {"system": system, "max_tiles": max_tiles, "logprobs": True}
+        request = self.request(image, query, history, version, self._sampling(options), **how)
         return self.engine().answer(request)
 
     def stream(
@@ -110,10 +118,15 @@ class VLM:
         query: str,
         history: Sequence[Turn] = (),
         version: str | None = None,
+        *,
+        system: str | None = None,
+        max_tiles: MaxTiles = None,
         **options: Unpack[SamplingKeywords],
     ) -> Iterator[str]:
         """As `generate`, but gives pieces of text as they are decoded; bad arguments raise at the call."""
-        return self.engine().stream(self.request(image, query, history, version, self._sampling(options))).pieces()
+        how = {"system": system, "max_tiles": max_tiles}
+        request = self.request(image, query, history, version, self._sampling(options), **how)
+        return self.engine().stream(request).pieces()
 
     def generate_batch(
         self,
@@ -123,6 +136,8 @@ class VLM:
         version: str | None = None,
         *,
         max_rows: int = 16,
+        system: str | None = None,
+        max_tiles: MaxTiles = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[GenerationResult]:
         """Answer several questions together; each answer is that of `generate` with the same arguments.
@@ -132,7 +147,7 @@ class VLM:
             queries: the questions.
             histories: one history for each question; None: none.
             max_rows: how many are answered at a time; memory grows with it.
-            options: as in `generate`, the same for all.
+            system, max_tiles, options: as in `generate`, the same for all.
 
         Raises:
             InputError: lists of different length, or as `generate`.
@@ -145,9 +160,9 @@ class VLM:
                 f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
                 "histories; it needs one of each per answer (None is an image that is not there)."
             )
-        chosen = self._sampling(options)
+        chosen, how = self._sampling(options), {"system": system, "max_tiles": max_tiles, "logprobs": True}
         requests = [
-            self.request(image, query, history, version, chosen, logprobs=True)
+            self.request(image, query, history, version, chosen, **how)
             for image, query, history in zip(images, queries, histories, strict=True)
         ]
         return self.engine().answers(requests, max_rows=max_rows)

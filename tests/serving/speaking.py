@@ -64,7 +64,15 @@ class _Processor:
         return ("###",) if version == "llava_v0" else ()
 
     def __call__(
-        self, image: Any, query: str, *, history: Any, version: str | None, allow_empty_query: bool, system: str | None
+        self,
+        image: Any,
+        query: str,
+        *,
+        history: Any,
+        version: str | None,
+        allow_empty_query: bool,
+        system: str | None,
+        max_tiles: Any,
     ) -> Any:
         if not query and not allow_empty_query:
             raise InputError("The question is empty.")
