@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
@@ -85,7 +86,10 @@ def create_app(
     @app.post("/v1/chat/completions", response_model=None, openapi_extra=BODY)
     async def chat(request: Request) -> Response:
         """One answer, whole or streamed."""
-        raw = await request.body()
+        try:
+            raw = await request.body()
+        except ClientDisconnect:  # before its body was whole
+            return Response(status_code=499)
         body = await run_in_threadpool(read_body, raw, request.headers.get("content-type", ""))
         _check_model(core, body.model)
         return await _answer(core, body, request)

@@ -310,6 +310,20 @@ def test_pages_of_other_hosts(call: Callable[..., Any]) -> None:
     assert call(question(), Origin="https://evil.example.org").headers["Access-Control-Allow-Origin"] is None
 
 
+def test_a_client_that_leaves_within_its_body_is_no_fault_of_ours(
+    server: SimpleNamespace, call: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        connection = http.client.HTTPConnection(server.host, timeout=10)
+        connection.putrequest("POST", "/v1/chat/completions")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b'{"model": ')
+        connection.close()
+    assert call(question()).status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_client_that_leaves_while_its_images_are_fetched(
     server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
