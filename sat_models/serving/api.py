@@ -28,7 +28,7 @@ from sat_models.processing.box_forms import BoxForm
 from sat_models.processing.boxes import parse_boxes
 from sat_models.serving.core import Limits, Question, ServerCore, choices_of
 from sat_models.serving.failures import UnknownModelError, describe, on_error
-from sat_models.serving.messages import conversation, open_pictures
+from sat_models.serving.messages import conversation, open_pictures, system_text
 from sat_models.serving.metrics import Metrics
 from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
 from sat_models.serving.schema import BODY, ChatRequest, read_body, usage_body
@@ -166,13 +166,15 @@ class Call:
         body, limits = self.body, core.limits
         if (body.n or 1) > limits.max_choices:
             raise InputError(f"n is {body.n}; this server gives at most {limits.max_choices} answers at a time.")
-        query, history = conversation(body.messages)
+        apart = core.processor.style(body.version).system is not None
+        query, history = conversation(body.messages, system_apart=apart)
+        system = system_text(body.messages) if apart else None
         images = open_pictures(
             body.messages, core.pictures, most=limits.max_images, wanted=lambda: not self._cancelled
         )  # fmt: skip
         if self._cancelled:
             return
-        question = Question(query, images, history, body.version, _options(body, limits), body.stop)
+        question = Question(query, images, history, body.version, _options(body, limits), body.stop, system)
         self.asked = core.prepare(question)
         self.most = core.room(self.asked)
         self.size = images[-1].size if images else None

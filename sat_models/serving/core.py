@@ -49,7 +49,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the pictures of the conversation, its earlier turns, the question now, and how to answer."""
+    """What is asked: the pictures of the conversation, its earlier turns, the question now, and how to answer.
+
+    Attributes:
+        system: None is the model's own system text; another one is for prompt styles with a place for it.
+    """
 
     query: str
     images: Sequence[Image.Image] = ()
@@ -57,6 +61,7 @@ class Question:
     version: str | None = None
     options: SamplingOptions = field(default_factory=SamplingOptions)
     stops: tuple[str, ...] = ()
+    system: str | None = None
 
 
 class ServerCore:
@@ -116,6 +121,7 @@ class ServerCore:
         return Request.of(
             self.processor, list(question.images) or None, question.query, history=question.history,
             version=question.version, options=question.options, stops=question.stops,
+            system=question.system,
         )  # fmt: skip
 
 

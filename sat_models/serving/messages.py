@@ -1,7 +1,4 @@
-"""A list of chat messages -> pictures, history and the question, as the prompts of these models take them.
-
-The prompts have no place for a system message, so its text stands in front of the first question.
-"""
+"""A list of chat messages -> pictures, system text, history and the question, as prompts take them."""
 
 from __future__ import annotations
 
@@ -14,6 +11,8 @@ from sat_models.processing.prompts import Turn
 from sat_models.serving.pictures import PicturePolicy
 from sat_models.serving.schema import ImagePart, Message
 
+SYSTEM = ("system", "developer")
+"""Roles of system messages."""
 _ORDER = "Messages are an optional system message, then user and assistant in turn, and end with user."
 
 
@@ -51,21 +50,27 @@ def open_pictures(
     return [policy.open(url) for url in urls if wanted()]
 
 
-def conversation(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
+def system_text(messages: Sequence[Message]) -> str | None:
+    """What the system messages say, a line each; None where they say nothing."""
+    return "\n".join(filter(None, (_text(message) for message in messages if message.role in SYSTEM))) or None
+
+
+def conversation(messages: Sequence[Message], *, system_apart: bool = False) -> tuple[str, list[Turn]]:
     """The question to answer, and the turns before it.
+
+    Args:
+        system_apart: the prompt has a place for a system text. Else it stands in front of the first question.
 
     Raises:
         InputError: an order of roles other than that of a conversation that waits for an answer, or no words.
     """
-    preface: list[str] = []
     asked: list[str] = []
     history: list[Turn] = []
     for number, message in enumerate(messages, 1):
         text = _text(message)
-        if message.role in ("system", "developer"):
+        if message.role in SYSTEM:
             if history or asked:
                 raise InputError(f"Message {number} has the role {message.role} after the conversation began. {_ORDER}")
-            preface.append(text)
         elif message.role == "user":
             asked.append(text)
         elif not asked:
@@ -76,7 +81,8 @@ def conversation(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
     if not asked:
         raise InputError(f"There is no question to answer: the last message is no user's. {_ORDER}")
     turns = [*history, ("\n".join(asked), "")]
-    turns[0] = ("\n".join([*filter(None, preface), turns[0][0]]), turns[0][1])
+    if not system_apart and (system := system_text(messages)) is not None:
+        turns[0] = (f"{system}\n{turns[0][0]}", turns[0][1])
     if not turns[-1][0].strip():
         raise InputError("The question is empty. Add a text part to the last message, such as 'Describe this image.'")
     return turns[-1][0], turns[:-1]

@@ -158,6 +158,16 @@ def test_system_history_and_text_only(server: Any, monkeypatch: pytest.MonkeyPat
     assert (seen[1].query, list(seen[1].history)) == ("Be short.\nHi", [])
 
 
+def test_a_system_message_stands_where_the_prompt_style_has_a_place(server: Any, vlm: VLM) -> None:
+    """As `generate(system=…)` and training put it; one that says nothing is the style's own."""
+    user = {"role": "user", "content": "Is there a circle?"}
+    for said in ("Be short.", ""):
+        messages = [{"role": "system", "content": said}, user]
+        got = server.ask(model=NAME, messages=messages, max_tokens=1, extra_body={"version": "llava_v1"})
+        prompt = vlm.processor(None, user["content"], version="llava_v1", system=said or None)
+        assert got.usage.prompt_tokens == prompt.length
+
+
 def test_length_stop_seed_and_n(server: Any) -> None:
     messages = asked("Describe this image.", data_url())
     cut = server.ask(model=NAME, messages=messages, max_tokens=2)
