@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sat_models.generation.sampling import SamplingOptions
 
 DEFAULT_MODEL = "cogvlm-tiny"
-_LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "version")
+_LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "quant_head", "version")
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
 MODEL_FLAGS = frozenset(("from_pretrained", *_LOADING))
 """Names of what `add_model_flags` adds."""
@@ -44,6 +44,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_name_flags(parser)
     flag(parser, "quant", type=int, choices=(4, 8), help="quantise the linears to 4 or 8 bits while loading")
     flag(parser, "quant_skip", nargs="+", default=(), metavar="PATTERN", help="linears that --quant leaves alone")
+    flag(
+        parser, "quant_head", action=argparse.BooleanOptionalAction, default=None,
+        help="decode on a CPU with an output projection of 8 bits (default: where the linears are quantised)",
+    )  # fmt: skip
     add_device_flags(parser)
 
 

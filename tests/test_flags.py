@@ -41,11 +41,13 @@ def parsed(*given: str) -> argparse.Namespace:
 
 
 def test_what_is_given_arrives() -> None:
-    args = parsed("--quant", "4", "--quant-skip", "a.*", "--bf16", "--version", "chat_old", "--device", "cpu")
+    quantised = ("--quant", "4", "--quant-skip", "a.*", "--no-quant-head")
+    args = parsed(*quantised, "--bf16", "--version", "chat_old", "--device", "cpu")
     assert flags.loading(args) == {
         "device": "cpu", "dtype": "bf16", "local_tokenizer": None, "quant": 4, "quant_skip": ["a.*"],
-        "version": "chat_old",
+        "quant_head": False, "version": "chat_old",
     }  # fmt: skip
+    assert flags.loading(parsed())["quant_head"] is None and flags.loading(parsed("--quant_head"))["quant_head"]
     assert flags.loading(parsed())["dtype"] == "auto" and flags.loading(parsed("--dtype", "fp32"))["dtype"] == "fp32"
     options = flags.sampling_options(parsed("--top_p", "0.5", "--repetition-penalty", "1.2", "--seed", "3"))
     assert (options.max_new_tokens, options.top_p, options.repetition_penalty, options.seed) == (8, 0.5, 1.2, 3)

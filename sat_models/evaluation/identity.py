@@ -44,6 +44,7 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "bits": stored.bits if stored else None,
         "full_precision": list(stored.skip) if stored else [],
+        "head_of_8_bits": vlm.model.quantised_head,
         "device": vlm.device.type,
         "prompt_style": vlm.processor.version,
         "boxes": vlm.processor.form.boxes,

@@ -108,6 +108,14 @@ def test_another_model_at_the_same_path_is_told(changed: str, tmp_path: Path) ->
     assert {key for key in before if before[key] != after[key]} == {name}
 
 
+def test_an_output_projection_of_8_bits_is_told_apart() -> None:
+    vlm = load_pretrained(GOLDEN / "cogvlm-mini")
+    before = model_identity(vlm, "m")
+    vlm.model.quantised_head = True
+    after = model_identity(vlm, "m")
+    assert {key for key in before if before[key] != after[key]} == {"head_of_8_bits"}
+
+
 def test_line_separators_inside_an_answer_are_no_ends_of_lines(tmp_path: Path) -> None:
     samples = read_samples("caption", CASES / "captions_u2028.json", tmp_path)
     assert samples[0].references == ("A red circle\u2028and a blue square.",)
