@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from PIL import Image
@@ -63,7 +64,7 @@ def _tiles(max_tiles: MaxTiles, num_images: int, form: ImageForm) -> list[int | 
     several = isinstance(max_tiles, (list, tuple))
     given = list(max_tiles) if several else [max_tiles] * num_images
     for most in given if several else [max_tiles]:
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        if most is not None and (not isinstance(most, Integral) or isinstance(most, bool) or most < 1):
             raise InputError(f"max_tiles is {max_tiles!r:.80}; it must be a number from 1, or one for each image.")
         if most is not None and most > 1 and form.most_tiles == 1:
             raise InputError(
@@ -71,7 +72,7 @@ def _tiles(max_tiles: MaxTiles, num_images: int, form: ImageForm) -> list[int | 
             )
     if len(given) != num_images:
         raise InputError(f"max_tiles has {len(given)} numbers for {num_images} image(s). Give one for each.")
-    return given
+    return [None if most is None else int(most) for most in given]
 
 
 def _opened(source: ImageSource) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -69,10 +70,10 @@ def test_lengths_are_checked_by_the_plan_of_the_image(mini: SimpleNamespace) -> 
         tight.training_samples(WIDE, [("x", "y")])
 
 
-@pytest.mark.parametrize("most", [1, [2, 1], 3])
+@pytest.mark.parametrize("most", [1, [2, 1], 3, np.int64(2), [np.int32(2), 1]])
 def test_max_tiles(cutting: Processor, most: int | list[int]) -> None:
     plans = cutting.plans([WIDE, SQUARE], most)
-    first = most if isinstance(most, int) else most[0]
+    first = most[0] if isinstance(most, list) else most
     assert [plan.grid[0] for plan in plans] == [first, 1]
     assert len(cutting([WIDE, SQUARE], "x", max_tiles=most).vision_image) == sum(plan.num_tiles for plan in plans)
 
