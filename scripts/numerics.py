@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -53,5 +54,10 @@ def main() -> None:
                     print(f"| {folder} | {processes} | {dtype} | {difference:.2g} |", flush=True)
 
 
+def run() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    main()
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(run)

@@ -20,6 +20,14 @@ def rows_of(text: str) -> dict[Row, float]:
     return {(name, processes, dtype): float(difference) for name, processes, dtype, difference in cells}
 
 
+def test_help_measures_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["numerics.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "scripts" / "numerics.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.startswith("usage: numerics.py") and not rows_of(said)
+
+
 def test_the_table_is_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "scripts" / "numerics.py"))["main"]()
     measured = rows_of(capsys.readouterr().out)
