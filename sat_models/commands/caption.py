@@ -33,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_numbers(args, {"batch_size": 1, "max_new_tokens": 1, "model_parallel_size": 1})
     from sat_models import runtime
-    from sat_models.serving.bulk import caption
+    from sat_models.serving.bulk import caption, prepare
     from sat_models.zoo import load_pretrained
 
     runtime.setup_logging()
     options, arguments = sampling_options(args), loading(args)
     runtime.init_distributed(runtime.choose_device(args.device))
     runtime.init_model_parallel(args.model_parallel_size)
+    runtime.in_step(lambda: prepare(args.source, args.output, args.query))  # before minutes go into loading weights
     vlm = load_pretrained(args.from_pretrained, **arguments)
     written, failed = caption(
         vlm, args.source, args.output, query=args.query, options=options, version=args.version,

@@ -202,7 +202,7 @@ def predict(
     """Answers what is not answered yet.
 
     Args:
-        share: (number of this process, number of processes): it takes every so-manieth sample.
+        share: (number of this process, number of processes): it takes one sample in so many.
         writes: False on the processes that only help another with its share of the model.
         batch_size: questions asked at a time; each is written as soon as its batch is done.
         boxes: how the model writes boxes, a name of `BOX_FORMS`.

@@ -119,6 +119,21 @@ def gather_parts(output: Path) -> set[str]:
     return {_key(record) for record in records}
 
 
+def prepare(source: Path, output: Path, query: str) -> list[Task]:
+    """What there is to do, and a place for it; called before weights are read, too. Raises as `caption`."""
+    tasks = read_tasks(source, query)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        new = not output.exists()
+        with output.open("a"):  # found out now, not behind the first answer
+            pass
+        if new:
+            output.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"The output {output} cannot be written ({error.strerror or error}).") from error
+    return tasks
+
+
 def answers(
     vlm: VLM, tasks: Iterable[Task], *, options: SamplingOptions, version: str | None = None, max_rows: int = 16
 ) -> Iterator[dict[str, Any]]:
@@ -165,20 +180,9 @@ def caption(
         How many lines were written by this run, and how many of them are errors; on every process.
 
     Raises:
-        InputError: see `read_tasks`.
+        InputError: see `read_tasks`; an output that cannot be written.
     """
-
-    def prepare() -> list[Task]:
-        tasks = read_tasks(source, query)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with output.open("a"):  # found out now, not behind the first answer
-                pass
-        except OSError as error:
-            raise InputError(f"The output {output} cannot be written ({error.strerror or error}).") from error
-        return tasks
-
-    tasks = runtime.in_step(prepare)
+    tasks = runtime.in_step(lambda: prepare(source, output, query))
     done = runtime.broadcast_object(gather_parts(output) if runtime.rank() == 0 else None)
     share, shares = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     mine = [task for task in tasks if task.key not in done][share::shares]

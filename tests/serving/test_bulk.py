@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sat_models import zoo
+from sat_models.commands import caption as command
 from sat_models.errors import InputError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving import bulk
@@ -190,16 +192,36 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
         bulk.read_tasks(tmp_path / "nowhere", "What is it?")
 
 
+@pytest.mark.parametrize("wrong", ["source", "output"])
+def test_what_is_wrong_is_found_before_weights_are_read(
+    wrong: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(zoo, "load_pretrained", load)
+    output = tmp_path / "out.jsonl"
+    if wrong == "source":
+        given, message = [tmp_path / "nowhere", output], "does not exist"
+    else:
+        given, message = [folder, tmp_path], "cannot be written"
+    with pytest.raises(InputError, match=message):
+        command.main([*map(str, given), "--device", "cpu"])
+    with pytest.raises(AssertionError):
+        command.main([str(folder), str(output), "--device", "cpu"])
+    assert not output.exists(), "a model that cannot be loaded leaves no empty output"
+
+
 @pytest.mark.slow
 def test_processes_share_the_pictures(vlm: VLM, folder: Path, tmp_path: Path) -> None:
     """Two processes with a model each, through the script; then again, with nothing to do."""
     output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(ROOT / "scripts" / "caption.py"), str(folder), str(output), "--from_pretrained", str(GOLDEN)]
-    command += ["--max_new_tokens", "5", "--query", "What is it?"]
+    asked = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked += [str(ROOT / "scripts" / "caption.py"), str(folder), str(output), "--from_pretrained", str(GOLDEN)]
+    asked += ["--max_new_tokens", "5", "--query", "What is it?"]
     for expected in ("3 written", "0 written"):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         assert expected in done.stderr
         written = read(output)
