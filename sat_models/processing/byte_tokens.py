@@ -41,7 +41,9 @@ class ByteTokenizer:
         ends: Sequence[str | int],
         pad: str | int | None,
     ) -> None:
-        """Args:
+        """Takes the vocabulary, and looks the ends up in it.
+
+        Args:
             spelling: bytes of each ordinary token.
             specials: ids of the special ones.
             begin, ends, pad: names or ids; no pad is one past the last id.

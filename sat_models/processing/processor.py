@@ -51,7 +51,9 @@ class Processor:
         form: SequenceForm = COGVLM_FORM,
         system: str | None = None,
     ) -> None:
-        """Args:
+        """Takes what the model wants, and reads nothing yet.
+
+        Args:
             tokenizer: None for a model that is only asked for logits; text calls then name the missing flag.
             images: how the model takes images (`config.images`).
             styles: prompt styles that a call may name.

@@ -87,7 +87,9 @@ class VLMDataset:
         max_length: int | None = None,
         on_bad: str = "error",
     ) -> None:
-        """Args:
+        """Looks every record over, and keeps those that fit.
+
+        Args:
             records: see `formats.read_records`.
             processor: of the model to be trained.
             version: prompt style; None takes the processor's.

@@ -39,7 +39,9 @@ class LengthGroupedSampler:
         start_step: int = 0,
         group: bool = True,
     ) -> None:
-        """Args:
+        """Orders the samples of the first epoch.
+
+        Args:
             lengths: one number per sample; only their order matters.
             batch_size: samples per rank and step.
             seed: of the order.

@@ -85,7 +85,7 @@ def test_what_cannot_be_divided_says_so():
 
 
 @pytest.mark.parametrize("rule", [SplitRule(0, (1, 1, 1), 3), SplitRule(1, (1,), 3)])
-@pytest.mark.parametrize(("stored", "size"), itertools.product((1, 2, 3, 4), repeat=2))
+@pytest.mark.parametrize(("stored", "size"), list(itertools.product((1, 2, 3, 4), repeat=2)))
 def test_what_a_number_of_ranks_does_not_divide_is_whole_on_each(rule: SplitRule, stored: int, size: int) -> None:
     whole = torch.arange(18 * 6, dtype=torch.float32).view(18, 6)
     parts = [read_shard([whole], rule, rank, stored) for rank in range(stored)]
