@@ -27,7 +27,7 @@ def test_thirty_two_clients_for_a_minute() -> None:
     vlm = load_pretrained("cogvlm-tiny", device="cpu")
     metrics = Metrics()
     engine = vlm.engine()
-    engine.eos_ids = frozenset()  # every answer has all its tokens
+    engine.end_ids = frozenset()  # every answer has all its tokens
     core = ServerCore(vlm, engine, names=["cogvlm-tiny"], limits=Limits(max_rows=CLIENTS), observer=metrics)
     messages = asked("Describe this image.", data_url())
 
