@@ -44,7 +44,9 @@ def test_any_text_is_read(text: str, width: int, height: int) -> None:
     for box in boxes:
         x0, y0, x1, y1 = box.pixels
         assert 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height
-        assert all(0 <= value <= 999 for value in box.normalized) and box.phrase in text and box.form
+        letters = iter(text)  # a phrase is text of the answer, without the marks that stood in it
+        assert all(letter in letters for letter in box.phrase)
+        assert all(0 <= value <= 999 for value in box.normalized) and box.form
     if not count_boxes(text):
         assert strip_boxes(text).split() == text.split() or any(mark in text for mark in ".,;:!?")
 
