@@ -1,7 +1,4 @@
-"""Golden folders in the layout on disk of an original: where they are, and what every family's parity test does.
-
-`$ZOO_GOLDEN` names another set of the same form.
-"""
+"""Golden folders in the layout on disk of an original: what every family's parity test does (see golden_set.py)."""
 
 from __future__ import annotations
 
@@ -13,25 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
 from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("ZOO_GOLDEN") or ROOT / "tests" / "golden")
+sys.path.insert(0, str(ROOT / "tests"))
+from golden_set import folders, reference, tensors  # noqa: E402
+
+__all__ = ["TOLERANCE", "Reference", "folders", "in_two_processes", "same_answers", "weights_of"]
+
 TOLERANCE = 2e-5
 """Of logits in fp32."""
-
-
-def folders(family: str) -> list[Path]:
-    """Those of a family: what stands in front of the last part of their names."""
-    return sorted(
-        path.parent
-        for path in GOLDEN.glob(f"{family}-*/reference.json")
-        if "-" not in path.parent.name[len(family) + 1 :]
-    )
 
 
 class Reference:
@@ -44,10 +35,10 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.content: dict[str, Any] = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        self.content: dict[str, Any] = reference(folder)
         self.cases: list[dict[str, Any]] = self.content["cases"]
         self.train_cases: list[dict[str, Any]] = self.content.get("train_cases", [])
-        self.tensors: dict[str, Tensor] = load_file(folder / "reference.safetensors")
+        self.tensors: dict[str, Tensor] = tensors(folder)
 
 
 def same_answers(vlm: VLM, case: dict[str, Any], **asked: Any) -> None:

@@ -250,5 +250,8 @@ def _product_4(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tenso
 def _scale_table(device: torch.device, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """What a byte of `quant_scale` means, as the kernels look it up: table[code] · 1 + 0."""
     with torch.inference_mode(False):  # they outlive the forward that first needs them
-        table = torch.exp2((torch.arange(256, dtype=torch.float32, device=device) - SCALE_OFFSET) / SCALE_STEPS)
-        return table, torch.ones(groups, device=device), torch.zeros((), device=device)
+        return (
+            quantised_kernels.scale_table().to(device),
+            torch.ones(groups, device=device),
+            torch.zeros((), device=device),
+        )
