@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from sat_models.checkpoint.huggingface import INDEX_FILE, family_of_class
+from sat_models.checkpoint.huggingface import INDEX_FILE, form_of_class
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
 from sat_models.checkpoint.source import EMBEDDING, Opened, of_model, open_source
@@ -92,12 +92,12 @@ class HFPlan:
     ) -> None:
         if QUANTISATION_KEY in opened.config:
             raise ConfigError("quantised weights have no Hugging Face form here; convert those in full precision")
-        family = family_of_class(opened.config["model_class"])
+        form = form_of_class(opened.config["model_class"])
         self._opened, self._dtype, self._name = opened, dtype, name
         self._tokenizer_file = tokenizer_file or opened.tokenizer_file
-        self._data = {**family.config_to_hf(opened.config)}
+        self._data = {**form.config_to_hf(opened.config)}
         self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
-        self._keys = family.keys_of(opened.config)
+        self._keys = form.keys_of(opened.config)
         layers = opened.config["num_layers"]
         self._names = {hf: sat for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)}
         sizes = opened.bytes_of(dtype, opened.weights.names)

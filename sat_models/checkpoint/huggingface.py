@@ -21,7 +21,7 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.hf_family import HFFamily, KeyTable, Place
+from sat_models.models.common.hf_form import HFForm, KeyTable, Place
 from sat_models.models.families import family_of, form_of_config, forms, model_class
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -73,12 +73,12 @@ class HFCheckpoint(SATCheckpoint):
     Attributes:
         files: the shards.
         config: content of `config.json` as that of a `model_config.json`.
-        family: names of its weights.
+        form: names of its weights.
         index: shard of each weight, as the index file says; empty where there is none.
         further: gives weights that lie apart from the folder; those of the folder come first.
     """
 
-    family: HFFamily
+    form: HFForm
     index: Mapping[str, str]
     further: Callable[[], Mapping[str, Tensor]] = _nothing_further
 
@@ -90,7 +90,7 @@ class HFCheckpoint(SATCheckpoint):
     def stored_name(self, name: str) -> str:
         """See `SATCheckpoint`."""
         try:
-            return self.family.keys.to_hf(name)
+            return self.form.keys.to_hf(name)
         except CheckpointError:
             return name
 
@@ -104,16 +104,16 @@ class HFCheckpoint(SATCheckpoint):
             if twice := sorted(found.keys() & shard.keys()):
                 raise CheckpointError(f"{twice[0]} stands in two shards of {self.folder}. {_AGAIN}")
             found |= shard
-        keys = self.family.keys_of(self.config)
-        own = by_sat_names(self.family, keys, found, self.folder)
+        keys = self.form.keys_of(self.config)
+        own = by_sat_names(self.form, keys, found, self.folder)
         further = self.further()
         if not further:
             return [own]
-        apart = by_sat_names(self.family, keys, further, self.folder)
+        apart = by_sat_names(self.form, keys, further, self.folder)
         return [ChainMap(own, apart)]
 
 
-def by_sat_names(family: HFFamily, keys: KeyTable, found: Mapping[str, Tensor], folder: Path) -> JoinedWeights:
+def by_sat_names(form: HFForm, keys: KeyTable, found: Mapping[str, Tensor], folder: Path) -> JoinedWeights:
     """Weights of a Hugging Face form under SAT's names; unknown names are kept, marked as such.
 
     Args:
@@ -124,13 +124,13 @@ def by_sat_names(family: HFFamily, keys: KeyTable, found: Mapping[str, Tensor], 
     """
     weights = JoinedWeights(keys)
     for name, value in found.items():
-        plain = family.canonical(name)
+        plain = form.canonical(name)
         if plain is None:
             continue
         try:
             place = keys.place(plain)
         except CheckpointError:
-            place = Place(f"{name} (no weight of {family.architecture})")
+            place = Place(f"{name} (no weight of {form.architecture})")
         if not weights.put(place, value[None] if place.lifted else value):
             raise CheckpointError(f"{folder}: {name} differs from the same table in another layer")
     if half := weights.incomplete():
@@ -146,15 +146,15 @@ def open_hf(folder: Path) -> HFCheckpoint:
         CheckpointError: shards that are not there, by name.
     """
     data = read_json(folder / HF_CONFIG_FILE)
-    family = form_of_config(data, str(folder))
+    form = form_of_config(data, str(folder))
     files, index = weight_files(folder)
     further = _nothing_further
-    apart = family.apart
+    apart = form.apart
     if apart is not None and not any(apart.prefix in name for name in _names(files, index)):
         elsewhere = find_apart(folder, data.get(apart.key), apart.what)
         data = {**data, apart.section: _config_apart(elsewhere, apart.section)}
         further = functools.partial(_all_weights, elsewhere)
-    return HFCheckpoint(folder, files, family.config_to_sat(data), family, index, further)
+    return HFCheckpoint(folder, files, form.config_to_sat(data), form, index, further)
 
 
 def _names(files: tuple[Path, ...], index: Mapping[str, str]) -> Iterable[str]:
@@ -217,7 +217,7 @@ def read_shard_file(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def family_of_class(name: str) -> HFFamily:
+def form_of_class(name: str) -> HFForm:
     """The Hugging Face form of a `model_class`, or of the one of its family that it extends (the fine-tuning names).
 
     Raises:

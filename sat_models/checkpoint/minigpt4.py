@@ -60,7 +60,7 @@ class MiniGPT4Files(SATCheckpoint):
             found.setdefault("ln_vision.weight", kind.new_ones(width))
             found.setdefault("ln_vision.bias", kind.new_zeros(width))
         keys = minigpt4_keys.KEYS.of_heads(config.heads)
-        return [by_sat_names(minigpt4_keys.FAMILY, keys, minigpt4_keys.renamed(found, config), self.folder)]
+        return [by_sat_names(minigpt4_keys.FORM, keys, minigpt4_keys.renamed(found, config), self.folder)]
 
 
 def open_minigpt4(folder: Path) -> MiniGPT4Files:
@@ -105,7 +105,7 @@ def _config(folder: Path, own: Path, projector: Tensor, llama: Mapping[str, Any]
         sizes = read_json(registry.config_path("minigpt-v2" if "v2" in own.name else "minigpt4-llama2-7b"))
     if llama is None:
         return sizes
-    config = minigpt4_keys.FAMILY.config_to_sat({**sizes, "llama": llama})
+    config = minigpt4_keys.FORM.config_to_sat({**sizes, "llama": llama})
     config.pop("llama", None)
     if config["hidden_size"] != projector.shape[0]:
         raise ConfigError(

@@ -24,7 +24,7 @@ from sat_models.processing.prompts import PromptStyle, find_style
 
 if TYPE_CHECKING:
     from mixins.base import ZooModel
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -111,7 +111,7 @@ def named_groups() -> dict[str, ParameterGroup]:
     return groups
 
 
-def forms() -> tuple[HFFamily, ...]:
+def forms() -> tuple[HFForm, ...]:
     """The Hugging Face forms of all families.
 
     Raises:
@@ -126,7 +126,7 @@ def forms() -> tuple[HFFamily, ...]:
     return tuple(form for _, form in owned)
 
 
-def form_of_config(data: Mapping[str, Any], where: str) -> HFFamily:
+def form_of_config(data: Mapping[str, Any], where: str) -> HFForm:
     """The form of a Hugging Face folder, by the content of its `config.json`.
 
     Args:

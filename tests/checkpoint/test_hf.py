@@ -27,7 +27,7 @@ from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import make_config
 from sat_models.models.cogagent import keys as cogagent_keys
 from sat_models.models.cogvlm import keys as cogvlm_keys
-from sat_models.models.common.hf_family import Joined, KeyTable, Packed
+from sat_models.models.common.hf_form import Joined, KeyTable, Packed
 from sat_models.zoo import load_pretrained
 
 NAMES = ("cogvlm-mini", "cogagent-mini")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sat_models.checkpoint.find import find_checkpoint
-from sat_models.checkpoint.huggingface import family_of_class
+from sat_models.checkpoint.huggingface import form_of_class
 from sat_models.errors import ConfigError
 from sat_models.models.families import form_of_config
 from sat_models.zoo import load_pretrained
@@ -74,9 +74,9 @@ def test_the_class_in_auto_map_alone_will_do() -> None:
 @pytest.mark.parametrize("name", ["MiniGPT4Model", "VisualGLMModel"])
 def test_a_form_is_that_of_the_own_family_not_of_the_llama_beneath(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no Hugging Face form; those that have: CogVLMModel"):
-        family_of_class(name)
-    assert family_of_class("FineTuneTrainCogAgentModel").architecture == "CogAgentForCausalLM"
-    assert family_of_class("LLaMAModel").architecture == "LlamaForCausalLM"
+        form_of_class(name)
+    assert form_of_class("FineTuneTrainCogAgentModel").architecture == "CogAgentForCausalLM"
+    assert form_of_class("LLaMAModel").architecture == "LlamaForCausalLM"
 
 
 def test_a_config_of_two_models_is_refused() -> None:

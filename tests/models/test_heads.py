@@ -26,7 +26,7 @@ from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import load
 from sat_models.models.build import build_model, make_config
-from sat_models.models.common.hf_family import KeyTable
+from sat_models.models.common.hf_form import KeyTable
 from sat_models.models.common.llama import LLaMAModel
 from sat_models.models.common.llama_keys import llama_rows
 

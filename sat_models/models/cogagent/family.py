@@ -11,7 +11,7 @@ from sat_models.models.common.groups import ParameterGroup
 
 if TYPE_CHECKING:
     from mixins.base import ZooModel
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
 
 
 def _classes() -> Iterable[type[ZooModel]]:
@@ -20,10 +20,10 @@ def _classes() -> Iterable[type[ZooModel]]:
     return (CogAgentModel, FineTuneTrainCogAgentModel, FineTuneTestCogAgentModel)
 
 
-def _forms() -> Iterable[HFFamily]:
-    from sat_models.models.cogagent.keys import FAMILY
+def _forms() -> Iterable[HFForm]:
+    from sat_models.models.cogagent.keys import FORM
 
-    return (FAMILY,)
+    return (FORM,)
 
 
 FAMILY = Family(

@@ -8,7 +8,7 @@ from typing import Any
 from sat_models.errors import ConfigError
 from sat_models.models.cogagent.config import CogAgentConfig
 from sat_models.models.cogvlm import keys as cogvlm_keys
-from sat_models.models.common.hf_family import HFFamily
+from sat_models.models.common.hf_form import HFForm
 
 _BLOCK = "vit.model.blocks.{j}"
 _ENCODER = (
@@ -87,7 +87,7 @@ def _sizes_to_hf(config: CogAgentConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="CogAgentForCausalLM",
     model_class="CogAgentModel",
     config_class=CogAgentConfig,
@@ -98,4 +98,4 @@ FAMILY = HFFamily(
 )
 
 to_sat, to_hf = KEYS.to_sat, KEYS.to_hf
-config_to_sat, config_to_hf = FAMILY.config_to_sat, FAMILY.config_to_hf
+config_to_sat, config_to_hf = FORM.config_to_sat, FORM.config_to_hf

@@ -7,7 +7,7 @@ from typing import Any
 
 from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.config import CogVLMConfig
-from sat_models.models.common.hf_family import HFFamily, KeyTable
+from sat_models.models.common.hf_form import HFForm, KeyTable
 from sat_models.models.common.llama_keys import refuse_variants
 
 _TOWER, _HF_TOWER = "mixins.eva.vit_model.transformer", "model.vision.transformer"
@@ -130,7 +130,7 @@ def sizes_to_hf(config: CogVLMConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="CogVLMForCausalLM",
     model_class="CogVLMModel",
     config_class=CogVLMConfig,
@@ -142,4 +142,4 @@ FAMILY = HFFamily(
 )
 
 to_sat, to_hf = KEYS.to_sat, KEYS.to_hf
-config_to_sat, config_to_hf = FAMILY.config_to_sat, FAMILY.config_to_hf
+config_to_sat, config_to_hf = FORM.config_to_sat, FORM.config_to_hf

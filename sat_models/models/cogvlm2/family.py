@@ -14,7 +14,7 @@ from sat_models.models.common.groups import PROJECTOR, ParameterGroup
 if TYPE_CHECKING:
     from mixins.base import ZooModel
     from sat_models.config import LanguageConfig
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
     from sat_models.processing.tokens import Tokenizer
 
 
@@ -24,10 +24,10 @@ def _classes() -> Iterable[type[ZooModel]]:
     return (CogVLM2Model,)
 
 
-def _forms() -> Iterable[HFFamily]:
-    from sat_models.models.cogvlm2.keys import FAMILY
+def _forms() -> Iterable[HFForm]:
+    from sat_models.models.cogvlm2.keys import FORM
 
-    return (FAMILY,)
+    return (FORM,)
 
 
 def _tokenizer(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenizer:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sat_models.models.cogvlm import keys as cogvlm_keys
 from sat_models.models.cogvlm2.config import STRIDE, CogVLM2Config
-from sat_models.models.common.hf_family import HFFamily
+from sat_models.models.common.hf_form import HFForm
 
 KEYS = cogvlm_keys.KEYS.extended(
     {
@@ -33,7 +33,7 @@ def _sizes_to_hf(config: CogVLM2Config) -> dict[str, Any]:
     return {**cogvlm_keys.sizes_to_hf(config), KV_HEADS: config.heads.num_kv_heads}
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="CogVLMForCausalLM",
     model_class="CogVLM2Model",
     config_class=CogVLM2Config,

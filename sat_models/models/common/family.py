@@ -13,7 +13,7 @@ from sat_models.processing.prompts import PromptStyle
 if TYPE_CHECKING:
     from mixins.base import ZooModel
     from sat_models.config import LanguageConfig
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
     from sat_models.processing.tokens import Tokenizer
 
 
@@ -27,7 +27,7 @@ def sentencepiece_tokenizer(config: LanguageConfig, path: str | os.PathLike[str]
     return tokenizer
 
 
-def _no_forms() -> tuple[HFFamily, ...]:
+def _no_forms() -> tuple[HFForm, ...]:
     return ()
 
 
@@ -53,7 +53,7 @@ class Family:
     styles: Mapping[str, PromptStyle]
     own_names: Mapping[str, PromptStyle] = field(default_factory=dict)
     groups: Mapping[str, ParameterGroup] = field(default_factory=dict)
-    forms: Callable[[], Iterable[HFFamily]] = _no_forms
+    forms: Callable[[], Iterable[HFForm]] = _no_forms
     tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer
 
     def model_class(self, name: str) -> type[ZooModel]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sat_models.config import LLaMAConfig
 from sat_models.errors import ConfigError
-from sat_models.models.common.hf_family import Joined, Row
+from sat_models.models.common.hf_form import Joined, Row
 
 ROTARY_TABLE = "mixins.rotary.rotary_emb.inv_freq"
 _SIZES = {

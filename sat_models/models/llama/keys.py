@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sat_models.config import LLaMAConfig
-from sat_models.models.common.hf_family import HFFamily, KeyTable
+from sat_models.models.common.hf_form import HFForm, KeyTable
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 
 KEYS = KeyTable(llama_rows("model", "lm_head"), left_out=(ROTARY_TABLE,))
@@ -17,7 +17,7 @@ def canonical(name: str) -> str | None:
     return None if _NO_WEIGHT.search(name) else name
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="LlamaForCausalLM",
     model_class="LLaMAModel",
     config_class=LLaMAConfig,

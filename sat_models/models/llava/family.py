@@ -11,7 +11,7 @@ from sat_models.models.llava.prompts import STYLES
 
 if TYPE_CHECKING:
     from mixins.base import ZooModel
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
 
 
 def _classes() -> Iterable[type[ZooModel]]:
@@ -20,10 +20,10 @@ def _classes() -> Iterable[type[ZooModel]]:
     return (LLaVAModel,)
 
 
-def _forms() -> Iterable[HFFamily]:
-    from sat_models.models.llava.keys import FAMILY, ORIGINAL
+def _forms() -> Iterable[HFForm]:
+    from sat_models.models.llava.keys import FORM, ORIGINAL
 
-    return (FAMILY, ORIGINAL)
+    return (FORM, ORIGINAL)
 
 
 FAMILY = Family(

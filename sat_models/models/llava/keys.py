@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_models.errors import ConfigError
-from sat_models.models.common.hf_family import Apart, HFFamily, Joined, KeyTable, Lifted
+from sat_models.models.common.hf_form import Apart, HFForm, Joined, KeyTable, Lifted
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 from sat_models.models.llava.config import LLaVAConfig
 
@@ -169,7 +169,7 @@ def _original_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**sizes, "projector": kind, "square_padding": pad, "text_processor_version": style, **marks}
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="LlavaForConditionalGeneration",
     model_class="LLaVAModel",
     config_class=LLaVAConfig,
@@ -179,7 +179,7 @@ FAMILY = HFFamily(
     sizes_to_hf=_sizes_to_hf,
     canonical=canonical,
 )
-ORIGINAL = HFFamily(
+ORIGINAL = HFForm(
     architecture="LlavaLlamaForCausalLM",
     model_class="LLaVAModel",
     config_class=LLaVAConfig,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sat_models.models.common.hf_family import HFFamily, Joined, KeyTable, Lifted
+from sat_models.models.common.hf_form import HFForm, Joined, KeyTable, Lifted
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes
 from sat_models.models.minigpt4.config import MiniGPT4Config
 
@@ -131,7 +131,7 @@ def _sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, **llama_sizes(data["llama"])}
 
 
-FAMILY = HFFamily(
+FORM = HFForm(
     architecture="MiniGPT-4",
     model_class="MiniGPT4Model",
     config_class=MiniGPT4Config,

@@ -13,7 +13,7 @@ from sat_models.models.common.groups import LLAMA_GROUPS, ParameterGroup
 if TYPE_CHECKING:
     from mixins.base import ZooModel
     from sat_models.config import LanguageConfig
-    from sat_models.models.common.hf_family import HFFamily
+    from sat_models.models.common.hf_form import HFForm
     from sat_models.processing.tokens import Tokenizer
 
 
@@ -23,7 +23,7 @@ def _classes() -> Iterable[type[ZooModel]]:
     return (PostcardModel,)
 
 
-def _forms() -> Iterable[HFFamily]:
+def _forms() -> Iterable[HFForm]:
     from postcard.keys import FORM
 
     return (FORM,)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postcard.config import PostcardConfig
-from sat_models.models.common.hf_family import HFFamily, KeyTable
+from sat_models.models.common.hf_form import HFForm, KeyTable
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 
 KEYS = KeyTable(
@@ -32,7 +32,7 @@ def _sizes_to_hf(config: PostcardConfig) -> dict[str, Any]:
     return {**llama_sizes_to_hf(config), "model_type": "postcard", "postcard": own}
 
 
-FORM = HFFamily(
+FORM = HFForm(
     architecture="PostcardForCausalLM",
     model_class="PostcardModel",
     config_class=PostcardConfig,

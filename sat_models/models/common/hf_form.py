@@ -204,7 +204,7 @@ class Apart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFFamily:
+class HFForm:
     """The Hugging Face form of one model class.
 
     Attributes:
