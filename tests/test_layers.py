@@ -19,6 +19,7 @@ LAYERS = (
     (
         "sat_models.text",
         "sat_models.errors",
+        "sat_models.digests",
         "sat_models.files",
         "sat_models.runtime",
         "sat_models.c_library",

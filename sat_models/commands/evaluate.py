@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = functools.partial(flag, parser.add_argument_group("the other tasks: annotations in a public format"))
     add("annotations", type=Path, help="annotation file; a folder for grounded-caption")
     add("images", type=Path, help="folder of the images")
-    add("on_missing", choices=["error", "skip"], default="error", help="samples without an image")
+    add("on_missing", choices=["error", "skip"], default="error", help="samples whose image is missing or damaged")
     add("questions", type=Path, help="vqa: the …_questions.json that belongs to the annotations")
     add("instances", type=Path, help="rec: instances.json (default: beside the annotations)")
     add("split", help="of the annotations: val, testA, test, …; vqa: val2014, …")
@@ -181,13 +181,13 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
         raise ConfigError("--prompt is for all samples and --prompts for each; give one of them.")
     from sat_models.evaluation import runner
     from sat_models.evaluation.readers import read_samples
-    from sat_models.evaluation.samples import with_pictures, with_prompts
+    from sat_models.evaluation.samples import with_images, with_prompts
     from sat_models.evaluation.tasks import default_prompt, question_of
 
     options = sampling_options(args)
     extra = {"questions": args.questions, "instances": args.instances, "split": args.split}
     wanted = read_samples(args.task, args.annotations, args.images, **extra)[: args.limit]
-    samples = with_pictures(wanted, args.on_missing)
+    samples = with_images(wanted, args.on_missing)
     prompt = args.prompt or default_prompt(args.task, samples)
     if args.prompts:
         samples, prompt = with_prompts(samples, args.prompts), "each sample's own"

@@ -1,22 +1,13 @@
-"""What the answers of a run depend on, as fingerprints, so that an old answer never passes for a new one.
-
-Contents are hashed, not names and times: a file that was replaced in place is another file, one that was copied or
-touched is the same.
-"""
+"""What the answers of a run depend on, as fingerprints, so that an old answer never passes for a new one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sat_models.checkpoint.adapter import find_adapter
-from sat_models.errors import InputError
+from sat_models.digests import digest_of, digest_of_files
 from sat_models.evaluation.samples import Sample
 from sat_models.models.common.quantisation import Quantisation
 
@@ -57,32 +48,9 @@ def questions_digest(samples: Sequence[Sample]) -> str:
 
 
 def pictures_digest(samples: Sequence[Sample]) -> str:
-    """Of the bytes of all pictures.
+    """Of the bytes of the image of each sample.
 
     Raises:
         InputError: one cannot be read.
     """
-    return digest_of_files(dict.fromkeys(sample.image for sample in samples))
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_files(files: Iterable[Path]) -> str:
-    """SHA-256 over the contents of files, in their order.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter to others
-        return digest_of(list(pool.map(_digest_of_file, files)))
-
-
-def _digest_of_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror or error}). Check the path.") from error
+    return digest_of_files(sample.image for sample in samples)

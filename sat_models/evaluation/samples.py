@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sat_models.errors import InputError
+from sat_models.processing.image import load_image
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 3
 
 PixelBox = tuple[float, float, float, float]
 """(x1, y1, x2, y2) in pixels of the picture."""
@@ -103,24 +108,41 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def with_pictures(samples: Sequence[Sample], on_missing: str) -> list[Sample]:
-    """The samples whose pictures are there.
+def with_images(samples: Sequence[Sample], on_missing: str) -> list[Sample]:
+    """The samples whose images can be read. Each is decoded once, so that a damaged one is known as soon as a missing
+    one is: before weights are read and questions asked.
 
     Args:
         on_missing: "error" or "skip": what is done about others.
 
     Raises:
-        InputError: pictures are missing (with "error"), or all are.
+        InputError: images are missing or damaged (with "error"), or all are.
     """
-    missing = [sample for sample in samples if not is_file(sample.image)]
-    if missing and (on_missing == "error" or len(missing) == len(samples)):
+    each = list(dict.fromkeys(sample.image for sample in samples))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves the interpreter to others
+        faults = dict(zip(each, pool.map(_fault, each), strict=True))
+    good = [sample for sample in samples if faults[sample.image] is None]
+    bad = [sample for sample in samples if faults[sample.image] is not None]
+    if bad and (on_missing == "error" or not good):
         raise InputError(
-            f"{len(missing)} of {len(samples)} samples have no picture, the first '{missing[0].image}' (sample "
-            f"{missing[0].id}). Check --images, or leave such samples out with --on_missing skip."
+            f"{len(bad)} of {len(samples)} samples have no image that can be read, the first is sample {bad[0].id}: "
+            f"{faults[bad[0].image]} Check --images, or leave such samples out with --on_missing skip."
         )
-    if missing:
-        logger.warning("%d of %d samples left out: their pictures are missing", len(missing), len(samples))
-    return [sample for sample in samples if is_file(sample.image)]
+    if bad:
+        shown = " ".join(dict.fromkeys(str(faults[sample.image]) for sample in bad[:_SHOWN]))
+        logger.warning(
+            "%d of %d samples left out, without an image that can be read: %s", len(bad), len(samples), shown
+        )
+    return good
+
+
+def _fault(image: Path) -> str | None:
+    """Why an image cannot be read, if it cannot."""
+    try:
+        load_image(image)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def with_prompts(samples: Sequence[Sample], path: Path) -> list[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from sat_models import runtime
 from sat_models.checkpoint.adapter import find_adapter, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
+from sat_models.digests import digest_of_files
 from sat_models.errors import CheckpointError
 from sat_models.training.records import Record
 from sat_models.training.settings import FinetuneSettings
@@ -25,8 +27,9 @@ _CUT = "the optimiser state is cut over the processes in another way"
 _OTHERS_TRAIN = "other weights train, for which there is no optimiser state"
 REASONS = {
     "from_pretrained": "what was trained belongs to that model",
-    "base weights": "what was trained belongs to the weights that were there",
+    "weights of the base": "what was trained belongs to the weights that were there",
     "training data": "it would go on with other data",
+    "training images": "it would go on with other data: images of the same names and sizes hold something else",
     "version": "the model has seen prompts of another style",
     "mp": _CUT,
     "processes": _CUT,
@@ -47,7 +50,6 @@ SAID = (
     "on_bad_sample", "train_iters", "valid_data", "valid_share", "best_by", "patience",
 )  # fmt: skip
 """Settings that may change on the way and that the result hangs on: a change is said."""
-_CHUNKS, _CHUNK = 64, 1 << 16
 
 
 @dataclass
@@ -116,8 +118,9 @@ def run_identity(
     plain = settings.to_dict()
     own = {
         "from_pretrained": base,
-        "base weights": weights_digest(settings.from_pretrained),
+        "weights of the base": weights_digest(settings.from_pretrained),
         "training data": data_digest(records),
+        "training images": images_digest(records),
         "version": version,
         "processes": runtime.world_size(),
         "zero": zero,
@@ -151,7 +154,7 @@ def changes(saved: Mapping[str, Any], settings: FinetuneSettings) -> str:
 
 
 def data_digest(records: Iterable[Record]) -> str:
-    """Of texts, and of names and sizes of pictures: the contents of a large set would take hours to read."""
+    """Of texts, and of names and sizes of images; what these hold is told apart by `images_digest`."""
     digest = hashlib.sha256()
     for record in records:
         pictures = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
@@ -159,19 +162,23 @@ def data_digest(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
+def images_digest(records: Iterable[Record]) -> str:
+    """Of the contents of all image files that can be read; those at URLs are not fetched. An epoch reads them, too, and
+    decodes them."""
+    images = (image for record in records for image in record.images)
+    files = [image for image in images if isinstance(image, Path) and os.access(image, os.R_OK)]
+    each = set(files)
+    if each:
+        size = sum(file.stat().st_size for file in each)
+        logger.info("taking the fingerprint of %d images (%.2f GB)", len(each), size / 1e9)
+    return digest_of_files(files)
+
+
 def weights_digest(name_or_path: str) -> str:
-    """Of a model's weight files: sizes, and pieces of 64 KiB spread over each."""
+    """Of the contents of a model's weight files, and of the adapter's on them."""
     adapter = find_adapter(name_or_path)
     base = read_adapter(adapter).base_model if adapter else name_or_path
-    digest = hashlib.sha256()
-    for path in [*([adapter] if adapter else []), *find_checkpoint(locate(base)).files]:
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with path.open("rb") as file:
-            for number in range(_CHUNKS):
-                file.seek(max(0, size - _CHUNK) * number // (_CHUNKS - 1))
-                digest.update(file.read(_CHUNK))
-    return digest.hexdigest()
+    return digest_of_files([*([adapter] if adapter else []), *find_checkpoint(locate(base)).files])
 
 
 def _shown(value: Any) -> str:

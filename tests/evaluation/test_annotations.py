@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sat_models.errors import ZooError
 from sat_models.evaluation.readers import read_samples
-from sat_models.evaluation.samples import Sample, with_pictures, with_prompts
+from sat_models.evaluation.samples import Sample, with_images, with_prompts
 from sat_models.evaluation.tasks import TASKS, question_of
 
 CASES = Path(__file__).resolve().parents[1] / "cases" / "evaluation"
@@ -158,15 +159,33 @@ def test_odd_captions(place: tuple[Any, ...], value: Any, said: str, tmp_path: P
         read_samples("caption", dump(tmp_path / "c.json", data), tmp_path)
 
 
-def test_missing_pictures_are_known_before_any_question(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.png").touch()
-    samples = [Sample(name, tmp_path / f"{name}.png") for name in "abc"]
-    with pytest.raises(ZooError, match=r"2 of 3 samples have no picture, the first '.*b\.png' \(sample b\)"):
-        with_pictures(samples, "error")
-    assert with_pictures(samples, "skip") == samples[:1] and "2 of 3 samples left out" in caplog.text
-    with pytest.raises(ZooError, match="2 of 2 samples have no picture"):
-        with_pictures(samples[1:], "skip")
-    assert with_pictures(samples[:1], "error") == samples[:1]
+def test_images_that_cannot_be_read_are_known_before_any_question(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    noise = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3))
+    noise.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
+    noise.save(tmp_path / "whole.png")
+    flipped = bytearray((tmp_path / "whole.png").read_bytes())
+    flipped[len(flipped) // 2] ^= 255
+    (tmp_path / "flipped.png").write_bytes(flipped)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    faults = {
+        "missing.png": "does not exist", "cut.jpg": "damaged or cut off", "flipped.png": "damaged or cut off",
+        "empty.png": "is not a picture", "folder.png": "is a folder", "nul\0.png": "cannot be opened",
+    }  # fmt: skip
+    good = Sample("good", tmp_path / "a.png")
+    for name, fault in faults.items():
+        bad = [Sample(f"{n}", tmp_path / name) for n in range(2)]
+        with pytest.raises(ZooError, match=rf"2 of 3 .* can be read, the first is sample 0: .*{fault}.* --on_missing"):
+            with_images([good, *bad], "error")
+        assert with_images([*bad, good], "skip") == [good]
+        assert "2 of 3 samples left out" in caplog.text and fault in caplog.text
+        with pytest.raises(ZooError, match="2 of 2 samples have no image"):
+            with_images(bad, "skip")
+    assert with_images([good], "error") == [good]
 
 
 TASK_FILES = {

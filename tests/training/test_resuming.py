@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -16,7 +17,15 @@ from finetune_runs import ENVIRONMENT, ROOT, command, finetune, losses
 from sat_models.errors import CheckpointError
 from sat_models.training.formats import read_records
 from sat_models.training.reporting import METRICS_FILE, Reporter, read_metrics
-from sat_models.training.resuming import REASONS, changes, check_identity, data_digest, run_identity, weights_digest
+from sat_models.training.resuming import (
+    REASONS,
+    changes,
+    check_identity,
+    data_digest,
+    images_digest,
+    run_identity,
+    weights_digest,
+)
 from sat_models.training.settings import FinetuneSettings
 
 GIVEN = {"from_pretrained": "cogvlm-tiny", "save_path": "s", "train_data": ("d",)}
@@ -75,6 +84,27 @@ def test_other_data_of_the_same_number_are_other_data(tmp_path: Path) -> None:
     picture(tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"\0")
     seen.add(data_digest(read_records(write_jsonl(path, [entry]))))
     assert len(seen) == 5
+
+
+def test_an_image_replaced_by_another_of_its_size_is_other_data(tmp_path: Path) -> None:
+    for name in ("a/1.bmp", "b/1.bmp"):
+        picture(tmp_path / name)
+    entries = [{"prompt": "What?", "text": "A dog.", "image": name} for name in ("a/1.bmp", "b/1.bmp", "a/1.bmp")]
+    read = read_records(write_jsonl(tmp_path / "x.jsonl", entries))
+    before, data = images_digest(read), data_digest(read)
+    content, times = bytearray((tmp_path / "b/1.bmp").read_bytes()), os.stat(tmp_path / "b/1.bmp")
+    os.utime(tmp_path / "b/1.bmp", ns=(1, 1))
+    assert images_digest(read) == before, "a touched file is the same"
+    content[-1] ^= 1
+    (tmp_path / "b/1.bmp").write_bytes(content)
+    os.utime(tmp_path / "b/1.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert data_digest(read) == data and images_digest(read) != before
+    after = images_digest(read)
+    entries[2]["image"] = "b/1.bmp"
+    assert images_digest(read_records(write_jsonl(tmp_path / "x.jsonl", entries))) != after, "which, not only what"
+    saved = {**identity(), "training images": before}
+    with pytest.raises(CheckpointError, match=r"training images = \w{12}….*same names and sizes hold something else"):
+        check_identity(Path("x/4"), saved, identity())
 
 
 def test_other_weights_at_the_same_path_are_other_weights(tmp_path: Path) -> None:
