@@ -24,8 +24,6 @@ from starlette.requests import ClientDisconnect
 
 from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.box_forms import BoxForm
-from sat_models.processing.boxes import parse_boxes
 from sat_models.serving.core import Limits, Question, ServerCore, choices_of
 from sat_models.serving.failures import UnknownModelError, describe, on_error
 from sat_models.serving.messages import conversation, open_pictures, system_text
@@ -153,7 +151,6 @@ class Call:
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.tickets: list[Ticket] = []
         self.size: tuple[int, int] | None = None
-        self.box_form: BoxForm | None = None
         self._cancelled = False
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
@@ -178,7 +175,7 @@ class Call:
         self.asked = core.prepare(question)
         self.most = core.room(self.asked)
         self.size = images[-1].size if images else None
-        self.box_form = core.processor.box_form
+        self._read = core.read
 
     @property
     def headers(self) -> dict[str, str]:
@@ -222,7 +219,7 @@ class Call:
         choices = []
         for index, finished in sorted(done.items()):
             message = {"role": "assistant", "content": finished.answer.text, "refusal": None}
-            message["boxes"] = self._boxes(finished.answer.text)
+            message |= self._found(finished.answer.text)
             choices.append(
                 {"index": index, "message": message, "finish_reason": finished.answer.finish_reason, "logprobs": None}
             )
@@ -243,8 +240,7 @@ class Call:
                 yield self._chunk(index, {"content": event.text})
             else:
                 done.append(event)
-                boxes = {"boxes": self._boxes(event.answer.text)}
-                yield self._chunk(index, boxes, event.answer.finish_reason)
+                yield self._chunk(index, self._found(event.answer.text), event.answer.finish_reason)
         if wants_usage:
             usage = self._usage(done)
             yield json.dumps({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
@@ -260,10 +256,13 @@ class Call:
             if not left:
                 return
 
-    def _boxes(self, text: str) -> list[dict[str, Any]]:
-        """Boxes of an answer in pixels of the last picture."""
-        found = parse_boxes(text, *self.size, form=self.box_form) if self.size else []
-        return [{"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found]
+    def _found(self, text: str) -> dict[str, Any]:
+        """Boxes of an answer, and what else its family says in a form of its own, in pixels of the last picture."""
+        found = self._read(text, self.size)
+        boxes = [
+            {"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found.boxes
+        ]
+        return {"boxes": boxes, **found.parts}
 
     def _usage(self, done: list[Finished]) -> dict[str, Any]:
         answers = [finished.answer for finished in done]

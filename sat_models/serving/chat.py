@@ -14,7 +14,7 @@ from PIL import Image
 from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.boxes import Box, parse_boxes
+from sat_models.processing.boxes import Box
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import ImageSource, load_image
 
@@ -26,17 +26,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer(GenerationResult):
-    """A finished turn; `boxes` are those in the text, in pixels of the session's picture."""
+    """A finished turn; `boxes` and `parts` are those of `Reading`, in pixels of the session's picture."""
 
     boxes: list[Box] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels."""
+        """What `--json` prints: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, and `parts`."""
         return {
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
             "boxes": [list(box.pixels) for box in self.boxes],
+            **self.parts,
         }
 
 
@@ -120,11 +122,8 @@ class ChatSession:
                     stream(piece)
         result = answer.result()
         self.history.append((query, result.text))
-        return Answer(**vars(result), boxes=self._boxes(result.text))
-
-    def _boxes(self, text: str) -> list[Box]:
-        form = self._vlm.processor.box_form
-        return parse_boxes(text, *self.image.size, form=form) if self.image is not None else []
+        found = self._vlm.read(result.text, None if self.image is None else self.image.size)
+        return Answer(**vars(result), **vars(found))
 
     def draw(self, answer: Answer, path: Path) -> Path | None:
         """Save the picture with the answer's boxes.

@@ -47,7 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
     flag(parser, "no_prompt", action="store_true", help="send an empty question first")
     flag(parser, "image", metavar="FILE_OR_URL", help="the picture; without --query the dialogue starts with it")
     flag(parser, "query", metavar="TEXT", help="ask this one question and end")
-    flag(parser, "json", action="store_true", help="print one JSON line: text, token_ids, finish_reason, boxes")
+    flag(
+        parser,
+        "json",
+        action="store_true",
+        help="print one JSON line: text, token_ids, finish_reason, boxes (CogAgent: agent)",
+    )
     flag(parser, "output", metavar="FILE", type=Path, help="where to save the picture with the answer's boxes")
     return parser
 

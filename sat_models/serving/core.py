@@ -91,6 +91,7 @@ class ServerCore:
         self.limits, self.pictures = limits or Limits(), pictures or PicturePolicy()
         self.processor = vlm.processor
         self.versions = vlm.versions
+        self.read = vlm.read
         self.scheduler = Scheduler(
             engine,
             max_rows=self.limits.max_rows,

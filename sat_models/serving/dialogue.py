@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -139,6 +140,8 @@ class Dialogue:
         self._piece_shown = False
         if answer.finish_reason == "length":
             self._say(self._words.cut_off)
+        for name, part in answer.parts.items():
+            self._say(f"{name}: {json.dumps(part, ensure_ascii=False)}")
         self._draw(answer)
 
     def _show_piece(self, piece: str) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from sat_models.errors import InputError, ZooError, complain
 from sat_models.flags import flag
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import load_image
 from sat_models.processing.prompts import Turn
 from sat_models.serving import server
 from sat_models.serving.core import Limits, Question, ServerCore, answer_events
 from sat_models.serving.requests import Failed, Finished, Piece
+from sat_models.serving.web_tables import tables
 from sat_models.serving.web_texts import LANGUAGES, TEMPLATES, WORDS
 from sat_models.text import printable
 
@@ -90,14 +90,14 @@ class Page:
                         text += event.text
                         yield _with_answer(shown, text), talk, None, "", ""
                     elif isinstance(event, Finished):
-                        boxes = parse_boxes(text, *image.size, form=self._core.processor.box_form) if image else []
+                        found = self._core.read(text, image.size if image else None)
                         cut = f" {words['cut']}" if event.answer.finish_reason == "length" else ""
-                        drawn = draw_boxes(image, boxes) if image and boxes else None
+                        drawn = draw_boxes(image, found.boxes) if image and found.boxes else None
                         yield (
                             _with_answer(shown, text + cut),
                             (picture, [*turns, (question, text)]),
                             drawn,
-                            _table(boxes, words["table"]),
+                            tables(found, words),
                             "",
                         )
         except Exception as error:
@@ -184,15 +184,6 @@ def _translated(gr: Any, named: dict[str, Any], words: dict[str, str]) -> list[A
 def _with_answer(shown: list[dict[str, str]], text: str) -> list[dict[str, str]]:
     """The conversation with the last answer's text so far; what looks like a tag is shown as it is."""
     return [*shown[:-1], {"role": "assistant", "content": text.replace("<", "&lt;")}]
-
-
-def _table(boxes: Sequence[Box], title: str) -> str:
-    """The boxes in pixels as a Markdown table; empty without any."""
-    if not boxes:
-        return ""
-    rows = [(box.phrase.replace("|", " "), *map(str, box.rounded())) for box in boxes]
-    lines = [(title, "x1", "y1", "x2", "y2"), ("---", *["---:"] * 4), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -12,6 +13,7 @@ from mixins.base import ZooModel
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.config import LanguageConfig
 from sat_models.models.families import family_of
+from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn
@@ -40,6 +42,20 @@ class SamplingKeywords(TypedDict, total=False):
     top_k: int
     seed: int | None
     repetition_penalty: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer says about its image.
+
+    Attributes:
+        boxes: those in its text.
+        parts: what else answers of its family say in a form of their own (`Family.parts`), as JSON can hold it:
+            CogAgent says under `agent` what to do on a screen. Empty for an answer that says none of it.
+    """
+
+    boxes: list[Box] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 class VLM:
@@ -166,6 +182,21 @@ class VLM:
             for image, query, history in zip(images, queries, histories, strict=True)
         ]
         return self.engine().answers(requests, max_rows=max_rows)
+
+    def read(self, text: str, size: tuple[int, int] | None) -> Reading:
+        """Take an answer apart.
+
+        Args:
+            text: the answer.
+            size: width and height in pixels of the image that it is about; None without one, and nothing is found.
+
+        Raises:
+            InputError: a size below 1.
+        """
+        if size is None:
+            return Reading()
+        boxes = parse_boxes(text, *size, form=self.processor.box_form)
+        return Reading(boxes, family_of(self.config.model_class).parts(text, *size))
 
     def request(
         self,

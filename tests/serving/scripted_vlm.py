@@ -67,7 +67,7 @@ class ScriptedWeights(nn.Module):
         return [torch.nn.functional.one_hot(torch.tensor(said), VOCAB).float()[:, None]]
 
 
-def scripted_vlm() -> VLM:
+def scripted_vlm(model_class: str = "CogVLMModel") -> VLM:
     """Say what it shall say in `vlm.processor.tokenizer.script`."""
     tokenizer = ScriptedTokenizer()
     processor = Processor(
@@ -75,6 +75,5 @@ def scripted_vlm() -> VLM:
     )
     model = ScriptedWeights(tokenizer).eval()
     cpu = torch.device("cpu")
-    return VLM(
-        model, processor, SimpleNamespace(model_class="CogVLMModel"), device=cpu, dtype=torch.float32, checkpoint=None
-    )
+    config = SimpleNamespace(model_class=model_class)
+    return VLM(model, processor, config, device=cpu, dtype=torch.float32, checkpoint=None)

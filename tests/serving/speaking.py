@@ -10,6 +10,7 @@ from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, AnswerStream, Request
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving.chat import ChatSession
+from sat_models.zoo.vlm import VLM
 
 END = -1
 
@@ -79,7 +80,16 @@ class _Processor:
         return SimpleNamespace(image=image, query=query, history=list(history), version=version, length=7)
 
 
-def session(*answers: str | Exception, finish: str = "stop", **kwargs: Any) -> tuple[ChatSession, SpeakingEngine]:
+class _SpeakingVLM:
+    read = VLM.read
+
+    def __init__(self, model_class: str) -> None:
+        self.processor, self.config = _Processor(), SimpleNamespace(model_class=model_class)
+
+
+def session(
+    *answers: str | Exception, finish: str = "stop", model_class: str = "CogVLMModel", **kwargs: Any
+) -> tuple[ChatSession, SpeakingEngine]:
     """A chat session that gives these answers, and its engine."""
     engine = SpeakingEngine(answers, finish=finish)
-    return ChatSession(SimpleNamespace(processor=_Processor()), engine=engine, **kwargs), engine
+    return ChatSession(_SpeakingVLM(model_class), engine=engine, **kwargs), engine

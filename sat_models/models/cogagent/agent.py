@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 from sat_models.errors import InputError
 from sat_models.processing.boxes import LARGEST, Box, parse_boxes
@@ -59,6 +60,14 @@ class Operation:
     boxes: tuple[Box, ...] = ()
     point: tuple[float, float] | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """All fields; boxes as [x1, y1, x2, y2] and the point as [x, y], in pixels."""
+        return {
+            **vars(self),
+            "boxes": [list(box.pixels) for box in self.boxes],
+            "point": None if self.point is None else list(self.point),
+        }
+
 
 @dataclass(frozen=True)
 class AgentReply:
@@ -75,6 +84,16 @@ class AgentReply:
     plan: tuple[str, ...] = ()
     next_action: str = ""
     operation: Operation | None = None
+
+    @property
+    def says_what_to_do(self) -> bool:
+        """False for an answer that has none of the parts."""
+        return self != AgentReply(self.text)
+
+    def as_json(self) -> dict[str, Any]:
+        """The parts: plan, next_action, operation (None without)."""
+        operation = None if self.operation is None else self.operation.as_json()
+        return {"plan": list(self.plan), "next_action": self.next_action, "operation": operation}
 
 
 def with_grounding(question: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sat_models.models.cogvlm.family import FAMILY as COGVLM
 from sat_models.models.common.family import Family
@@ -26,6 +26,14 @@ def _forms() -> Iterable[HFForm]:
     return (FORM,)
 
 
+def _parts(text: str, width: int, height: int) -> dict[str, Any]:
+    """What to do on a screen, as `agent`."""
+    from sat_models.models.cogagent.agent import parse_agent_reply
+
+    reply = parse_agent_reply(text, width, height)
+    return {"agent": reply.as_json()} if reply.says_what_to_do else {}
+
+
 FAMILY = Family(
     name="cogagent",
     models=("CogAgentModel", "FineTuneTrainCogAgentModel", "FineTuneTestCogAgentModel"),
@@ -40,4 +48,5 @@ FAMILY = Family(
         ),
     },
     forms=_forms,
+    parts=_parts,
 )

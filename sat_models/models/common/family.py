@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sat_models.models.common.groups import ParameterGroup
 from sat_models.processing.prompts import PromptStyle
@@ -31,6 +31,10 @@ def _no_forms() -> tuple[HFForm, ...]:
     return ()
 
 
+def _no_parts(text: str, width: int, height: int) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family of models. The entry itself is light: its functions import the code when it is needed.
@@ -45,6 +49,8 @@ class Family:
         groups: its parameters by groups. Where several families have a group, each adds its own patterns to it.
         forms: gives the Hugging Face forms of its weights that are read or written.
         tokenizer: config and tokenizer file -> tokenizer.
+        parts: an answer, width and height of its image in pixels -> what such an answer says besides boxes, by names
+            of the family's own and in values that JSON can hold; nothing for an answer that says none of it.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Family:
     groups: Mapping[str, ParameterGroup] = field(default_factory=dict)
     forms: Callable[[], Iterable[HFForm]] = _no_forms
     tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer
+    parts: Callable[[str, int, int], dict[str, Any]] = _no_parts
 
     def model_class(self, name: str) -> type[ZooModel]:
         """The class of a name of `models`."""
