@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 __all__ = ["FORMS", "convert", "save_hf"]
 
 FORMS = ("sat", "hf")
+LAYOUTS = ("transformers", "original")
+"""Of Hugging Face folders."""
 
 
 def convert(
@@ -49,6 +51,7 @@ def convert(
     alpha: float | None = None,
     quantisation: Quantisation | None = None,
     step: str | None = None,
+    layout: str | None = None,
     verify: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -68,6 +71,7 @@ def convert(
         alpha: of matrices that lie beside the weights; None takes their config's, else 1 as in the originals.
         quantisation: of the linears, for SAT folders.
         step: name of the step folder; None takes the adapter's step, else the source's.
+        layout: of an "hf" folder: "transformers", "original" (the release's), or None: transformers' where it has one.
         verify: load both and compare their logits for a small made-up input, which must be equal bit for bit, before
             what was written gets its name.
         overwrite: a folder that this function wrote may give way, as a whole.
@@ -81,13 +85,14 @@ def convert(
         ConfigError: a model without a Hugging Face form, or a size that does not divide it.
     """
     folder = Path(folder).expanduser().resolve()
-    _check_asked(to, size, alpha, quantisation)
+    _check_asked(to, size, alpha, quantisation, layout)
     opened_source = open_source(source, adapter=adapter, alpha=alpha, size=size)
     check_output(folder, overwrite=overwrite, read=opened_source.files())
     _check_source(opened_source, quantisation)
     runtime.init_model_parallel(1)
     opened, name = opened_source.open(), "" if to == "hf" else step or _step_of(opened_source)
-    plan = HFPlan(opened, dtype, name=folder.name) if to == "hf" else _SATPlan(opened, name, size, dtype, quantisation)
+    hub = functools.partial(HFPlan, opened, dtype, name=folder.name, layout=layout)
+    plan = hub() if to == "hf" else _SATPlan(opened, name, size, dtype, quantisation)
     check_room(folder, plan.bytes())
     with new_folder(folder, last=HF_CONFIG_FILE if to == "hf" else CONFIG_FILE) as staging:
         plan.write(staging)
@@ -97,9 +102,13 @@ def convert(
     return folder / name
 
 
-def _check_asked(to: str, size: int, alpha: float | None, quantisation: Quantisation | None) -> None:
+def _check_asked(
+    to: str, size: int, alpha: float | None, quantisation: Quantisation | None, layout: str | None
+) -> None:
     if to not in FORMS:
         raise ConfigError(f"'{to}' is no form of a checkpoint; allowed: {', '.join(FORMS)}")
+    if layout is not None and (layout not in LAYOUTS or to != "hf"):
+        raise ConfigError(f"layout is '{layout}' for '{to}'; allowed: {', '.join(LAYOUTS)}, for 'hf'")
     if size < 1:
         raise ConfigError(f"the model-parallel size is {size}; it must be at least 1")
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):

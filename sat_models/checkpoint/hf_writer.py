@@ -19,8 +19,9 @@ from sat_models.checkpoint.source import EMBEDDING, Opened, of_model, open_sourc
 from sat_models.checkpoint.staging import write_tensors
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.files import copy_file, write_json, write_text
+from sat_models.files import write_json, write_text
 from sat_models.models.common.quantisation import QUANTISATION_KEY
+from sat_models.processing.tokenizer_files import copy_tokenizer
 
 SHARD_BYTES = 5 * 10**9
 
@@ -30,6 +31,7 @@ def save_hf(
     folder: str | os.PathLike[str],
     *,
     config: LanguageConfig | None = None,
+    layout: str | None = None,
     dtype: torch.dtype | None = None,
     tokenizer_file: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -43,6 +45,7 @@ def save_hf(
         source: a model with all its weights in this process, a checkpoint, or its path.
         folder: must not exist, or be empty.
         config: of `source`, if that is a model.
+        layout: as `convert`.
         dtype: of floating-point weights; None keeps them.
         tokenizer_file: None takes the one beside a checkpoint.
         shard_bytes: most bytes in one shard, unless a single weight has more.
@@ -60,7 +63,9 @@ def save_hf(
         found = open_source(source)
         opened, read = found.open(), found.files()
     check_output(folder, overwrite=overwrite, read=read)
-    plan = HFPlan(opened, dtype, name=folder.name, tokenizer_file=tokenizer_file, shard_bytes=shard_bytes)
+    plan = HFPlan(
+        opened, dtype, name=folder.name, layout=layout, tokenizer_file=tokenizer_file, shard_bytes=shard_bytes
+    )
     check_room(folder, plan.bytes())
     with new_folder(folder, last=HF_CONFIG_FILE) as staging:
         plan.write(staging)
@@ -74,11 +79,12 @@ class HFPlan:
         opened: the weights.
         dtype: of floating-point weights; None keeps them.
         name: of the model, for its card.
+        layout: as `convert`.
         tokenizer_file: None takes that of `opened`.
         shard_bytes: most bytes in one shard, unless a single weight has more.
 
     Raises:
-        ConfigError: the model has no Hugging Face form, or its weights are quantised.
+        ConfigError: the model has no Hugging Face form, or none of that layout, or its weights are quantised.
     """
 
     def __init__(
@@ -87,12 +93,13 @@ class HFPlan:
         dtype: torch.dtype | None,
         *,
         name: str,
+        layout: str | None = None,
         tokenizer_file: Path | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         if QUANTISATION_KEY in opened.config:
             raise ConfigError("quantised weights have no Hugging Face form here; convert those in full precision")
-        form = form_of_class(opened.config["model_class"])
+        form = form_of_class(opened.config["model_class"], layout)
         self._opened, self._dtype, self._name = opened, dtype, name
         self._tokenizer_file = tokenizer_file or opened.tokenizer_file
         self._data = {**form.config_to_hf(opened.config)}
@@ -124,7 +131,7 @@ class HFPlan:
         write_text(folder / "README.md", _card(self._name, self._data, self._opened.config))
         if file := self._tokenizer_file:
             names = self._opened.model.config.TOKENIZER_FILES
-            copy_file(file, folder / (file.name if file.name in names else names[0]))
+            copy_tokenizer(file, folder, file.name if file.name in names else names[0])
 
     def _write_shards(self, folder: Path) -> dict[str, str]:
         """Gives the file of each weight."""

@@ -21,8 +21,9 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.hf_form import HFForm, KeyTable, Place
+from sat_models.models.common.hf_form import ADDED_TOKENS, HFForm, KeyTable, Place
 from sat_models.models.families import family_of, form_of_config, forms, model_class
+from sat_models.processing.byte_tokens import added_tokens
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -90,7 +91,7 @@ class HFCheckpoint(SATCheckpoint):
     def stored_name(self, name: str) -> str:
         """See `SATCheckpoint`."""
         try:
-            return self.form.keys.to_hf(name)
+            return self.form.keys_of(self.config).to_hf(name)
         except CheckpointError:
             return name
 
@@ -147,6 +148,8 @@ def open_hf(folder: Path) -> HFCheckpoint:
     """
     data = read_json(folder / HF_CONFIG_FILE)
     form = form_of_config(data, str(folder))
+    if form.reads_tokens:
+        data = {**data, ADDED_TOKENS: added_tokens(folder)}
     files, index = weight_files(folder)
     further = _nothing_further
     apart = form.apart
@@ -217,16 +220,22 @@ def read_shard_file(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def form_of_class(name: str) -> HFForm:
+def form_of_class(name: str, layout: str | None = None) -> HFForm:
     """The Hugging Face form of a `model_class`, or of the one of its family that it extends (the fine-tuning names).
 
+    Args:
+        layout: "transformers" or "original"; None: the first that the family names.
+
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or none of that layout.
     """
     bases = [base.__name__ for base in model_class(name).__mro__]
-    for form in family_of(name).forms():
-        if form.model_class in bases and form.sizes_to_hf is not None:
-            return form
+    written = [f for f in family_of(name).forms() if f.model_class in bases and f.sizes_to_hf is not None]
+    if found := next((form for form in written if layout in (None, form.layout)), None):
+        return found
+    if written:
+        allowed = ", ".join(form.layout for form in written)
+        raise ConfigError(f"{name} is not written in the layout '{layout}'; allowed: {allowed}")
     known = ", ".join(form.model_class for form in forms() if form.sizes_to_hf is not None)
     raise ConfigError(f"{name} has no Hugging Face form; those that have: {known}")
 

@@ -26,8 +26,9 @@ from sat_models.checkpoint.staging import (
     start_staging,
 )
 from sat_models.config import ModelConfig
-from sat_models.files import copy_file, draft_of, write_json
+from sat_models.files import draft_of, write_json
 from sat_models.models.build import computable_buffers, compute_buffer
+from sat_models.processing.tokenizer_files import copy_tokenizer
 
 if TYPE_CHECKING:
     from sat_models.checkpoint.quantise import Quantiser
@@ -189,8 +190,8 @@ def write_model_config(
 def _write_beside(folder: Path, config: Mapping[str, object], tokenizer_file: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, config)
-    if tokenizer_file is not None and not (folder / tokenizer_file.name).exists():
-        copy_file(tokenizer_file, folder / tokenizer_file.name)
+    if tokenizer_file is not None:
+        copy_tokenizer(tokenizer_file, folder)
 
 
 def write_rank_weights(model: nn.Module, staging: Path, dtype: torch.dtype | None = None) -> None:

@@ -26,6 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo",
     )  # fmt: skip
     parser.add_argument("--to", required=True, choices=("sat", "hf"), help="form of the result")
+    parser.add_argument(
+        "--layout", choices=("transformers", "original"),
+        help="of --to hf: as transformers' own class reads it, or as the release has it (default: transformers' own, "
+        "where it has the model)",
+    )  # fmt: skip
     add_output_flags(parser, "folder to write")
     parser.add_argument("--merge-lora", metavar="ADAPTER", help="adapter file or folder to merge on the way")
     parser.add_argument("--quant", type=int, choices=(4, 8), help="quantise the linears of a SAT folder")
@@ -78,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=chosen_dtype(args),
         adapter=read_adapter(args.merge_lora) if args.merge_lora else None,
         quantisation=Quantisation.asked(args.quant, args.quant_skip),
+        layout=args.layout,
         verify=args.verify,
         overwrite=args.overwrite,
     )

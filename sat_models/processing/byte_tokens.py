@@ -218,17 +218,19 @@ class TiktokenTokenizer(ByteTokenizer):
 def added_tokens(folder: str | os.PathLike[str]) -> dict[str, int]:
     """Ids of the tokens that stand beside a vocabulary, by name, from a folder in transformers' layout.
 
-    `added_tokens.json` and `added_tokens_decoder` of `tokenizer_config.json`, whichever are there.
+    `added_tokens.json`, `added_tokens_decoder` of `tokenizer_config.json` and `added_tokens` of `tokenizer.json`,
+    whichever are there.
 
     Raises:
         InputError: a file that is there and cannot be read.
     """
-    found: dict[str, int] = {}
-    config, beside = Path(folder) / "tokenizer_config.json", Path(folder) / "added_tokens.json"
-    if config.is_file():
-        decoder = _read_json(config).get("added_tokens_decoder") or {}
-        found = {token["content"]: int(number) for number, token in decoder.items()}
-    return {**found, **(_read_json(beside) if beside.is_file() else {})}
+    whole, config, beside = (
+        _read_json(path) if (path := Path(folder) / name).is_file() else {}
+        for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+    )
+    found = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
+    decoder = config.get("added_tokens_decoder") or {}
+    return {**found, **{token["content"]: int(number) for number, token in decoder.items()}, **beside}
 
 
 def _read(path: Path) -> bytes:

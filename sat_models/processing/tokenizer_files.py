@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat_models.errors import InputError
+from sat_models.files import copy_file
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.model"
 DEFAULT_TOKENIZER = "lmsys/vicuna-7b-v1.5"
 """The tokenizer of the released CogVLM and CogAgent weights."""
+COMPANIONS = ("added_tokens.json", "tokenizer_config.json")
+"""Files beside a tokenizer that some families read: ids of special tokens, whether a text has a begin token."""
 
 
 def find_tokenizer(
@@ -56,6 +59,17 @@ def find_tokenizer(
         f"No {' or '.join(names)} lies beside the weights{looked}. Pass --local_tokenizer with a file, a folder or a "
         f"Hugging Face repository; the released CogVLM and CogAgent weights use {DEFAULT_TOKENIZER}."
     )
+
+
+def copy_tokenizer(file: Path, folder: Path, name: str | None = None) -> None:
+    """Copy a tokenizer's file, and its companions, where they are not there yet. Raises OSError.
+
+    Args:
+        name: of the file in `folder`; None: its own.
+    """
+    for source, copy in ((file, name or file.name), *((file.with_name(other), other) for other in COMPANIONS)):
+        if source.is_file() and not (folder / copy).exists():
+            copy_file(source, folder / copy)
 
 
 def _named_tokenizer(name: str, names: Sequence[str]) -> Path:

@@ -79,6 +79,12 @@ def test_a_form_is_that_of_the_own_family_not_of_the_llama_beneath(name: str) ->
     assert form_of_class("LLaMAModel").architecture == "LlamaForCausalLM"
 
 
+def test_a_layout_that_a_family_is_not_written_in() -> None:
+    assert form_of_class("LLaVAModel", "transformers").architecture == "LlavaForConditionalGeneration"
+    with pytest.raises(ConfigError, match="LLaVAModel is not written in the layout 'original'; allowed: transformers"):
+        form_of_class("LLaVAModel", "original")
+
+
 def test_a_config_of_two_models_is_refused() -> None:
     data = {"architectures": ["CogVLMForCausalLM", "LlavaForConditionalGeneration"]}
     with pytest.raises(ConfigError, match="could be of CogVLMForCausalLM and LlavaForConditionalGeneration"):

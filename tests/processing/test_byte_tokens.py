@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tokenizers
 
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.byte_tokens import CL100K, JsonTokenizer, TiktokenTokenizer, added_tokens
+from sat_models.processing.tokenizer_files import copy_tokenizer
 from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 
 TEXTS = [
@@ -172,3 +174,18 @@ def test_special_pieces_of_sentencepiece_cannot_be_typed(tmp_path: Path) -> None
     assert "".join([*map(stream.push, ids), stream.flush()]) == ours.decode(ids) == text
     assert (ours.special_id("<img>"), ours.special_id("</s>"), ours.vocab_size) == (beyond, 2, beyond + 1)
     assert ours.pad_id == plain.pad_id == plain.vocab_size
+
+
+def test_added_tokens_of_every_file_that_may_hold_them(json_file: Path, tmp_path: Path) -> None:
+    shutil.copy(json_file, tmp_path / "tokenizer.json")
+    known = added_tokens(tmp_path)
+    assert set(ROLES) <= known.keys()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": 9000}))
+    assert added_tokens(tmp_path) == {**known, "<image>": 9000}
+
+
+def test_a_tokenizer_is_copied_with_what_belongs_to_it(tiktoken_file: Path, tmp_path: Path) -> None:
+    copy_tokenizer(tiktoken_file, tmp_path)
+    assert added_tokens(tmp_path) == added_tokens(tiktoken_file.parent)
+    copy_tokenizer(tmp_path / "tokenizer.model", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.model", "tokenizer_config.json"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from sat_models.models.common.telling import class_names
 
 SAT_KEY = "sat_model_config"
 """Where `config.json` keeps what Hugging Face's keys cannot say, so that nothing of a SAT config is lost."""
+ADDED_TOKENS = "added_tokens"
+"""Where a form that reads them finds ids of special tokens, beside the keys of `config.json`."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PLACE = re.compile(r"\{[ij]\}")
@@ -211,25 +213,30 @@ class HFForm:
         architecture: as `config.json` names it.
         model_class: as `model_config.json` names it.
         config_class: typed config of `model_class`.
-        keys: weight names.
+        keys: weight names; or what gives them for a config, where models of the class differ in them.
         versions: `template_version` of Hugging Face -> prompt version of SAT.
         sizes_to_sat: content of `config.json` -> sizes under SAT's names; a KeyError is an absent key.
         sizes_to_hf: typed config -> `config.json` without architecture and template; None for a form that is only read.
         canonical: a name in the files -> that in `keys`; None for what is no weight (tables of positions).
         telling: whether a `config.json` that names `architecture` is of this form, where others name it, too.
         apart: weights that lie elsewhere.
+        layout: whose names it has: transformers' own class, or the release's original code.
+        reads_tokens: `sizes_to_sat` finds ids of special tokens by name under `ADDED_TOKENS`, out of the tokenizer's
+            files, because `config.json` does not say them.
     """
 
     architecture: str
     model_class: str
     config_class: type[LanguageConfig]
-    keys: KeyTable
+    keys: KeyTable | Callable[[Any], KeyTable]
     versions: Mapping[str, str]
     sizes_to_sat: Callable[[Mapping[str, Any]], dict[str, Any]]
     sizes_to_hf: Callable[[Any], dict[str, Any]] | None = None
     canonical: Callable[[str], str | None] = _unchanged
     telling: Callable[[Mapping[str, Any]], bool] | None = None
     apart: Apart | None = None
+    layout: Literal["original", "transformers"] = "original"
+    reads_tokens: bool = False
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """Whether the content of a `config.json` is of this form."""
@@ -237,7 +244,9 @@ class HFForm:
 
     def keys_of(self, config: Mapping[str, Any]) -> KeyTable:
         """The table for a model, from the content of its `model_config.json`."""
-        return self.keys.of_heads(self.config_class.from_dict(dict(config)).heads)
+        typed = self.config_class.from_dict(dict(config))
+        keys = self.keys if isinstance(self.keys, KeyTable) else self.keys(typed)
+        return keys.of_heads(typed.heads)
 
     def config_to_sat(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `model_config.json` from that of `config.json`.

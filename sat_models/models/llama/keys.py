@@ -26,4 +26,5 @@ FORM = HFForm(
     sizes_to_sat=llama_sizes,
     sizes_to_hf=llama_sizes_to_hf,
     canonical=canonical,
+    layout="transformers",
 )

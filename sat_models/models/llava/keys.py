@@ -178,6 +178,7 @@ FORM = HFForm(
     sizes_to_sat=_sizes_to_sat,
     sizes_to_hf=_sizes_to_hf,
     canonical=canonical,
+    layout="transformers",
 )
 ORIGINAL = HFForm(
     architecture="LlavaLlamaForCausalLM",
