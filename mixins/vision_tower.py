@@ -72,18 +72,20 @@ class EarlyFeatureMixin(BaseMixin):
 
     Args:
         layers_run: layers from the first whose output is needed.
+        last_norm: whether the checkpoint has that norm.
     """
 
-    def __init__(self, hidden_size: int, epsilon: float, layers_run: int) -> None:
+    def __init__(self, hidden_size: int, epsilon: float, layers_run: int, *, last_norm: bool = True) -> None:
         super().__init__()
         self.layers_run = layers_run
         self.pre_layernorm = nn.LayerNorm(hidden_size, eps=epsilon)
-        self.post_layernorm = nn.LayerNorm(hidden_size, eps=epsilon)
+        self.post_layernorm = nn.LayerNorm(hidden_size, eps=epsilon) if last_norm else None
 
     @property
     def never_run(self) -> tuple[nn.Module, ...]:
         """What the checkpoint holds beyond the features that are read."""
-        return (*self.transformer.layers[self.layers_run :], self.post_layernorm)
+        norms = () if self.post_layernorm is None else (self.post_layernorm,)
+        return (*self.transformer.layers[self.layers_run :], *norms)
 
     def layer_forward(self, hidden_states: Tensor, mask: Tensor, *args: Any, **kw: Any) -> Tensor:
         """[N, 1 + P, V] -> same; `x + attn(LN(x))`, `x + mlp(LN(x))`."""

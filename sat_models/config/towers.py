@@ -92,6 +92,8 @@ class CLIPTowerConfig(VisionTowerConfig):
 
     LAYERNORM_ORDER: ClassVar[str] = "pre"
     MODEL_CLASS: ClassVar[str] = "CLIPViT"
+    LAST_NORM: ClassVar[bool] = True
+    """Whether checkpoints have the norm behind the last layer, which no forward reads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

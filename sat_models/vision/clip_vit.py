@@ -28,7 +28,9 @@ class CLIPViT(VisionTower):
     def __init__(self, config: CLIPTowerConfig) -> None:
         super().__init__(config)
         self.add_mixin("final", DropClassTokenMixin())
-        early = EarlyFeatureMixin(config.hidden_size, config.layernorm_epsilon, config.layers_run)
+        early = EarlyFeatureMixin(
+            config.hidden_size, config.layernorm_epsilon, config.layers_run, last_norm=config.LAST_NORM
+        )
         self.add_mixin("early", early)
         for part in early.never_run:
             part.requires_grad_(False)

@@ -11,41 +11,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_models.errors import ConfigError
-from sat_models.models.common.hf_form import Apart, HFForm, Joined, KeyTable, Lifted
+from sat_models.models.common.clip_keys import CLIP_LARGE, clip_rows, clip_sizes, clip_sizes_to_hf
+from sat_models.models.common.hf_form import Apart, HFForm, KeyTable
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 from sat_models.models.llava.config import LLaVAConfig
-
-_SAT_TOWER, _TOWER = "mixins.eva.vit_model", "vision_tower.vision_model"
-_SAT_LAYER, _LAYER = f"{_SAT_TOWER}.transformer.layers.{{j}}", f"{_TOWER}.encoder.layers.{{j}}"
-_BOTH = ("weight", "bias")
 
 KEYS = KeyTable(
     {
         **llama_rows("language_model.model", "language_model.lm_head"),
-        f"{_SAT_TOWER}.transformer.word_embeddings.weight": Lifted(f"{_TOWER}.embeddings.class_embedding"),
-        f"{_SAT_TOWER}.transformer.position_embeddings.weight": f"{_TOWER}.embeddings.position_embedding.weight",
-        f"{_SAT_TOWER}.mixins.patch_embedding.proj.weight": f"{_TOWER}.embeddings.patch_embedding.weight",
+        **clip_rows("vision_tower.vision_model"),
         **{
             f"{sat}.{part}": f"{hf}.{part}"
-            for part in _BOTH
+            for part in ("weight", "bias")
             for sat, hf in {
-                f"{_SAT_TOWER}.mixins.early.pre_layernorm": f"{_TOWER}.pre_layrnorm",
-                f"{_SAT_TOWER}.mixins.early.post_layernorm": f"{_TOWER}.post_layernorm",
-                f"{_SAT_LAYER}.input_layernorm": f"{_LAYER}.layer_norm1",
-                f"{_SAT_LAYER}.post_attention_layernorm": f"{_LAYER}.layer_norm2",
-                f"{_SAT_LAYER}.attention.dense": f"{_LAYER}.self_attn.out_proj",
-                f"{_SAT_LAYER}.mlp.dense_h_to_4h": f"{_LAYER}.mlp.fc1",
-                f"{_SAT_LAYER}.mlp.dense_4h_to_h": f"{_LAYER}.mlp.fc2",
                 "mixins.eva.linear_proj.linear_1": "multi_modal_projector.linear_1",
                 "mixins.eva.linear_proj.linear_2": "multi_modal_projector.linear_2",
                 "mixins.eva.linear_proj": "multi_modal_projector",
             }.items()
-        },
-        **{
-            f"{_SAT_LAYER}.attention.query_key_value.{part}": Joined(
-                tuple(f"{_LAYER}.self_attn.{x}_proj.{part}" for x in "qkv")
-            )
-            for part in _BOTH
         },
     },
     left_out=(ROTARY_TABLE,),
@@ -82,32 +64,11 @@ def canonical(name: str) -> str | None:
 
 OWN_TOWER = "vision_tower.vision_tower."
 """In names of the original layout: the tower lies with the language model."""
-_CLIP_SIZES = {
-    "num_layers": ("num_hidden_layers", 12),
-    "hidden_size": ("hidden_size", 768),
-    "num_attention_heads": ("num_attention_heads", 12),
-    "inner_hidden_size": ("intermediate_size", 3072),
-    "patch_size": ("patch_size", 32),
-    "in_channels": ("num_channels", 3),
-    "layernorm_epsilon": ("layer_norm_eps", 1e-5),
-}
-CLIP_LARGE = {
-    "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096,
-    "patch_size": 14,
-}  # fmt: skip
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": {**CLIP_LARGE, "image_size": 224},
     "openai/clip-vit-large-patch14-336": {**CLIP_LARGE, "image_size": 336},
 }
 """Sizes of the towers that released LLaVA checkpoints name."""
-
-
-def _tower_sizes(data: Mapping[str, Any], feature_layer: int) -> dict[str, Any]:
-    if data.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise ConfigError(f"vision_config.hidden_act {data['hidden_act']!r} is not supported; 'quick_gelu' is")
-    sizes = {sat: data.get(hf, default) for sat, (hf, default) in _CLIP_SIZES.items()}
-    side = data.get("image_size", 224)
-    return {"image_size": [side, side], "feature_layer": feature_layer, **sizes}
 
 
 def _with_tower(sizes: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +85,7 @@ def _sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     _check(data, {"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"})
     _check(data, {"multimodal_projector_bias": True})
     layer = data.get("vision_feature_layer", -2)
-    sizes = _with_tower(llama_sizes(data["text_config"]), _tower_sizes(data["vision_config"], layer))
+    sizes = _with_tower(llama_sizes(data["text_config"]), {**clip_sizes(data["vision_config"]), "feature_layer": layer})
     slot = data.get("image_token_index", 0)
     return {**sizes, "projector": "mlp2x_gelu", "image_token_id": slot if slot < sizes["vocab_size"] else 0}
 
@@ -144,12 +105,7 @@ def _sizes_to_hf(config: LLaVAConfig) -> dict[str, Any]:
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
         "text_config": llama_sizes_to_hf(config),
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **{hf: getattr(tower, sat) for sat, (hf, _) in _CLIP_SIZES.items()},
-            "image_size": tower.image_size[0],
-            "hidden_act": "quick_gelu",
-        },
+        "vision_config": clip_sizes_to_hf(tower),
     }
 
 
@@ -161,7 +117,8 @@ def _original_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"the sizes of the tower {data['mm_vision_tower']!r} are not known: its config.json is needed"
         )
-    sizes = _with_tower(llama_sizes(data), _tower_sizes(tower, data.get("mm_vision_select_layer", -2)))
+    layer = data.get("mm_vision_select_layer", -2)
+    sizes = _with_tower(llama_sizes(data), {**clip_sizes(tower), "feature_layer": layer})
     marked = bool(data.get("mm_use_im_start_end", False))
     pad = data.get("image_aspect_ratio", "square") == "pad"
     marks = {"image_start_id": 32001, "image_end_id": 32002} if marked else {}
