@@ -96,6 +96,15 @@ class ExpertRouting:
             merged = merged.index_copy(0, self.language_index, language(flat[self.language_index]))
         return merged.view(batch, tokens, -1)
 
+    def add_to_vision(self, output_BSE: Tensor, hidden_BSD: Tensor, product: Expert) -> Tensor:
+        """`output_BSE` with `product` of the vision tokens' hidden states added in their places; it is not changed."""
+        if self.span is not None:
+            start, stop = self.span
+            image = output_BSE[:, start:stop] + product(hidden_BSD[:, start:stop])
+            return torch.cat((output_BSE[:, :start], image, output_BSE[:, stop:]), dim=1)
+        tokens = hidden_BSD.flatten(0, 1)[self.vision_index]
+        return output_BSE.flatten(0, 1).index_add(0, self.vision_index, product(tokens)).view_as(output_BSE)
+
     def apply_row_parallel(
         self,
         hidden_BSD: Tensor,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixins.linear import project
+from mixins.linear import Added, project_with
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 from mixins.text_token import GatedPart, stands_for
 
@@ -28,9 +28,9 @@ class LLaMAMlpMixin(BaseMixin):
             num_layers, hidden_size, inner_hidden_size, module=self, name="dense_h_to_4h_gate"
         )
 
-    def mlp_forward(self, hidden_states: Tensor, **kw: Any) -> Tensor:
+    def mlp_forward(self, hidden_states: Tensor, *, added: Added | None = None, **kw: Any) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
-        return self._language_mlp(hidden_states, int(kw["layer_id"]))
+        return self._language_mlp(hidden_states, int(kw["layer_id"]), added)
 
     @stands_for("mlp_forward", "_language_mlp", "_language_inner")
     def text_token(self, layer_id: int) -> GatedPart:
@@ -38,12 +38,14 @@ class LLaMAMlpMixin(BaseMixin):
         mlp = self.transformer.layers[layer_id].mlp
         return GatedPart(mlp.activation_func, self.gate_proj[layer_id], mlp.dense_h_to_4h, mlp.dense_4h_to_h)
 
-    def _language_mlp(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+    def _language_mlp(self, hidden_states: Tensor, layer_id: int, added: Added | None = None) -> Tensor:
         down = self.transformer.layers[layer_id].mlp.dense_4h_to_h
-        return project(down, self._language_inner(hidden_states, layer_id))
+        inner = self._language_inner(hidden_states, layer_id, added)
+        return project_with(down, inner, added, "dense_4h_to_h", layer_id)
 
-    def _language_inner(self, hidden_states: Tensor, layer_id: int) -> Tensor:
+    def _language_inner(self, hidden_states: Tensor, layer_id: int, added: Added | None = None) -> Tensor:
         """What the down projection takes."""
         mlp = self.transformer.layers[layer_id].mlp
-        gate = mlp.activation_func(project(self.gate_proj[layer_id], hidden_states))
-        return gate * project(mlp.dense_h_to_4h, hidden_states)
+        gate = project_with(self.gate_proj[layer_id], hidden_states, added, "gate_proj", layer_id)
+        up = project_with(mlp.dense_h_to_4h, hidden_states, added, "dense_h_to_4h", layer_id)
+        return mlp.activation_func(gate) * up

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+
+Added = Callable[[str, int, Tensor, Tensor], Tensor]
+"""What a mixin beside those of a layer makes of a linear's product: name of the linear, layer, what went in and came
+out -> what takes its place. It travels with the keywords of a forward."""
 
 
 def project(linear: nn.Module, x: Tensor) -> Tensor:
@@ -23,6 +29,12 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() == x.shape[-1]:
         return torch.mv(linear.weight, x.reshape(-1)).view(*x.shape[:-1], -1)
     return F.linear(x, linear.weight)
+
+
+def project_with(linear: nn.Module, x: Tensor, added: Added | None, name: str, layer_id: int) -> Tensor:
+    """`project`, and what is `added` to the linear of that name in a layer; None: nothing."""
+    output = project(linear, x)
+    return output if added is None else added(name, layer_id, x, output)
 
 
 def embed(words: nn.Module, input_ids: Tensor) -> Tensor:

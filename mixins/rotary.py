@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mixins.heads import HeadLayout
-from mixins.linear import project
+from mixins.linear import Added, project_with
 from mixins.sat_compat import BaseMixin, mpu
 from mixins.text_token import AttentionPart, stands_for
 
@@ -185,8 +185,10 @@ class RotaryMixin(BaseMixin):
         """Queries and keys [B, N + G, S, H], turned."""
         return choose_rotate(heads, self.heads)(heads, rows)
 
-    def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
-        return project(self.transformer.layers[layer_id].attention.query_key_value, hidden_states)
+    def _project_qkv(self, hidden_states: Tensor, *, layer_id: int, added: Added | None = None, **kw: Any) -> Tensor:
+        linear = self.transformer.layers[layer_id].attention.query_key_value
+        return project_with(linear, hidden_states, added, "query_key_value", layer_id)
 
-    def _project_out(self, context: Tensor, *, layer_id: int, **kw: Any) -> Tensor:
-        return project(self.transformer.layers[layer_id].attention.dense, context)
+    def _project_out(self, context: Tensor, *, layer_id: int, added: Added | None = None, **kw: Any) -> Tensor:
+        linear = self.transformer.layers[layer_id].attention.dense
+        return project_with(linear, context, added, "dense", layer_id)
