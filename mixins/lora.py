@@ -228,25 +228,6 @@ def apply_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
     return chosen
 
 
-@torch.no_grad()
-def merge_lora(model: nn.Module) -> list[str]:
-    """Write every update into its weight and take the wrappers off, in place; weights stay frozen. All ranks call it.
-
-    Returns:
-        The names of the merged linears.
-
-    Raises:
-        ValueError: nothing is wrapped.
-    """
-    layers = lora_layers(model)
-    if not layers:
-        raise ValueError(f"this {type(model).__name__} has no LoRA to merge; apply_lora comes first")
-    for name, layer in layers.items():
-        layer.original.weight.copy_(layer.merged_weight())
-        model.set_submodule(name, layer.original)
-    return list(layers)
-
-
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """This rank's LoRA matrices by name, and nothing else. `checkpoint.adapter` writes files that fit all ranks."""
     layers = lora_layers(model).items()

@@ -6,7 +6,6 @@ its header, under "adapter", a JSON object: format, base_model, lora (rank, alph
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
-from mixins.lora import LoRALinear, LoRASettings, apply_lora, lora_layers, lora_state_dict
+from mixins.lora import LoRALinear, LoRASettings, lora_layers
 from mixins.ptuning import PTUNING_NAME, PTuningMixin, add_ptuning
 from mixins.sat_compat import mpu
 from sat_models import runtime
@@ -174,64 +173,23 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         raise CheckpointError(f"{file} is damaged ({str(error)[:200]}). Copy it again.") from error
 
 
-def load_adapter(model: ZooModel, path: str | os.PathLike[str]) -> Adapter:
-    """Put an adapter onto its base model, in place: wrappers and prefix are added where they are not there yet.
-
-    Call it on every rank, after the base weights are loaded. What trains is not changed, except that the weights behind
-    new LoRA matrices are frozen.
-
-    Raises:
-        CheckpointError: it is unreadable or fits another model.
-    """
-    adapter = read_adapter(path)
-    present = next(iter(lora_layers(model).values()), None)
-    if present is not None and adapter.lora is not None and not _alike(present.settings, adapter.lora):
-        raise CheckpointError(
-            f"{adapter_path(path)} has LoRA {adapter.lora}, but the model already has {present.settings}; load the "
-            "base model again, or merge what it has"
-        )
-    try:
-        if adapter.lora is not None and present is None:
-            apply_lora(model, adapter.lora)
-        if adapter.prefix_length and PTUNING_NAME not in model.mixins:
-            add_ptuning(model, adapter.prefix_length)
-    except ValueError as error:
-        raise CheckpointError(f"{adapter_path(path)} was trained on another model: {error}") from error
-    _fill(model, adapter, adapter_path(path))
-    return adapter
-
-
+@torch.no_grad()
 def load_prefix(model: ZooModel, adapter: Adapter) -> None:
     """Give a model the p-tuning prefix of an adapter, which cannot be merged. Call it on every rank.
 
     Raises:
         CheckpointError: the prefix fits another model.
     """
-    tensors = {name: value for name, value in adapter.tensors.items() if name.startswith(PREFIX_START)}
+    found = {name: value for name, value in adapter.tensors.items() if name.startswith(PREFIX_START)}
     add_ptuning(model, adapter.prefix_length)
-    _fill(model, dataclasses.replace(adapter, tensors=tensors, lora=None), Path(ADAPTER_FILE))
-
-
-def _alike(one: LoRASettings, other: LoRASettings) -> bool:
-    """Whether the same matrices mean the same weights."""
-    return (one.rank, one.alpha, one.use_dora) == (other.rank, other.alpha, other.use_dora)
-
-
-@torch.no_grad()
-def _fill(model: ZooModel, adapter: Adapter, file: Path) -> None:
-    rules, parameters = split_rules(model), dict(model.named_parameters())
-    rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
-    wanted = {*lora_state_dict(model), *(name for name in parameters if name.startswith(PREFIX_START))}
-    wrong = sorted((wanted - adapter.tensors.keys()) | (adapter.tensors.keys() - parameters.keys()))
-    wrong += [
-        f"{name} {list(value.shape)}"
-        for name, value in adapter.tensors.items()
-        if name in parameters and rules[name].full_shape(parameters[name].shape, size) != tuple(value.shape)
-    ]
-    if wrong:
+    rules, rank, size = split_rules(model), mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
+    parameters = {name: value for name, value in model.named_parameters() if name.startswith(PREFIX_START)}
+    wanted = {name: rules[name].full_shape(value.shape, size) for name, value in parameters.items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if wrong := sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name)):
         raise CheckpointError(
-            f"{file} does not fit this {type(model).__name__} ({len(wrong)} names or shapes, such as "
-            f"{', '.join(wrong[:4])}); it was trained on {adapter.base_model}"
+            f"the p-tuning prefix in {adapter.file or 'this adapter'} does not fit this {type(model).__name__} "
+            f"({len(wrong)} names or shapes, such as {', '.join(wrong[:4])}); it was trained on {adapter.base_model}"
         )
-    for name, value in adapter.tensors.items():
+    for name, value in found.items():
         parameters[name].copy_(slice_for_rank(value, rules[name], rank, size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from sat_models.checkpoint.quantise import Quantiser
 
 __all__ = ["SATCheckpoint", "load_weights", "read_weights", "save_checkpoint", "write_parts"]
-
-logger = logging.getLogger(__name__)
 
 
 def load_weights(

@@ -6,7 +6,6 @@ the end the first process puts all together, in the order of the annotations.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,8 +29,6 @@ from sat_models.processing.image import load_image
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
-
-logger = logging.getLogger(__name__)
 
 SETTINGS_FILE, PREDICTIONS_FILE, SCORES_FILE = "settings.json", "predictions.jsonl", "scores.json"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ from sat_models.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

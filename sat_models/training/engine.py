@@ -23,8 +23,6 @@ from sat_models.training.muon import MuonAdamW
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.trainable import parameter_groups
 
-logger = logging.getLogger(__name__)
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_ZERO = 1
 OURS = {

@@ -16,8 +16,6 @@ from sat_models.checkpoint.convert import convert
 from sat_models.errors import CheckpointError, ZooError
 from sat_models.zoo import locate
 
-logger = logging.getLogger(__name__)
-
 _OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 

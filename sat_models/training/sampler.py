@@ -8,13 +8,10 @@ equally many samples.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 
 from sat_models.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 WINDOW = 64
 """Most global batches that are sorted together."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixins.lora import LoRASettings, apply_lora, merge_lora
+from mixins.lora import LoRASettings, apply_lora
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
 from sat_models import runtime
 from sat_models.checkpoint.reshard import slice_for_rank, split_rules
@@ -146,8 +146,8 @@ def test_lora_goes_around_and_cannot_be_merged(bits):
         assert layer(x).equal(before[name])
         layer.matrix_B[0].data.normal_()
         torch.testing.assert_close(layer(x), before[name] + x @ layer.delta().T)
-    with pytest.raises(ValueError, match="cannot be merged into a quantised weight"):
-        merge_lora(model)
+        with pytest.raises(ValueError, match="cannot be merged into a quantised weight"):
+            layer.merged_weight()
 
 
 def test_what_is_chosen():

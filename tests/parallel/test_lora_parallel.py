@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixins.lora import merge_lora
-from sat_models.checkpoint.adapter import load_adapter
+from sat_models.checkpoint.adapter import read_adapter
 from sat_models.zoo import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,21 +61,17 @@ def test_ranks_agree_on_what_is_whole(reports: tuple, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key != "full"])
-def test_merged_and_reloaded_models_give_the_trained_logits(reports: tuple, key: str) -> None:
+def test_merged_models_give_the_trained_logits(reports: tuple, key: str) -> None:
     alone, both = reports
     for report in (alone, *both):
         assert report[key]["merged"] <= 1e-5
-        assert report[key]["reloaded"] <= 1e-6
 
 
 @pytest.mark.parametrize("key", ["lora", "dora", "dropout"])
 def test_an_adapter_trained_on_two_ranks_is_whole(out: Path, key: str) -> None:
-    model = load_pretrained(GOLDEN, device="cpu", dtype="float32").model
-    adapter = load_adapter(model, out / f"{key}-2")
-    assert adapter.extra["step"] == lora_worker.PLANS[key][3]
+    model = load_pretrained(out / f"{key}-2", device="cpu", dtype="float32").model
+    assert read_adapter(out / f"{key}-2").extra["step"] == lora_worker.PLANS[key][3]
     trained = torch.load(out / f"{key}-logits-2.pt")
-    assert (lora_worker.logits_of(model, GOLDEN) - trained).abs().max() <= 2e-5
-    merge_lora(model)
     assert (lora_worker.logits_of(model, GOLDEN) - trained).abs().max() <= 2e-5
 
 
