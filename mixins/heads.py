@@ -8,9 +8,10 @@ Legend: B batch, N query heads, G key/value heads, S tokens, H head dim.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,30 @@ class HeadLayout:
         """Relative sizes of the three parts, as SAT's column-parallel linear wants them."""
         return 3 if self.group == 1 else [self.group, 1, 1]
 
+    def spread(self, ranks: int) -> HeadLayout:
+        """With keys and values as often as so many ranks need them, which divide the queries (see `heads_of_rank`)."""
+        return replace(self, num_kv_heads=math.lcm(self.num_kv_heads, ranks))
+
     def on_rank(self, ranks: int) -> HeadLayout:
-        """The part of each of so many ranks, which divide both numbers of heads."""
-        return replace(self, num_heads=self.num_heads // ranks, num_kv_heads=self.num_kv_heads // ranks)
+        """The part of each of so many ranks, which divide the queries."""
+        spread = self.spread(ranks)
+        return replace(spread, num_heads=self.num_heads // ranks, num_kv_heads=spread.num_kv_heads // ranks)
+
+
+def heads_of_rank(heads: int, rank: int, size: int) -> list[int]:
+    """Which of so many heads one of `size` ranks holds, in order.
+
+    Its share, where the ranks divide them. Else several ranks hold copies of a head, as many as make the least number
+    that the ranks do divide; the queries of a rank then read its own keys and values and no others.
+    """
+    copies = math.lcm(heads, size)
+    each = copies // size
+    return [(rank * each + place) * heads // copies for place in range(each)]
+
+
+def heads_of(linear: nn.Module) -> HeadLayout | None:
+    """The heads that a projection to queries, keys and values makes, over all ranks, where queries share keys."""
+    return getattr(linear, "head_layout", None)
 
 
 def repeated(x_BGSH: Tensor, heads: int) -> Tensor:

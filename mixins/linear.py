@@ -8,7 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from mixins.heads import HeadLayout
+from mixins.parallel import sum_copies
+from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding, mpu
+
+
+def mark_heads(linear: ColumnParallelLinear, heads: HeadLayout) -> None:
+    """Say that a linear makes such queries, keys and values: checkpoints, LoRA and training ask it (`heads_of`).
+
+    Its outputs are those of `heads.spread`; random weights of heads that several ranks hold are made one.
+    """
+    if heads.group == 1:
+        return
+    linear.head_layout = heads
+    for value in linear.parameters():
+        if not value.is_meta:
+            value.data.copy_(sum_copies(value.data, heads.parts, first_only=True))
+
+
+def qkv_linear(in_size: int, heads: HeadLayout, *, bias: bool, module: nn.Module, name: str) -> ColumnParallelLinear:
+    """A column-parallel projection to queries, keys and values; `heads` are those of all ranks."""
+    spread = heads.spread(mpu.get_model_parallel_world_size())
+    linear = ColumnParallelLinear(
+        in_size, spread.row_size, stride=spread.stride, gather_output=False, bias=bias, module=module, name=name
+    )
+    mark_heads(linear, heads)
+    return linear
 
 Added = Callable[[str, int, Tensor, Tensor], Tensor]
 """What a mixin beside those of a layer makes of a linear's product: name of the linear, layer, what went in and came

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixins.heads import heads_of
 from mixins.lora_settings import LoRASettings, choose_linears
 from mixins.sat_compat import (
     ColumnParallelLinear,
@@ -63,6 +64,7 @@ class LoRALinear(nn.Module):
         self.settings, self.scale = settings, settings.scale
         self.dropout = nn.Dropout(settings.dropout)
         self.kind, inputs, blocks = _layout(original)
+        self.head_layout = heads_of(original)
         self.gathers = self.kind == "column" and original.gather_output
         weight = original.weight
         place = {"device": weight.device, "dtype": weight.dtype if weight.is_floating_point() else None}
@@ -88,6 +90,12 @@ class LoRALinear(nn.Module):
             divided = [key for key, _ in self.own_parameters() if not key.startswith("matrix_A.")]
             return dict.fromkeys(divided, 0)
         return {}
+
+    def split_heads(self) -> dict[str, int]:
+        """Heads over all ranks of what is divided by them: the rows of queries, keys and values."""
+        if self.head_layout is None:
+            return {}
+        return {key: self.head_layout.parts[int(key.rpartition(".")[2])] for key in self.split_dims()}
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] -> […, outputs], each in the layout of the original layer."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
+from mixins.heads import heads_of, heads_of_rank
 from mixins.sat_compat import BaseMixin, mpu, non_conflict
 
 PTUNING_NAME = "ptuning"
@@ -43,13 +44,19 @@ class PTuningMixin(BaseMixin):
         generator = torch.Generator().manual_seed(seed)
         whole = torch.empty(num_layers, 2, num_heads, prefix_length, head_dim, dtype=torch.float32)
         whole.normal_(std=_INITIAL_STD, generator=generator)
-        self.prefix = nn.ParameterList(layer.chunk(size, dim=1)[rank].clone() for layer in whole)
+        own = heads_of_rank(num_heads, rank, size)
+        self.num_heads = num_heads
+        self.prefix = nn.ParameterList(layer[:, own].clone() for layer in whole)
         for parameter in self.prefix:
             parameter.model_parallel = parameter.tensor_model_parallel = True
 
     def split_dims(self) -> dict[str, int]:
         """Each layer's prefix is divided over model-parallel ranks by heads."""
         return {f"prefix.{layer}": 1 for layer in range(len(self.prefix))}
+
+    def split_heads(self) -> dict[str, int]:
+        """Over all ranks, by which each is divided."""
+        return dict.fromkeys(self.split_dims(), self.num_heads)
 
     @non_conflict
     def attention_fn(
@@ -85,9 +92,10 @@ def add_ptuning(model: ZooModel, prefix_length: int, *, seed: int = 0) -> PTunin
     """
     layers = model.transformer.layers
     attention = layers[0].attention
+    shared = heads_of(attention.query_key_value)
     mixin = PTuningMixin(
         len(layers),
-        attention.num_multi_query_heads or attention.num_attention_heads,
+        shared.num_kv_heads if shared else attention.num_attention_heads,
         attention.hidden_size_per_attention_head,
         prefix_length,
         seed=seed,

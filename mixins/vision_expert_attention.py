@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
 from mixins.heads import HeadLayout
-from mixins.linear import project
+from mixins.linear import project, qkv_linear
 from mixins.rotary import RotaryMixin
-from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
+from mixins.sat_compat import RowParallelLinear
 from mixins.text_token import AttentionPart, stands_for
 
 
@@ -41,12 +41,9 @@ class LlamaVisionExpertAttnMixin(RotaryMixin):
         super().__init__(heads)
         count = num_layers if num_vision_layers is None else num_vision_layers
         self.vision_query_key_value_list = nn.ModuleList(
-            ColumnParallelLinear(
-                hidden_size, heads.row_size, stride=heads.stride, gather_output=False, bias=vision_qkv_bias,
-                module=self, name="vision_query_key_value",
-            )
+            qkv_linear(hidden_size, heads, bias=vision_qkv_bias, module=self, name="vision_query_key_value")
             for _ in range(count)
-        )  # fmt: skip
+        )
         self.vision_dense_list = nn.ModuleList(
             RowParallelLinear(
                 heads.context_size, hidden_size, input_is_parallel=True, bias=False, module=self, name="vision_dense"

@@ -93,15 +93,17 @@ class _LowRank:
     def merged(self, name: str, weight: Rows, fetch: Fetch, rule: SplitRule, alpha: float) -> _MergedRows:
         """The weight with its matrices, still to be made."""
         rule_A = SplitRule(1) if rule.dim == 1 else REPLICATED
-        rule_B = SplitRule(0) if rule.dim == 0 else REPLICATED
-        blocks = sorted(self.blocks)
-        matrices = [(fetch(f"{name}.matrix_A.{p}", rule_A), fetch(f"{name}.matrix_B.{p}", rule_B)) for p in blocks]
+        rules_B = {p: rule.of_part(p) if rule.dim == 0 else REPLICATED for p in sorted(self.blocks)}
+        matrices = [
+            (fetch(f"{name}.matrix_A.{p}", rule_A), fetch(f"{name}.matrix_B.{p}", rule_B))
+            for p, rule_B in rules_B.items()
+        ]
         made = [sum(len(b) for _, b in matrices), matrices[0][0].shape[1]]
         if made != list(weight.shape):
             raise CheckpointError(f"the LoRA matrices of {name} make {made}, but its weight is {list(weight.shape)}")
         lengths = None
         if self.dora:
-            lengths = torch.cat([fetch(f"{name}.magnitude.{p}", rule_B).float() for p in blocks])
+            lengths = torch.cat([fetch(f"{name}.magnitude.{p}", rule_B).float() for p, rule_B in rules_B.items()])
         return _MergedRows(weight, matrices, alpha / len(matrices[0][0]), lengths)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from mixins.heads import heads_of, heads_of_rank
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from mixins.whole import WholeLinear
 from sat_models.checkpoint.memory import release_pages
@@ -30,11 +31,32 @@ class SplitRule:
         parts: relative sizes of the blocks along `dim` that are cut each on its own and then joined: (1, 1, 1) for
             QKV (q, k and v are cut separately; (4, 1, 1) where four queries share a key), (1, 1) for the key_value of
             cross-attention, (1,) for the rest.
+        divisible_by: ranks that do not divide this number hold the whole; 0 = it is cut in any case.
+        heads: in a part of relative size 1; those of a part are dealt out as `mixins.heads.heads_of_rank` says, so that
+            ranks may hold copies. 0 = parts are cut evenly.
     """
 
     dim: int | None = None
     parts: tuple[int, ...] = (1,)
     divisible_by: int = 0
+    heads: int = 0
+
+    @property
+    def part_heads(self) -> tuple[int, ...]:
+        """Heads of each part over all ranks; its relative size where it has none."""
+        return tuple(part * (self.heads or 1) for part in self.parts)
+
+    def of_part(self, number: int) -> SplitRule:
+        """The rule of one part that is a weight of its own."""
+        return replace(self, parts=self.parts[number : number + 1] or (1,))
+
+    def held(self, size: int) -> tuple[int, ...]:
+        """`part_heads` with copies counted, over all of `size` ranks."""
+        return tuple(math.lcm(heads, size) for heads in self.part_heads) if self.heads else self.parts
+
+    def has_copies(self, size: int) -> bool:
+        """Whether some of `size` ranks hold the same heads."""
+        return self.held(size) != self.part_heads
 
     def whole_at(self, size: int) -> bool:
         """Whether each of `size` ranks holds the whole."""
@@ -42,19 +64,23 @@ class SplitRule:
 
     def full_shape(self, local: Sequence[int], size: int) -> tuple[int, ...]:
         """Shape of the whole weight, from the shape of one of `size` equal shards."""
-        whole = self.whole_at(size)
-        return tuple(n * size if axis == self.dim and not whole else n for axis, n in enumerate(local))
+        if self.whole_at(size):
+            return tuple(local)
+        once, held = sum(self.part_heads), sum(self.held(size))
+        return tuple(n * size * once // held if axis == self.dim else n for axis, n in enumerate(local))
 
     def shard_shape(self, full: Sequence[int], size: int) -> tuple[int, ...]:
         """Shape of one of `size` shards. Raises CheckpointError if the weight cannot be divided evenly."""
         if self.whole_at(size):
             return tuple(full)
-        if full[self.dim] % (sum(self.parts) * size):
+        once, held = sum(self.part_heads), sum(self.held(size))
+        least = once if self.heads else once * size
+        if full[self.dim] % least:
             raise CheckpointError(
                 f"a weight of shape {list(full)} cannot be divided over {size} ranks: dimension {self.dim} must be a "
-                f"multiple of {sum(self.parts) * size}"
+                f"multiple of {least}"
             )
-        return tuple(n // size if axis == self.dim else n for axis, n in enumerate(full))
+        return tuple(n * held // (once * size) if axis == self.dim else n for axis, n in enumerate(full))
 
 
 REPLICATED = SplitRule()
@@ -84,13 +110,17 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     if isinstance(module, ColumnParallelLinear):
         given = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)
         parts = tuple(part // math.gcd(*given) for part in given)
-        return {name: SplitRule(0, parts, cut_by) for name in ("weight", "bias", SCALE)}
+        rule = SplitRule(0, parts, cut_by)
+        if (layout := heads_of(module)) is not None:
+            rule = SplitRule(0, (layout.group, 1, 1), cut_by, layout.num_kv_heads)
+        return dict.fromkeys(("weight", "bias", SCALE), rule)
     if isinstance(module, RowParallelLinear):  # its bias stays whole, and so does a scale for each output
         scale = getattr(module, SCALE, None)
         rule = SplitRule(1, (1,), cut_by)
         return {"weight": rule, SCALE: rule if scale is not None and scale.dim() == 2 else REPLICATED}
     if hasattr(module, "split_dims"):  # LoRA, p-tuning: modules that know how they divide their own parameters
-        return {name: SplitRule(dim) for name, dim in module.split_dims().items()}
+        heads = module.split_heads()
+        return {name: SplitRule(dim, heads=heads.get(name, 0)) for name, dim in module.split_dims().items()}
     return {}
 
 
@@ -127,8 +157,8 @@ class RankPart:
             return out.copy_(self.stored[0][start:stop])
         count = 1 if held_whole else count
         rank, size = (0, 1) if wanted_whole else (self.rank, self.size)
-        full = self.stored[0].shape[dim] * count
-        for target, shard, source, length in _pieces(full, self.rule.parts, count, rank, size):
+        full = self.rule.full_shape(self.stored[0].shape, count)[dim]
+        for target, shard, source, length in _pieces(full, self.rule, count, rank, size):
             if dim == 0:
                 first, last = max(start, target), min(stop, target + length)
                 if first < last:
@@ -216,22 +246,29 @@ def stored_kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.d
     return tensor.dtype if keeps else dtype
 
 
-def _pieces(
-    full: int, parts: tuple[int, ...], stored: int, rank: int, size: int
-) -> Iterator[tuple[int, int, int, int]]:
+def _pieces(full: int, rule: SplitRule, stored: int, rank: int, size: int) -> Iterator[tuple[int, int, int, int]]:
     """Runs to copy along the cut dimension: (start in the result, stored shard, start in that shard, length)."""
-    unit = full // sum(parts)
+    unit = full // sum(rule.part_heads)
     target = block_in_shard = 0
-    for part in parts:
-        block = unit * part
-        per_shard, wanted = block // stored, block // size
-        start, stop = rank * wanted, (rank + 1) * wanted
-        while start < stop:
-            shard, offset = divmod(start, per_shard)
-            length = min(stop - start, per_shard - offset)
-            yield target, shard, block_in_shard + offset, length
-            start, target = start + length, target + length
+    for part, held in zip(rule.part_heads, rule.held(stored), strict=True):
+        per_shard = unit * held // stored
+        for start, stop in _wanted(part, held // part, unit, rank, size, by_heads=bool(rule.heads)):
+            while start < stop:
+                shard, offset = divmod(start, per_shard)
+                length = min(stop - start, per_shard - offset)
+                yield target, shard, block_in_shard + offset, length
+                start, target = start + length, target + length
         block_in_shard += per_shard
+
+
+def _wanted(part: int, copies: int, unit: int, rank: int, size: int, *, by_heads: bool) -> Iterator[tuple[int, int]]:
+    """Runs of rows of a part that a rank wants, where each head of it stands so many times: starts and ends."""
+    if not by_heads:
+        wanted = unit * part // size
+        yield rank * wanted, (rank + 1) * wanted
+        return
+    for head in heads_of_rank(part, rank, size):
+        yield head * copies * unit, (head * copies + 1) * unit
 
 
 def slice_for_rank(tensor: Tensor, rule: SplitRule, rank: int, size: int) -> Tensor:

@@ -159,10 +159,6 @@ class LLaMAConfig(LanguageConfig):
         defaults = {f.name: f.default for f in fields(self)}
         return {k: v for k, v in super().to_dict().items() if k not in self._LATER or v != defaults[k]}
 
-    def _split_sizes(self) -> dict[str, int]:
-        shared = {} if self.heads.group == 1 else {"num_kv_heads": self.heads.num_kv_heads}
-        return {**super()._split_sizes(), **shared}
-
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig(LanguageConfig):

@@ -7,15 +7,17 @@ frozen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixins.base import ZooModel
 from mixins.lora import LoRASettings, apply_lora, linear_names, lora_state_dict
 from mixins.lora_settings import matching
+from mixins.parallel import sum_copies
 from mixins.ptuning import add_ptuning
 from mixins.sat_compat import RowParallelLinear, mpu
 from sat_models.checkpoint.reshard import split_rules
@@ -154,16 +156,26 @@ def mark_model_parallel(model: nn.Module) -> None:
     """What training over several ranks needs of the parameters.
 
     Each says whether it is divided (DeepSpeed counts whole ones once in gradient norms). A row-parallel bias that SAT
-    divides by the number of ranks before the sum gets its whole gradient: SAT's own is too small by that number.
+    divides by the number of ranks before the sum gets its whole gradient: SAT's own is too small by that number. So do
+    heads of which several ranks hold copies, since each copy has that of its own rank's queries. (Where a norm of all
+    gradients clips them, DeepSpeed counts such a head once for each copy.)
     """
-    rules = split_rules(model)
+    rules, size = split_rules(model), mpu.get_model_parallel_world_size()
     for name, parameter in model.named_parameters():
-        parameter.model_parallel = parameter.tensor_model_parallel = rules[name].dim is not None
-    size = mpu.get_model_parallel_world_size()
+        rule = rules[name]
+        parameter.model_parallel = parameter.tensor_model_parallel = rule.dim is not None
+        if rule.has_copies(size):
+            _complete(parameter, partial(sum_copies, parts=rule.part_heads, dim=rule.dim))
     for module in model.modules():
         divides = isinstance(module, RowParallelLinear) and module.bias is not None and not module.final_bias
-        if divides and size > 1 and module.bias.requires_grad and not hasattr(module.bias, "whole_gradient"):
-            module.bias.whole_gradient = module.bias.register_hook(lambda gradient: gradient * size)
+        if divides and size > 1:
+            _complete(module.bias, lambda gradient: gradient * size)
+
+
+def _complete(parameter: nn.Parameter, make_whole: Callable[[Tensor], Tensor]) -> None:
+    """From now on a parameter that trains gets this of its gradient."""
+    if parameter.requires_grad and not hasattr(parameter, "whole_gradient"):
+        parameter.whole_gradient = parameter.register_hook(make_whole)
 
 
 def parameter_groups(

@@ -19,7 +19,11 @@ from sat_models.checkpoint.reshard import (
 from sat_models.errors import CheckpointError
 
 QKV = SplitRule(0, (1, 1, 1))
-RULES = [REPLICATED, SplitRule(0), SplitRule(1), SplitRule(0, (1, 1)), QKV, SplitRule(0, (4, 1, 1))]
+RULES = [
+    REPLICATED, SplitRule(0), SplitRule(1), SplitRule(0, (1, 1)), QKV, SplitRule(0, (4, 1, 1)),
+    *(SplitRule(dim, (12 // heads, 1, 1), heads=heads) for dim, heads in ((0, 1), (0, 2), (0, 4), (1, 2), (0, 6))),
+    SplitRule(0, heads=3),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,8 @@ def test_merging_undoes_the_original_loader(meta_model, whole, halves):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_any_stored_size_to_any_running_size(rule):
-    full = torch.arange(144 * 72, dtype=torch.float32).view(144, 72)
+    rows, columns = (1680, 16) if rule.heads else (144, 72)
+    full = torch.arange(rows * columns, dtype=torch.float32).view(rows, columns)
     for stored, running in itertools.product((1, 2, 3, 4, 6), repeat=2):
         shards = [slice_for_rank(full, rule, rank, stored) for rank in range(stored)]
         assert torch.equal(merge(shards, rule), full)

@@ -4,6 +4,7 @@ each against transformers, through every way to decode."""
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from peers import PEERS, SIZES, our_model, their_model
 from torch import Tensor
 
+from mixins.heads import HeadLayout, heads_of_rank
 from mixins.kv_cache import kv_cache
 from mixins.packed_attention import PackedLanesMixin
 from mixins.ptuning import add_ptuning
@@ -207,10 +209,24 @@ def test_heads_that_cannot_be_are_refused(keys: dict[str, Any], message: str) ->
         config_of(**keys)
 
 
-def test_processes_must_divide_the_key_value_heads() -> None:
-    with pytest.raises(ConfigError, match="model-parallel size 4 does not divide num_kv_heads = 2"):
-        config_of(num_kv_heads=2).check_model_parallel(4)
-    config_of(num_kv_heads=2).check_model_parallel(2)
+def test_processes_must_divide_the_heads_of_queries() -> None:
+    for size in (2, 4):
+        config_of(num_kv_heads=2).check_model_parallel(size)
+    with pytest.raises(ConfigError, match="model-parallel size 8 does not divide num_attention_heads = 4"):
+        config_of(num_kv_heads=2).check_model_parallel(8)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 6, 8, 12])
+def test_a_rank_has_the_keys_of_its_queries(queries: int) -> None:
+    for groups, size in itertools.product(range(1, queries + 1), repeat=2):
+        if queries % groups or queries % size:
+            continue
+        heads = HeadLayout(num_heads=queries, num_kv_heads=groups, head_dim=2, rotary_dim=2)
+        for rank in range(size):
+            part, own = heads.on_rank(size), heads_of_rank(groups, rank, size)
+            assert part.num_kv_heads == len(own) and part.num_heads % part.num_kv_heads == 0
+            for place, query in enumerate(heads_of_rank(queries, rank, size)):
+                assert own[place // part.group] == query // heads.group
 
 
 def test_a_head_need_not_fit_the_width() -> None:

@@ -1,4 +1,4 @@
-"""A LLaMA whose queries share keys, from transformers' files: in every form, and in two processes as in one."""
+"""A LLaMA whose queries share keys, from transformers' files: in every form, in two processes and in four as in one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from heads_worker import LORA, PROMPT, gradient, loaded, logits
+from heads_worker import LORA, PROMPT, gradient, loaded, logits, low_rank_gradients, prefixed, widths
 
 from mixins.lora import apply_lora, lora_state_dict
 from sat_models import runtime
 from sat_models.checkpoint.adapter import read_adapter, save_adapter
 from sat_models.checkpoint.convert import convert
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ConfigError
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.zoo import load_pretrained
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tests" / "models"))
 from peers import their_model  # noqa: E402
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
+FORMS = ("one", "two", "four", "hf")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,13 @@ def theirs() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of transformers as "hf", read from there in one part and in two, with LoRA merged, in 8 and 4 bits."""
+    """The model of transformers as "hf", read from there in one part, two and four (which share two heads), with LoRA
+    merged, in 8 and 4 bits."""
     out = tmp_path_factory.mktemp("heads")
     theirs.save_pretrained(out / "hf")
     convert(out / "hf", "sat", out / "one", verify=True)
     convert(out / "one", "sat", out / "two", size=2)
+    convert(out / "two", "sat", out / "four", size=4, verify=True)
     for bits in (8, 4):
         convert(out / "one", "sat", out / f"q{bits}", quantisation=Quantisation(bits=bits), size=2)
     return out
@@ -61,20 +65,25 @@ def wanted(theirs: Any, folder: Path) -> dict[str, Any]:
         if ".matrix_B." in name:
             value.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
     found["matrices"], found["lora"] = lora_state_dict(model), logits(model)
+    found["prefix"] = prefixed(loaded(folder / "one"))
     save_adapter(model, folder / "adapter", base_model="one")
     convert(folder / "one", "sat", folder / "merged", adapter=read_adapter(folder / "adapter"))
+    found["low rank"] = low_rank_gradients(model)
     for bits in (8, 4):
         found[f"quant {bits}"] = logits(loaded(folder / "one", bits))
     return found
 
 
 def test_files_of_transformers_give_its_logits(wanted: dict[str, Any], folder: Path) -> None:
-    for name in ("hf", "one", "two"):
+    for name in ("hf", "one", "two", "four"):
         torch.testing.assert_close(logits(loaded(folder / name)), wanted["logits"], **CLOSE)
 
 
-def test_what_is_written_for_transformers_is_what_it_wrote(theirs: Any, folder: Path, tmp_path: Path) -> None:
-    convert(folder / "two", "hf", tmp_path / "back", verify=True)
+@pytest.mark.parametrize("parts", ["two", "four"])
+def test_what_is_written_for_transformers_is_what_it_wrote(
+    theirs: Any, folder: Path, parts: str, tmp_path: Path
+) -> None:
+    convert(folder / parts, "hf", tmp_path / "back", verify=True)
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     assert type(back) is type(theirs)
     own, found = theirs.state_dict(), back.state_dict()
@@ -101,22 +110,26 @@ def test_quantised_weights_come_back_from_files(wanted: dict[str, Any], folder: 
     torch.testing.assert_close(logits(loaded(folder / f"q{bits}")), wanted[f"quant {bits}"], **CLOSE)
 
 
-def test_two_processes(wanted: dict[str, Any], folder: Path) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes(wanted: dict[str, Any], folder: Path, size: int) -> None:
+    """Of four, two hold each key and value."""
     torch.save(wanted, folder / "wanted.pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     command += [str(Path(__file__).with_name("heads_worker.py")), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-4000:]
-    for rank in range(2):
-        report = json.loads((folder / f"{rank}.json").read_text())
-        for name in ("one", "two", "hf", "stepwise", "lora", "merged", "gradient"):
+    for rank in range(size):
+        report = json.loads((folder / f"{rank} of {size}.json").read_text())
+        for name in (*FORMS, "stepwise", "prefix", "lora", "merged", "gradient", "low rank"):
             assert report[name] <= 2e-5, name
-        for bits in (8, 4):
+        for bits in widths(size):
             assert report[f"quant {bits}"] <= 1e-4 and report[f"stored {bits}"]
-    torch.testing.assert_close(logits(loaded(folder / "saved")), wanted["logits"], **CLOSE)
-    for bits in (8, 4):
-        torch.testing.assert_close(logits(loaded(folder / f"saved{bits}")), wanted[f"quant {bits}"], **CLOSE)
+    torch.testing.assert_close(logits(loaded(folder / f"saved of {size}")), wanted["logits"], **CLOSE)
+    for bits in widths(size):
+        torch.testing.assert_close(logits(loaded(folder / f"saved{bits} of {size}")), wanted[f"quant {bits}"], **CLOSE)
+    written = read_adapter(folder / f"adapter of {size}").tensors
+    assert all(value.equal(written[name]) for name, value in wanted["matrices"].items())
 
 
 def test_a_language_model_alone_is_refused_by_the_front_door(folder: Path) -> None:
@@ -124,6 +137,14 @@ def test_a_language_model_alone_is_refused_by_the_front_door(folder: Path) -> No
         load_pretrained(folder / "hf", device="cpu")
 
 
-def test_more_parts_than_key_value_heads_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model-parallel size 4 does not divide num_kv_heads = 2"):
-        convert(folder / "one", "sat", tmp_path / "four", size=4)
+def test_more_parts_than_heads_of_queries_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model-parallel size 8 does not divide num_attention_heads = 4"):
+        convert(folder / "one", "sat", tmp_path / "eight", size=8)
+
+
+def test_each_part_holds_the_heads_that_its_queries_read(folder: Path) -> None:
+    name = "transformer.layers.1.attention.query_key_value.weight"
+    (whole,), parts = (find_checkpoint(folder / place).read() for place in ("one", "four"))
+    heads = whole[name].unflatten(0, (8, 32))
+    for rank, part in enumerate(parts):
+        assert part[name].equal(heads[[rank, 4 + rank // 2, 6 + rank // 2]].flatten(0, 1))

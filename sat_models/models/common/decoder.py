@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixins.base import ZooModel
-from mixins.sat_compat import BaseTransformer
+from mixins.linear import mark_heads
+from mixins.sat_compat import BaseTransformer, mpu
 from sat_models.config import LanguageConfig
 from sat_models.models.common.attention import attend
 
@@ -30,13 +31,14 @@ class DecoderModel(ZooModel):
     @staticmethod
     def _base_transformer(config: LanguageConfig, **kwargs: Any) -> BaseTransformer:
         heads = config.heads
+        spread = heads.spread(mpu.get_model_parallel_world_size())
         transformer = BaseTransformer(
             num_layers=config.num_layers,
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_attention_heads=heads.num_heads,
             hidden_size_per_attention_head=heads.head_dim,
-            num_multi_query_heads=0 if heads.group == 1 else heads.num_kv_heads,
+            num_multi_query_heads=0 if heads.group == 1 else spread.num_kv_heads,
             use_qkv_bias=config.qkv_bias,
             max_sequence_length=1,  # SAT makes a table of positions; rotary takes its place below
             inner_hidden_size=config.inner_hidden_size,
@@ -46,6 +48,8 @@ class DecoderModel(ZooModel):
             **kwargs,
         )
         del transformer.position_embeddings
+        for layer in transformer.layers:
+            mark_heads(layer.attention.query_key_value, heads)
         return transformer
 
     def forward(

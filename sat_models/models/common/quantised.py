@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mixins.heads import heads_of
 from mixins.sat_compat import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -111,6 +112,7 @@ class QuantisedColumnLinear(_QuantisedLinear, ColumnParallelLinear):
     def __init__(self, linear: ColumnParallelLinear, bits: int) -> None:
         names = ("input_size", "output_size", "output_size_per_partition", "stride", "gather_output")
         self._take_over(linear, bits, *names)
+        self.head_layout = heads_of(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """As `ColumnParallelLinear.forward`."""
