@@ -106,10 +106,11 @@ class HFPlan:
         self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
         self._keys = form.keys_of(opened.config)
         layers = opened.config["num_layers"]
-        self._names = {hf: sat for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)}
+        names = [hf for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)]
+        self._names = {hf: [place.name for place in self._keys.places(hf)] for hf in names}
         sizes = opened.bytes_of(dtype, opened.weights.names)
         shares = {hf: self._keys.share(hf) for hf in self._names}
-        parts = {hf: sizes[sat] * shares[hf][0] // shares[hf][1] for hf, sat in self._names.items()}
+        parts = {hf: sum(sizes[sat] for sat in own) * shares[hf][0] // shares[hf][1] for hf, own in self._names.items()}
         self._shards = list(_shards(parts, shard_bytes))
 
     def bytes(self) -> int:
@@ -142,8 +143,10 @@ class HFPlan:
                 file = folder / f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
                 tensors = {}
                 for name in shard:
-                    tensors[name] = self._keys.hf_value(name, weights.part(names[name], dtype=self._dtype).read())
-                    weights.done(names[name])
+                    values = [weights.part(sat, dtype=self._dtype).read() for sat in names[name]]
+                    tensors[name] = self._keys.hf_value(name, *values)
+                    for sat in names[name]:
+                        weights.done(sat)
                     index[name] = file.name
                     progress.update()
                 write_tensors(tensors, file, {"format": "pt"})

@@ -129,10 +129,10 @@ def by_sat_names(form: HFForm, keys: KeyTable, found: Mapping[str, Tensor], fold
         if plain is None:
             continue
         try:
-            place = keys.place(plain)
+            places = keys.places(plain)
         except CheckpointError:
-            place = Place(f"{name} (no weight of {form.architecture})")
-        if not weights.put(place, value[None] if place.lifted else value):
+            places = (Place(f"{name} (no weight of {form.architecture})"),)
+        if not all(weights.put(place, place.taken(value)) for place in places):
             raise CheckpointError(f"{folder}: {name} differs from the same table in another layer")
     if half := weights.incomplete():
         raise CheckpointError(f"{folder}: one of {', '.join(keys.all_hf(half[0], 1))} is missing. {_AGAIN}")

@@ -27,7 +27,7 @@ from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import make_config
 from sat_models.models.cogagent import keys as cogagent_keys
 from sat_models.models.cogvlm import keys as cogvlm_keys
-from sat_models.models.common.hf_form import Joined, KeyTable, Packed
+from sat_models.models.common.hf_form import Joined, KeyTable, Packed, Stacked
 from sat_models.zoo import load_pretrained
 
 NAMES = ("cogvlm-mini", "cogagent-mini")
@@ -320,3 +320,16 @@ class TestHeadsInKeyTables:
         assert table.sat_value(table.place("wqkv.weight"), [packed]).equal(self.ROWS)
         assert table.hf_value("wqkv.weight", self.ROWS[:, 0]).equal(packed[:, 0]), "biases alike"
         assert table.extended({"a": "b"}).heads == self.HEADS
+
+    def test_weights_stacked_in_one(self) -> None:
+        """As GLM-4: the gate above what it gates."""
+        rows = {"gate.{i}.weight": Stacked("h.{i}.weight", 0, 2), "up.{i}.weight": Stacked("h.{i}.weight", 1, 2)}
+        table = KeyTable(rows)
+        places = table.places("h.3.weight")
+        assert [place.name for place in places] == ["gate.3.weight", "up.3.weight"]
+        gate, up = (place.taken(self.ROWS) for place in places)
+        assert gate.equal(self.ROWS[:12]) and table.hf_value("h.3.weight", gate, up).equal(self.ROWS)
+        assert table.to_hf("up.3.weight") == "h.3.weight" and table.share("h.3.weight") == (1, 1)
+        for wrong in ({"x.{i}": "h.{i}.weight"}, {"x.{i}": Stacked("h.{i}.weight", 1, 2)}):
+            with pytest.raises(ValueError, match="stands in the key table twice"):
+                KeyTable({**rows, **wrong})

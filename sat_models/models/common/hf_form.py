@@ -49,8 +49,18 @@ class Lifted:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """One of `slots` weights of SAT's, of one size, that the files hold as one, one below the other."""
+
+    name: str
+    slot: int
+    slots: int
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a weight of Hugging Face's belongs: part `part` of `parts` of the SAT weight `name`."""
+    """Where a weight of Hugging Face's belongs, or slot `slot` of `slots` of it: part `part` of `parts` of the SAT
+    weight `name`."""
 
     name: str
     part: int = 0
@@ -58,9 +68,16 @@ class Place:
     lifted: bool = False
     by_heads: bool = False
     packed: bool = False
+    slot: int = 0
+    slots: int = 1
+
+    def taken(self, value: Tensor) -> Tensor:
+        """What belongs here of a weight in the files, in SAT's shape."""
+        own = value.tensor_split(self.slots)[self.slot] if self.slots > 1 else value
+        return own[None] if self.lifted else own
 
 
-Row = str | Joined | Lifted | Packed
+Row = str | Joined | Lifted | Packed | Stacked
 """What stands for a weight of SAT's in the files."""
 
 
@@ -86,18 +103,19 @@ class KeyTable:
         self.rows, self.per_layer, self.left_out = dict(rows), dict(per_layer or {}), frozenset(left_out)
         self.heads = heads
         self._to_hf: dict[str, tuple[str, ...]] = {}
-        self._to_sat: dict[str, Place] = {}
+        self._to_sat: dict[str, tuple[Place, ...]] = {}
         for sat, hf in [*rows.items(), *self.per_layer.items()]:
             names = hf.names if isinstance(hf, Joined) else (hf if isinstance(hf, str) else hf.name,)
-            sat, names = _PLACE.sub("{}", sat), tuple(_PLACE.sub("{}", name) for name in names)
-            if sat in self._to_hf or self._to_sat.keys() & set(names):
+            self._add(_PLACE.sub("{}", sat), hf, tuple(_PLACE.sub("{}", name) for name in names))
+
+    def _add(self, sat: str, row: Row, names: tuple[str, ...]) -> None:
+        for part, name in enumerate(names):
+            place, there = _place(row, sat, part, len(names)), self._to_sat.get(name, ())
+            shared = all(other.slots == place.slots > 1 and other.slot != place.slot for other in there)
+            if sat in self._to_hf or not shared:
                 raise ValueError(f"a name stands in the key table twice: {sat} or {', '.join(names)}")
-            self._to_hf[sat] = names
-            for part, name in enumerate(names):
-                by_heads = isinstance(hf, Joined) and hf.by_heads
-                self._to_sat[name] = Place(
-                    sat, part, len(names), isinstance(hf, Lifted), by_heads, isinstance(hf, Packed)
-                )
+            self._to_sat[name] = tuple(sorted((*there, place), key=lambda place: place.slot))
+        self._to_hf[sat] = names
 
     def extended(self, rows: Mapping[str, Row]) -> KeyTable:
         """This table with more rows."""
@@ -107,13 +125,17 @@ class KeyTable:
         """This table for a model with such heads."""
         return KeyTable(self.rows, self.per_layer, self.left_out, heads=heads)
 
-    def place(self, name: str) -> Place:
-        """Where the weight of a Hugging Face name belongs. Raises CheckpointError for an unknown one."""
+    def places(self, name: str) -> tuple[Place, ...]:
+        """Where the slots of a Hugging Face weight belong, mostly one. Raises CheckpointError for an unknown name."""
         found, numbers = _look_up(self._to_sat, name, "Hugging Face")
-        return replace(found, name=found.name.format(*numbers))
+        return tuple(replace(place, name=place.name.format(*numbers)) for place in found)
+
+    def place(self, name: str) -> Place:
+        """The first of `places`."""
+        return self.places(name)[0]
 
     def to_sat(self, name: str) -> str:
-        """The SAT name of a Hugging Face name. Raises as `place`."""
+        """The SAT name of a Hugging Face name, or of its first slot. Raises as `places`."""
         return self.place(name).name
 
     def to_hf(self, name: str) -> str:
@@ -131,9 +153,11 @@ class KeyTable:
         found, numbers = _look_up(self._to_hf, name, "SAT")
         return tuple(template.format(*numbers) for template in found)
 
-    def hf_value(self, name: str, value: Tensor) -> Tensor:
-        """What stands under the Hugging Face name `name`, out of the SAT weight that holds it."""
-        place = self.place(name)
+    def hf_value(self, name: str, *values: Tensor) -> Tensor:
+        """What stands under the Hugging Face name `name`, out of the SAT weights of its `places`."""
+        place, value = self.place(name), values[0]
+        if place.slots > 1:
+            return torch.cat(values)
         if place.lifted:
             return value[0]
         if place.packed:
@@ -174,6 +198,13 @@ class KeyTable:
         if self.heads is None:
             raise ValueError("this table cuts weights by heads: `of_heads` makes it one of a model")
         return self.heads
+
+
+def _place(row: Row, sat: str, part: int, parts: int) -> Place:
+    """What a row says of its part."""
+    slot, slots = (row.slot, row.slots) if isinstance(row, Stacked) else (0, 1)
+    by_heads = isinstance(row, Joined) and row.by_heads
+    return Place(sat, part, parts, isinstance(row, Lifted), by_heads, isinstance(row, Packed), slot, slots)
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
