@@ -35,6 +35,7 @@ def qkv_linear(in_size: int, heads: HeadLayout, *, bias: bool, module: nn.Module
     mark_heads(linear, heads)
     return linear
 
+
 Added = Callable[[str, int, Tensor, Tensor], Tensor]
 """What a mixin beside those of a layer makes of a linear's product: name of the linear, layer, what went in and came
 out -> what takes its place. It travels with the keywords of a forward."""
