@@ -101,9 +101,9 @@ def quantise_random(model: ZooModel, bits: int) -> None:
         quantiser.place(model, f"{name}.weight", lambda rank, weight=weight: weight, 0, 1)
 
 
-def prompt_of(config: Any, tokens: int, *, picture: bool) -> VLMInputs:
+def prompt_of(config: Any, tokens: int, *, image: bool) -> VLMInputs:
     """A prompt of `tokens` tokens in all (at least one of text), with random text and a random picture or none."""
-    images = int(picture)
+    images = int(image)
     return example_inputs(config, room_for_text(config, tokens, images=images), images=images, seed=SEED)
 
 

@@ -159,12 +159,12 @@ def stock_tokens(
         return seq[None], mask, torch.cat((inputs.position_ids, further), dim=1)
 
     given = inputs.model_kwargs()
-    pictures = {k: given[k] for k in ("vision_expert_mask", "image_embed_mask", "vision_image") if k in given}
+    images = {k: given[k] for k in ("vision_expert_mask", "image_embed_mask", "vision_image") if k in given}
     with torch.no_grad():
         start = now()
         # an end token that no vocabulary has: the strategy reads every token on the host, as in the demo
         strategy = Timed(temperature=1.0, top_k=1, end_tokens=[-5])
         output, _ = sat.filling_sequence(
-            stock, sequence, batch_size=1, strategy=strategy, get_masks_and_position_ids=masks_and_positions, **pictures
+            stock, sequence, batch_size=1, strategy=strategy, get_masks_and_position_ids=masks_and_positions, **images
         )
     return output[0, -count:].tolist(), times

@@ -252,8 +252,8 @@ class Bench:
         prompts = self._prompts()
         return next((prompt for prompt in prompts if prompt[1].vision_image is not None), prompts[0])
 
-    def _prompt(self, tokens: int, picture: bool) -> VLMInputs:
-        return prompt_of(self.model.config, tokens, picture=picture).to(self.device, self._engine.float_dtype)
+    def _prompt(self, tokens: int, image: bool) -> VLMInputs:
+        return prompt_of(self.model.config, tokens, image=image).to(self.device, self._engine.float_dtype)
 
     def _ours(self, inputs: VLMInputs, count: int) -> tuple[list[int], list[float]]:
         """Greedy tokens, and the time from the start to each."""

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompt=args.prompt,
         image_root=args.image_root,
         ignore=args.ignore,
-        decode_pictures=not args.no_decode,
+        decode_images=not args.no_decode,
         progress=sys.stderr.isatty(),
     )
     print(json.dumps(report.as_dict(), ensure_ascii=False) if args.json else report_text(report, most=args.most))

@@ -6,7 +6,7 @@ config is lost.
 
 from sat_models.config.base import read_json
 from sat_models.config.images import CLIP_MEAN, CLIP_STD, ImageForm, ImagePlan, ImageProcessing, SquareImages
-from sat_models.config.language import LanguageConfig, LLaMAConfig, PictureConfig
+from sat_models.config.language import LanguageConfig, LLaMAConfig, VisionLanguageConfig
 from sat_models.config.model import TASKS, ModelConfig
 from sat_models.config.qformer import QFormerConfig
 from sat_models.config.sequence import COGVLM_FORM, PLAIN_FORM, SequenceForm
@@ -27,10 +27,10 @@ __all__ = [
     "LLaMAConfig",
     "LanguageConfig",
     "ModelConfig",
-    "PictureConfig",
     "QFormerConfig",
     "SequenceForm",
     "SquareImages",
+    "VisionLanguageConfig",
     "VisionTowerConfig",
     "read_json",
 ]

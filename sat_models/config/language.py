@@ -161,7 +161,7 @@ class LLaMAConfig(LanguageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(LanguageConfig):
+class VisionLanguageConfig(LanguageConfig):
     """What a model with a picture has besides its language model.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from sat_models.config.base import build, fields_to_dict, require_divides, require_flags, require_positive, take_known
-from sat_models.config.language import PictureConfig
+from sat_models.config.language import VisionLanguageConfig
 from sat_models.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ class QFormerConfig:
         return {**fixed, **fields_to_dict(self), "is_decoder": flags}
 
 
-def check_qformer(config: PictureConfig, qformer: QFormerConfig) -> None:
+def check_qformer(config: VisionLanguageConfig, qformer: QFormerConfig) -> None:
     """Raise ConfigError unless a Q-Former fits the tower before and the language model behind it."""
     if qformer.cross_attn_hidden_size != config.eva_args.hidden_size:
         raise ConfigError(

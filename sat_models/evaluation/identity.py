@@ -47,7 +47,7 @@ def questions_digest(samples: Sequence[Sample]) -> str:
     return digest_of([[sample.id, sample.image.name, dict(sample.words), sample.prompt] for sample in samples])
 
 
-def pictures_digest(samples: Sequence[Sample]) -> str:
+def images_digest(samples: Sequence[Sample]) -> str:
     """Of the bytes of the image of each sample.
 
     Raises:

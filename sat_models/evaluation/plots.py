@@ -52,12 +52,12 @@ def grounding_gallery(folder: Path, output: Path, *, count: int = 12, columns: i
 def _cell(entry: dict[str, Any]) -> Image.Image:
     """One picture with its boxes and two lines of text."""
     cell = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
-    picture = load_image(entry["image"])
-    scale = (_SIDE - 8) / max(picture.size)
-    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    image = load_image(entry["image"])
+    scale = (_SIDE - 8) / max(image.size)
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     cell.paste(small, (4, 4))
     draw = ImageDraw.Draw(cell)
-    said = _pixels_said(entry, picture.size)
+    said = _pixels_said(entry, image.size)
     pointing = "accuracy" in entry["scores"]  # there, the other boxes are wrong choices
     for boxes, colour in ((entry["boxes"][:1] if pointing else entry["boxes"], TRUE), (said, SAID)):
         for box in boxes:

@@ -32,20 +32,20 @@ def read_captions(annotations: Path, images: Path, *, split: str | None = None, 
     """One sample per picture, with all its captions."""
     data = read_entry(annotations)
     if "annotations" not in data:
-        for picture in data.entries("images"):
-            if split is None or picture.name("split") == split:
-                name = picture.name("filename")
-                yield Sample(name, images / name, references=picture.texts("sentences", "raw"))
+        for image in data.entries("images"):
+            if split is None or image.name("split") == split:
+                name = image.name("filename")
+                yield Sample(name, images / name, references=image.texts("sentences", "raw"))
         return
     _refuse(annotations, "a COCO captions file, which has no splits", split=split)
     captions: dict[str, list[str]] = {}
-    pictures = {picture.name("id"): picture.name("file_name") for picture in data.entries("images")}
+    names = {image.name("id"): image.name("file_name") for image in data.entries("images")}
     for annotation in data.entries("annotations"):
         number = annotation.name("image_id")
-        if number not in pictures:
+        if number not in names:
             raise InputError(f"{annotation.place}: its image_id {number} is none of the 'images' of the file.")
         captions.setdefault(number, []).append(annotation.text("caption"))
-    for number, name in pictures.items():
+    for number, name in names.items():
         if number in captions:
             yield Sample(number, images / name, references=tuple(captions[number]))
 
@@ -73,18 +73,18 @@ def read_vqa(
             raise InputError(f"question {number} of '{questions}' has no answer in '{annotations}'.")
         yield Sample(
             number,
-            _picture_asked_about(question, images, subtype),
+            _image_asked_about(question, images, subtype),
             {"question": question.text("question")},
             answers[number].texts("answers", "answer"),
             kind=answers[number].optional("answer_type"),
         )
 
 
-def _picture_asked_about(question: Entry, images: Path, subtype: str) -> Path:
+def _image_asked_about(question: Entry, images: Path, subtype: str) -> Path:
     if question.optional("file_name"):
         return images / question.text("file_name")
     name = question.name("image_id")
-    return _picture(images, f"COCO_{subtype}_{int(name):012d}" if re.fullmatch("[0-9]{1,12}", name) else name)
+    return _image_file(images, f"COCO_{subtype}_{int(name):012d}" if re.fullmatch("[0-9]{1,12}", name) else name)
 
 
 def _read_pope(path: Path, images: Path) -> Iterator[Sample]:
@@ -117,24 +117,24 @@ def read_refcoco(
         kind = ref.name("split")
         if split is not None and kind != split:
             continue
-        picture, box = ref.name("image_id"), ref.name("ann_id")
-        if picture not in names or box not in boxes:
-            raise InputError(f"{ref.place}: image_id {picture} or ann_id {box} is not in {data.place}.")
+        image, box = ref.name("image_id"), ref.name("ann_id")
+        if image not in names or box not in boxes:
+            raise InputError(f"{ref.place}: image_id {image} or ann_id {box} is not in {data.place}.")
         for sentence in ref.entries("sentences"):
             said = sentence.text("sent")
             number = sentence.name("sent_id")
-            yield Sample(number, images / names[picture], {"expression": said}, (said,), (boxes[box],), kind=kind)
+            yield Sample(number, images / names[image], {"expression": said}, (said,), (boxes[box],), kind=kind)
 
 
 def read_regions(annotations: Path, images: Path, **_: Any) -> Iterator[Sample]:
     """One sample per region of Visual Genome."""
-    for picture in entries_of(read_json(annotations), f"'{annotations}', ."):
-        for region in picture.entries("regions"):
+    for image in entries_of(read_json(annotations), f"'{annotations}', ."):
+        for region in image.entries("regions"):
             box = region.box("x", "y", "width", "height")
-            number = region.name("image_id") if "image_id" in region else picture.name("id")
+            number = region.name("image_id") if "image_id" in region else image.name("id")
             yield Sample(
                 region.name("region_id"),
-                _picture(images, *(f"{folder}{number}" for folder in ("", "VG_100K/", "VG_100K_2/"))),
+                _image_file(images, *(f"{folder}{number}" for folder in ("", "VG_100K/", "VG_100K_2/"))),
                 {"box": box},
                 (region.text("phrase"),),
                 (box,),
@@ -185,7 +185,7 @@ def _entities_of(file: Path, annotations: Path, images: Path) -> Sample:
     phrases = [(phrase, box) for number, phrase in _ENTITY.findall(lines[0]) for box in boxes.get(number, [])]
     return Sample(
         file.stem,
-        _picture(images, file.stem),
+        _image_file(images, file.stem),
         references=tuple(_ENTITY.sub(r"\2", line).rstrip("\r") for line in lines),
         boxes=tuple(box for _, box in phrases),
         choices=tuple(phrase for phrase, _ in phrases),
@@ -220,10 +220,10 @@ def read_visual7w(annotations: Path, images: Path, *, split: str | None = None, 
         entry.name("box_id"): entry.box("x", "y", "width", "height")
         for entry in (data.entries("boxes") if data.fields.get("boxes") else ())
     }
-    for picture in data.entries("images"):
-        if split is not None and picture.name("split") != split:
+    for image in data.entries("images"):
+        if split is not None and image.name("split") != split:
             continue
-        for pair in picture.entries("qa_pairs"):
+        for pair in image.entries("qa_pairs"):
             named = (pair.value("answer"), *pair.items("multiple_choices"))
             choices = [Entry({"choice": value}, pair.place).name("choice") for value in named]
             unknown = [choice for choice in choices if boxes and choice not in boxes]
@@ -231,7 +231,7 @@ def read_visual7w(annotations: Path, images: Path, *, split: str | None = None, 
                 raise InputError(f"{pair.place}: box {unknown[0]} is none of the 'boxes' of the file.")
             yield Sample(
                 pair.name("qa_id"),
-                images / picture.name("filename"),
+                images / image.name("filename"),
                 {"question": pair.text("question")},
                 () if boxes else (choices[0],),
                 tuple(boxes[choice] for choice in choices) if boxes else (),
@@ -240,7 +240,7 @@ def read_visual7w(annotations: Path, images: Path, *, split: str | None = None, 
             )
 
 
-def _picture(folder: Path, *stems: str) -> Path:
+def _image_file(folder: Path, *stems: str) -> Path:
     """The first .jpg that exists, as the datasets have it, else .png; where there is none, the first .jpg."""
     files = [folder / f"{stem}{ending}" for ending in (".jpg", ".png") for stem in stems]
     return next((file for file in files if is_file(file)), files[0])

@@ -19,7 +19,7 @@ from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import tokenizer_name
-from sat_models.evaluation.identity import model_identity, pictures_digest, questions_digest
+from sat_models.evaluation.identity import images_digest, model_identity, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
 from sat_models.files import appended_records, kept_records, write_json, write_jsonl, writing
@@ -150,7 +150,7 @@ def settings_of(
         "decoding": asdict(options),
         "samples": len(samples),
         "samples_sha256": questions_digest(samples),
-        "pictures_sha256": pictures_digest(samples),
+        "pictures_sha256": images_digest(samples),
     }
 
 
@@ -211,10 +211,10 @@ def predict(
     with bar, appended_records(path if writes else None) as write:
         for start in range(0, len(todo), batch_size):
             some = todo[start : start + batch_size]
-            pictures = [load_image(sample.image) for sample in some]
-            questions = [question_of(prompt, s, p.size, BOX_FORMS[boxes]) for s, p in zip(some, pictures, strict=True)]
-            answers = answer(list(zip(pictures, questions, strict=True)))
-            sizes = [picture.size for picture in pictures]
+            images = [load_image(sample.image) for sample in some]
+            questions = [question_of(prompt, s, p.size, BOX_FORMS[boxes]) for s, p in zip(some, images, strict=True)]
+            answers = answer(list(zip(images, questions, strict=True)))
+            sizes = [image.size for image in images]
             entries = [_entry(task, *each, boxes) for each in zip(some, sizes, questions, answers, strict=True)]
             for entry in entries:
                 write(entry)

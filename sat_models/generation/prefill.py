@@ -35,8 +35,8 @@ def groups_of(rows: Iterable[Numbered], engine: AnsweringModel) -> list[list[Num
         if engine.prefixes.shares(inputs):
             groups.append([(number, row)])
             continue
-        pictures = inputs.vision_image
-        kind = (0 if pictures is None else len(pictures), inputs.attention_mask is None)
+        images = inputs.vision_image
+        kind = (0 if images is None else len(images), inputs.attention_mask is None)
         kinds.setdefault(kind, []).append((number, row))
     for alike in kinds.values():
         alike.sort(key=lambda each: each[1].prompt_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sat_models.config import LanguageConfig, PictureConfig
+from sat_models.config import LanguageConfig, VisionLanguageConfig
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import Piece, layout_prompt
 
@@ -24,7 +24,7 @@ def example_inputs(
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, config.vocab_size, (text,), generator=generator).tolist()
-    plans = [config.images.plan()] * images if isinstance(config, PictureConfig) else []
+    plans = [config.images.plan()] * images if isinstance(config, VisionLanguageConfig) else []
     pieces: list[Piece] = [*plans, ids]
     layout = layout_prompt(pieces, bos_id=config.bos_token_id, form=config.sequence_form)
 
@@ -42,5 +42,5 @@ def example_inputs(
 
 def room_for_text(config: LanguageConfig, length: int, *, images: int = 1) -> int:
     """Tokens of text in a prompt of `length` tokens in all; at least one."""
-    plans = [config.images.plan()] * images if isinstance(config, PictureConfig) else []
+    plans = [config.images.plan()] * images if isinstance(config, VisionLanguageConfig) else []
     return max(1, length - config.sequence_form.fixed_tokens(plans))

@@ -26,7 +26,7 @@ from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving.core import Limits, Question, ServerCore, choices_of
 from sat_models.serving.failures import UnknownModelError, describe, on_error
-from sat_models.serving.messages import conversation, open_pictures, system_text
+from sat_models.serving.messages import conversation, open_images, system_text
 from sat_models.serving.metrics import Metrics
 from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
 from sat_models.serving.schema import BODY, ChatRequest, read_body, usage_body
@@ -166,8 +166,8 @@ class Call:
         apart = core.processor.style(body.version).system is not None
         query, history = conversation(body.messages, system_apart=apart)
         system = system_text(body.messages) if apart else None
-        images = open_pictures(
-            body.messages, core.pictures, most=limits.max_images, wanted=lambda: not self._cancelled
+        images = open_images(
+            body.messages, core.image_policy, most=limits.max_images, wanted=lambda: not self._cancelled
         )  # fmt: skip
         if self._cancelled:
             return

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_tasks(source: Path, query: str) -> list[Task]:
         InputError: nothing there, a bad line, or two lines that are the same.
     """
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         names = [path.relative_to(source).as_posix() for path in found]
         tasks = [Task({"image": name, "query": query}, str(source / name)) for name in names]
     elif source.is_file():
@@ -75,7 +75,7 @@ def read_tasks(source: Path, query: str) -> list[Task]:
     else:
         raise InputError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
     if not tasks:
-        raise InputError(f"{source} holds nothing to do; pictures end in {', '.join(sorted(PICTURES))}.")
+        raise InputError(f"{source} holds nothing to do; pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     seen: set[str] = set()
     for task in tasks:
         if task.key in seen:

@@ -86,12 +86,12 @@ def _run(args: argparse.Namespace) -> int:
         check_writable(args.output)
     arguments = loading(args)
     with only_answers_on_stdout():
-        picture = _picture(args.image) if one_shot else None
+        image = _image(args.image) if one_shot else None
         session, engine = _load(args, arguments)
     if engine.leads:
         try:
             if one_shot:
-                _ask_once(session, args, picture)
+                _ask_once(session, args, image)
             else:
                 _dialogue(session, args)
         finally:
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _picture(source: str | None) -> Image | None:
+def _image(source: str | None) -> Image | None:
     """The picture of `--image`, read in front only; a bad one is found before minutes go into loading weights."""
     if source is None or _rank():
         return None
@@ -126,9 +126,9 @@ def _load(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[ChatSess
     return ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt), engine
 
 
-def _ask_once(session: ChatSession, args: argparse.Namespace, picture: Image | None) -> None:
+def _ask_once(session: ChatSession, args: argparse.Namespace, image: Image | None) -> None:
     """`--query`: one question, its answer as text or as one JSON line; boxes are drawn if `--output` says where."""
-    session.set_image(picture)
+    session.set_image(image)
     with only_answers_on_stdout() as out:
         show = partial(print, end="", flush=True, file=out) if args.stream_chat and not args.json else None
         answer = session.ask(args.query or "", stream=show)

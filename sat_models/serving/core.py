@@ -13,7 +13,7 @@ from sat_models.errors import InputError
 from sat_models.generation.answer import Request
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.prompts import Turn
-from sat_models.serving.pictures import PicturePolicy
+from sat_models.serving.images import ImagePolicy
 from sat_models.serving.requests import Event, Observer, Piece
 from sat_models.serving.scheduler import Scheduler
 
@@ -68,7 +68,7 @@ class ServerCore:
         vlm: a loaded model with a tokenizer.
         engine: what opens batches on it: `vlm.engine()`, or a `SharedEngine` where several processes share the model.
         names: what clients may call it, its own name first.
-        limits, pictures: what requests may take and bring.
+        limits, image_policy: what requests may take and bring.
         observer: is told what happens.
         on_fatal: is called when no request can be answered any more.
     """
@@ -80,12 +80,12 @@ class ServerCore:
         *,
         names: Sequence[str],
         limits: Limits | None = None,
-        pictures: PicturePolicy | None = None,
+        image_policy: ImagePolicy | None = None,
         observer: Observer | None = None,
         on_fatal: Callable[[], object] | None = None,
     ) -> None:
         self.names = tuple(names)
-        self.limits, self.pictures = limits or Limits(), pictures or PicturePolicy()
+        self.limits, self.image_policy = limits or Limits(), image_policy or ImagePolicy()
         self.processor = vlm.processor
         self.versions = vlm.versions
         self.read = vlm.read

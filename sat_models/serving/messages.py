@@ -8,7 +8,7 @@ from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing.prompts import Turn
-from sat_models.serving.pictures import PicturePolicy
+from sat_models.serving.images import ImagePolicy
 from sat_models.serving.schema import ImagePart, Message
 
 SYSTEM = ("system", "developer")
@@ -16,7 +16,7 @@ SYSTEM = ("system", "developer")
 _ORDER = "Messages are an optional system message, then user and assistant in turn, and end with user."
 
 
-def picture_urls(messages: Sequence[Message]) -> list[str]:
+def image_urls(messages: Sequence[Message]) -> list[str]:
     """The URLs of all pictures, in order.
 
     Raises:
@@ -31,8 +31,8 @@ def picture_urls(messages: Sequence[Message]) -> list[str]:
     return urls
 
 
-def open_pictures(
-    messages: Sequence[Message], policy: PicturePolicy, *, most: int, wanted: Callable[[], bool] = lambda: True
+def open_images(
+    messages: Sequence[Message], policy: ImagePolicy, *, most: int, wanted: Callable[[], bool] = lambda: True
 ) -> list[Image.Image]:
     """All pictures, in order.
 
@@ -44,7 +44,7 @@ def open_pictures(
     Raises:
         InputError: more than `most`, or one that the policy refuses.
     """
-    urls = picture_urls(messages)
+    urls = image_urls(messages)
     if len(urls) > most:
         raise InputError(f"The messages hold {len(urls)} pictures; this server takes {most}.")
     return [policy.open(url) for url in urls if wanted()]

@@ -170,8 +170,8 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
 
     from sat_models.serving.api import create_app
     from sat_models.serving.core import Limits, ServerCore
+    from sat_models.serving.images import ImagePolicy
     from sat_models.serving.metrics import Metrics
-    from sat_models.serving.pictures import PicturePolicy
 
     metrics = Metrics()
     lost: list[bool] = []
@@ -191,7 +191,7 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
             max_rows=args.max_batch,
             max_waiting=args.max_waiting,
         ),
-        pictures=PicturePolicy(hosts=tuple(args.allow_images_from)),
+        image_policy=ImagePolicy(hosts=tuple(args.allow_images_from)),
         observer=metrics,
         on_fatal=on_fatal,
     )

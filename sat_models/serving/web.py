@@ -50,7 +50,7 @@ class Page:
     async def ask(
         self,
         question: str,
-        picture: str | None,
+        image_path: str | None,
         shown: list[dict[str, str]],
         talk: Talk,
         language: str,
@@ -68,15 +68,15 @@ class Page:
         Closing it (the stop button, a closed page) gives the request's place free.
         """
         words = WORDS[language]
-        if picture != talk[0]:
-            talk, shown = (picture, []), []
+        if image_path != talk[0]:
+            talk, shown = (image_path, []), []
         turns = talk[1]
         asked_as = printable(question)  # what cannot be written is refused below, and must be shown all the same
         shown = [*shown, {"role": "user", "content": asked_as}, {"role": "assistant", "content": ""}]
         text, image = "", None
         yield shown, talk, None, "", ""
         try:
-            image = self._open(picture)
+            image = self._open(image_path)
             options = SamplingOptions(
                 max_new_tokens=int(tokens), temperature=temperature, top_p=top_p, top_k=int(top_k),
                 seed=None if seed is None else int(seed),
@@ -95,7 +95,7 @@ class Page:
                         drawn = draw_boxes(image, found.boxes) if image and found.boxes else None
                         yield (
                             _with_answer(shown, text + cut),
-                            (picture, [*turns, (question, text)]),
+                            (image_path, [*turns, (question, text)]),
                             drawn,
                             tables(found, words),
                             "",
@@ -107,7 +107,7 @@ class Page:
             yield _with_answer(shown, f"**{words['error']}:** {said}"), talk, None, "", asked_as
 
     def _open(self, path: str | None) -> Image.Image | None:
-        policy = self._core.pictures
+        policy = self._core.image_policy
         return None if path is None else load_image(path, max_pixels=policy.max_pixels)
 
     def build(self) -> Any:
@@ -123,10 +123,10 @@ class Page:
                 language = gr.Radio(names, value=self.language, show_label=False, container=False)
             with gr.Row():
                 with gr.Column(scale=2):
-                    picture = gr.Image(type="filepath", label=words["picture"], elem_id="picture", height=320)
+                    image = gr.Image(type="filepath", label=words["picture"], elem_id="picture", height=320)
                     files = sorted(EXAMPLES.glob("*.png"), key=lambda path: (len(path.name), path.name))
                     if files:
-                        gr.Examples([str(path) for path in files[:8]], picture, label=words["examples"])
+                        gr.Examples([str(path) for path in files[:8]], image, label=words["examples"])
                     template = gr.Dropdown(
                         [(label, text) for label, text in TEMPLATES.values()], value=None, label=words["template"],
                         elem_id="template",
@@ -153,7 +153,7 @@ class Page:
                         buttons=["download", "fullscreen"],
                     )  # fmt: skip
                     table = gr.Markdown("", elem_id="boxes")
-            given = [question, picture, chat, talk, language, version, temperature, top_p, top_k, tokens, seed]
+            given = [question, image, chat, talk, language, version, temperature, top_p, top_k, tokens, seed]
             shown = [chat, talk, drawn, table, question]
             how = {"concurrency_limit": None, "show_progress": "hidden"}
             running = [trigger(self.ask, given, shown, **how) for trigger in (send.click, question.submit)]
@@ -162,7 +162,7 @@ class Page:
             clear.click(fresh, None, shown, cancels=running)
             template.input(lambda text: text or "", template, question)
             named = {
-                "picture": picture, "template": template, "question": question, "chat": chat, "drawn": drawn,
+                "picture": image, "template": template, "question": question, "chat": chat, "drawn": drawn,
                 "settings": settings, "version": version, "temperature": temperature, "top_p": top_p,
                 "top_k": top_k, "tokens": tokens, "seed": seed, "send": send, "stop": stop, "clear": clear,
             }  # fmt: skip
@@ -251,7 +251,7 @@ def launch(page: Page, *, host: str, port: int) -> Any:
     try:
         blocks.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, show_error=True,
-            ssr_mode=False, css=_STYLE, max_file_size=page._core.pictures.max_bytes,
+            ssr_mode=False, css=_STYLE, max_file_size=page._core.image_policy.max_bytes,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         )  # fmt: skip
     except OSError as error:

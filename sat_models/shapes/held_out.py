@@ -45,14 +45,14 @@ PEOPLE = 10
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One question about the test picture number `picture`, in one prompt version.
+    """One question about the test picture number `image`, in one prompt version.
 
     Attributes:
         choices: of `rec` boxes, of `vqa` words, the right one first; empty for other tasks.
         other_eyes: drawn and worded by `other_eyes`.
     """
 
-    picture: int
+    image: int
     scene: Scene
     qa: QA
     version: str
@@ -125,12 +125,12 @@ class EvalItem:
 
 
 def held_out_scene(
-    seed: int, picture: int, *, max_objects: int = 3, digit_share: float = 0.0, other_eyes: bool = False
+    seed: int, image: int, *, max_objects: int = 3, digit_share: float = 0.0, other_eyes: bool = False
 ) -> Scene:
     """The test picture of this number."""
     if other_eyes:
-        return other_scene(random.Random(f"test/other/{seed}/{picture}"), max_objects=max_objects)
-    return sample_scene(random.Random(f"test/{seed}/{picture}"), max_objects=max_objects, digit_share=digit_share)
+        return other_scene(random.Random(f"test/other/{seed}/{image}"), max_objects=max_objects)
+    return sample_scene(random.Random(f"test/{seed}/{image}"), max_objects=max_objects, digit_share=digit_share)
 
 
 def held_out_items(
@@ -151,9 +151,9 @@ def held_out_items(
     """
     for version in versions:
         prompt_style(version)
-    for picture in range(count):
-        scene = held_out_scene(seed, picture, max_objects=max_objects, digit_share=digit_share, other_eyes=other_eyes)
-        rng = random.Random(f"test/{seed}/{picture}/questions")
+    for image in range(count):
+        scene = held_out_scene(seed, image, max_objects=max_objects, digit_share=digit_share, other_eyes=other_eyes)
+        rng = random.Random(f"test/{seed}/{image}/questions")
         asked = [
             questions.caption(scene, rng, canonical=canonical),
             questions.grounded_caption(scene, rng, canonical=canonical),
@@ -168,11 +168,11 @@ def held_out_items(
         ]
         if other_eyes:
             asked = [questions.reworded(qa, WORDINGS, rng) for qa in asked]
-        chooser = random.Random(f"test/{seed}/{picture}/choices")
+        chooser = random.Random(f"test/{seed}/{image}/choices")
         chosen = [(qa, _choices(scene, qa, chooser)) for qa in asked]
         for version in versions:
             yield from (
-                EvalItem(picture, scene, qa, version, choices, other_eyes)
+                EvalItem(image, scene, qa, version, choices, other_eyes)
                 for qa, choices in chosen
                 if version != "vqa" or qa.task == "vqa"
             )

@@ -27,26 +27,26 @@ DECISIVE = 1.0
 
 @torch.no_grad()
 def share_right(
-    model: Any, tokenizer: TextTokenizer, *, pictures: int = 48, batch: int = 16, seed: int = 0
+    model: Any, tokenizer: TextTokenizer, *, count: int = 48, batch: int = 16, seed: int = 0
 ) -> dict[str, float]:
     """By kind of question: the share of answers with every decisive token right, on pictures of two and three objects.
 
     Args:
         model: takes packed lanes (the mixin "packed"); left in the mode that it was in.
-        pictures: how many; about as many questions of each kind.
+        count: pictures; about as many questions of each kind.
         batch: pictures at a time.
         seed: of the pictures.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     device = next(model.parameters()).device
-    for start in range(0, pictures, batch):
-        asked, pixels = zip(*(_asked(seed, n) for n in range(start, min(start + batch, pictures))), strict=True)
+    for start in range(0, count, batch):
+        asked, pixels = zip(*(_asked(seed, n) for n in range(start, min(start + batch, count))), strict=True)
         rows = [[encode_qa(tokenizer, qa, "chat") for qa in row] for row in asked]
         kinds = {id(s): qa.kind for row, qas in zip(rows, asked, strict=True) for s, qa in zip(row, qas, strict=True)}
         size = model.config.eva_args.image_size[0]
         packed = pack_lanes(rows, bos_id=tokenizer.bos_id, image_length=model.config.image_length, shape=LANES)
         inputs = {name: packed[name].to(device) for name in INPUTS}
-        images = torch.stack([image_to_tensor(picture, size) for picture in pixels]).to(device)
+        images = torch.stack([image_to_tensor(image, size) for image in pixels]).to(device)
         said = model(**inputs, vision_image=images)[0].argmax(-1)[:, model.config.image_length + 3 :].cpu()
         for row, answers in zip(rows, said.unflatten(1, (LANES.lanes, LANES.length)), strict=True):
             for lane, tokens in zip(fit_into_lanes(row, LANES), answers.tolist(), strict=True):

@@ -42,7 +42,7 @@ class Question:
     @property
     def image(self) -> int:
         """The picture's number, from 1."""
-        return self.item.picture + 1
+        return self.item.image + 1
 
     @property
     def head(self) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def write_public_dataset(
     items = list(
         held_out_items(count=count, seed=seed, versions=("chat",), max_objects=max_objects, canonical=canonical)
     )
-    for picture, scene in {item.picture: item.scene for item in items}.items():
-        draw(scene).save(output / "images" / chosen.picture.format(picture + 1))
+    for image, scene in {item.image: item.scene for item in items}.items():
+        draw(scene).save(output / "images" / chosen.file_name.format(image + 1))
     asked = [
-        Question(number, chosen.picture.format(item.picture + 1), item)
+        Question(number, chosen.file_name.format(item.image + 1), item)
         for number, item in enumerate(filter(chosen.asks, items), 1)
     ]
     prompts = {str(question.number): chosen.prompt or question.item.prompt for question in asked}
@@ -222,13 +222,13 @@ class Format:
     """One public format.
 
     Attributes:
-        picture: how its pictures are called, by number.
+        file_name: how its pictures are called, by number.
         asks: which questions of the test are in it.
         write: folder and questions -> the annotation files.
         prompt: what is asked; "": as the question of the test is worded.
     """
 
-    picture: str
+    file_name: str
     asks: Callable[[EvalItem], bool]
     write: Callable[[Path, list[Question]], list[Path]]
     prompt: str = ""

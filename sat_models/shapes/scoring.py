@@ -68,8 +68,8 @@ def evaluate_shapes(
     with tqdm(total=len(items), desc="shapes", unit="question", disable=not progress) as bar:
         for start in range(0, len(items), batch_size):
             chunk = items[start : start + batch_size]
-            pictures = {item.picture: item.draw() for item in chunk}
-            answers = answer_fn([(pictures[item.picture], item.qa.question, item.version) for item in chunk])
+            images = {item.image: item.draw() for item in chunk}
+            answers = answer_fn([(images[item.image], item.qa.question, item.version) for item in chunk])
             if len(answers) != len(chunk):
                 raise ValueError(
                     f"answer_fn gave {len(answers)} answers to {len(chunk)} questions; one each is needed."
@@ -108,7 +108,7 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _prediction(item: EvalItem, answer: str) -> dict[str, Any]:
     qa = item.qa
     prediction = {
-        "picture": item.picture,
+        "picture": item.image,
         "version": item.version,
         "task": qa.task,
         "kind": qa.kind,

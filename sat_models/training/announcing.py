@@ -16,7 +16,7 @@ from sat_models.training.engine import DTYPES
 from sat_models.training.memory import BUCKET, estimate_memory
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.trainable import TrainablePlan, apply_plan, trainable_table
-from sat_models.training.validate import pictures_warning
+from sat_models.training.validate import images_warning
 from sat_models.zoo import load_config
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def announce(
     table = trainable_table(shell)
     if runtime.rank() != 0:
         return
-    if warning := pictures_warning(len(train), train.with_pictures()):
+    if warning := images_warning(len(train), train.with_images()):
         logger.warning("training samples: %s", warning)
     samples = settings.batch_size * settings.accumulate * data_parallel
     print(

@@ -146,7 +146,7 @@ class VLMDataset:
         turns, _ = record.said(system_apart=self._system_apart)
         return tuple(turns[place] for place in places)
 
-    def with_pictures(self) -> int:
+    def with_images(self) -> int:
         """How many samples have a picture."""
         return sum(bool(record.images) for record, _ in self._items)
 
@@ -202,10 +202,10 @@ class VLMDataset:
             logger.warning("bad sample %s: %s%s", printable(source), error, more)
 
 
-def too_long(needed: int, max_length: int, pictures: int) -> str:
+def too_long(needed: int, max_length: int, images: int) -> str:
     """What is said of a question that leaves no room for an answer, by training and validator alike."""
     return (
-        f"the question alone takes {needed} tokens with {pictures} picture(s), so that it cannot be trained on: "
+        f"the question alone takes {needed} tokens with {images} picture(s), so that it cannot be trained on: "
         f"max_length {max_length} leaves {max_length - MIN_ANSWER_ROOM}; raise max_length or shorten it"
     )
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sat_models.processing.prompts import Turn
+from sat_models.training.image_names import fill_slots, image_names, part_name
 from sat_models.training.marks import SLOT, check_answer, with_slots, without_slots
-from sat_models.training.picture_names import fill_slots, part_name, picture_names
-from sat_models.training.records import EntryError, Picture, PictureFinder, Record
+from sat_models.training.records import EntryError, ImageFile, ImageFinder, Record
 
 CAPTION_PROMPT = "Describe this image."
 """Question of a caption, for formats that carry none."""
@@ -77,10 +77,10 @@ class _Said:
 def parse_entry(
     entry: Any,
     source: str,
-    finder: PictureFinder,
+    finder: ImageFinder,
     *,
     prompt: str | None = None,
-    pictures: Sequence[Picture] | None = None,
+    images: Sequence[ImageFile] | None = None,
 ) -> list[Record]:
     """The records of one entry: one, or one per caption.
 
@@ -89,7 +89,7 @@ def parse_entry(
         source: "file:line".
         finder: looks up the names of pictures.
         prompt: question for captions; None is `CAPTION_PROMPT`.
-        pictures: where the pictures do not stand in the entry.
+        images: where the pictures do not stand in the entry.
 
     Raises:
         EntryError: a missing or unknown key or role, an empty text, a slot without a picture or the reverse, a picture
@@ -112,17 +112,17 @@ def parse_entry(
         said = [_dialogue(entry[key], key, before)]
     else:
         said = [_question_and_answer(entry, _before(entry))]
-    own_names = [] if pictures is not None else picture_names(entry)
+    own_names = [] if images is not None else image_names(entry)
     records = []
     for number, one in enumerate(said, 1):
-        if pictures is None:
-            images = tuple(finder.find(name) for name in fill_slots(one.slots, own_names))
+        if images is None:
+            found = tuple(finder.find(name) for name in fill_slots(one.slots, own_names))
         else:
-            images = tuple(pictures)
-            fill_slots(one.slots, [str(picture) for picture in images])
+            found = tuple(images)
+            fill_slots(one.slots, [str(image) for image in found])
         name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
         turns, untrained = _without_end(_checked(one.turns), one.untrained)
-        records.append(Record(name, images, turns, source, untrained, *one.system_apart()))
+        records.append(Record(name, found, turns, source, untrained, *one.system_apart()))
     return records
 
 

@@ -165,9 +165,9 @@ def _train(settings: FinetuneSettings, trainer: Trainer) -> Outcome:
     try:
         outcome = trainer.run(reporter)
     finally:
-        picture = reporter.close()
-    if picture:
-        logger.info("loss curve: %s", picture)
+        curve = reporter.close()
+    if curve:
+        logger.info("loss curve: %s", curve)
     if trainer.data.bad:
         logger.warning("%d bad sample(s) were left out or replaced", len(trainer.data.bad))
     return outcome

@@ -21,14 +21,14 @@ from typing import Any
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.training.entries import parse_entry
-from sat_models.training.records import EntryError, OnProblem, PictureFinder, Problem, Record, raise_problem
+from sat_models.training.records import EntryError, ImageFinder, OnProblem, Problem, Record, raise_problem
 
 logger = logging.getLogger(__name__)
 
 CAPTCHA_PROMPT = "CAPTCHA:"
 """The originals' question for a captcha."""
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
 HELD_OUT = ("valid", "val", "test")
 """Sub-folders that are not read as part of the training data around them."""
 
@@ -102,7 +102,7 @@ def detect_format(path: str | os.PathLike[str]) -> tuple[str, Path]:
         )
     if (path / "train").is_dir():
         return detect_format(path / "train")
-    if next(pictures_in(path), None):
+    if next(images_in(path), None):
         return "captcha", path
     raise InputError(
         f"{path} holds no training data: a .json or .jsonl file, images/ beside labels/, or pictures named by their "
@@ -136,7 +136,7 @@ def json_entries(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]
             on_problem(Problem(f"{path}:{error.lineno}", "json", _fault(error)))
 
 
-def pictures_in(folder: Path) -> Iterator[Path]:
+def images_in(folder: Path) -> Iterator[Path]:
     """Pictures under a folder, sorted; hidden folders and, at its top, valid/, val/ and test/ are passed over."""
     seen = set()
     for name, folders, files in os.walk(folder, followlinks=True):
@@ -148,7 +148,7 @@ def pictures_in(folder: Path) -> Iterator[Path]:
         at_top = Path(name) == folder
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not (at_top and f in HELD_OUT))
         for file in sorted(files):
-            if file.lower().endswith(PICTURE_SUFFIXES) and not file.startswith("."):
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield Path(name, file)
 
 
@@ -159,7 +159,7 @@ def captcha_answer(path: Path) -> str:
 
 def _read_json(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
     """Entries of one file."""
-    finder = PictureFinder(path, root)
+    finder = ImageFinder(path, root)
     for source, entry in json_entries(path, on_problem):
         try:
             yield from parse_entry(entry, source, finder, prompt=prompt)
@@ -170,29 +170,29 @@ def _read_json(path: Path, prompt: str | None, root: Path | None, on_problem: On
 def _read_sft311k(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
     """Labels with the picture of the same stem."""
     for folder in _sft_folders(path):
-        pictures = {picture.stem: picture for picture in reversed(list(pictures_in(folder / "images")))}
+        images = {image.stem: image for image in reversed(list(images_in(folder / "images")))}
         labelled = set()
         for label in sorted(file for labels in _label_folders(folder) for file in labels.glob("*.json")):
             labelled.add(label.stem)
             for source, entry in json_entries(label, on_problem):
                 try:
-                    if label.stem not in pictures:
+                    if label.stem not in images:
                         raise EntryError("image", f"no picture {folder / 'images' / label.stem}.* belongs to it")
-                    finder = PictureFinder(label, root)
-                    yield from parse_entry(entry, source, finder, prompt=prompt, pictures=[pictures[label.stem]])
+                    finder = ImageFinder(label, root)
+                    yield from parse_entry(entry, source, finder, prompt=prompt, images=[images[label.stem]])
                 except EntryError as error:
                     on_problem(error.at(source))
-        bare = sorted(set(pictures) - labelled)
+        bare = sorted(set(images) - labelled)
         if bare:
             logger.warning("%s: %d picture(s) without a label are not used, such as '%s'", folder, len(bare), bare[0])
 
 
 def _read_captchas(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
     """One record per picture."""
-    for picture in pictures_in(path):
-        answer, source = captcha_answer(picture), f"{picture}:1"
+    for image in images_in(path):
+        answer, source = captcha_answer(image), f"{image}:1"
         if answer.strip():
-            yield Record(source, (picture,), ((CAPTCHA_PROMPT if prompt is None else prompt, answer),), source)
+            yield Record(source, (image,), ((CAPTCHA_PROMPT if prompt is None else prompt, answer),), source)
         else:
             on_problem(Problem(source, "empty", "the file name holds no answer before its first '_'"))
 

@@ -124,9 +124,9 @@ class Trainer:
                     break
                 rate = learning_rate(settings, progress.step)
                 set_rate(self.engine, rate)
-                loss, tokens, pictures = self._step(data)
+                loss, tokens, had_images = self._step(data)
                 if watch is not None:
-                    watch.check(had_pictures=pictures)
+                    watch.check(had_images=had_images)
                     watch = None
                 progress.step += 1
                 losses.append(loss)
@@ -201,7 +201,7 @@ class Trainer:
 
     def _step(self, data: Iterator[Batch]) -> tuple[float, int, bool]:
         """One optimiser step: mean loss per token of its passes, tokens of all ranks, whether it saw pictures."""
-        losses, tokens, pictures, skipped = [], 0, False, 0
+        losses, tokens, had_images, skipped = [], 0, False, 0
         while len(losses) < self.settings.accumulate:
             batch = runtime.in_step(lambda: next(data))
             self.progress.passes += 1
@@ -219,8 +219,8 @@ class Trainer:
             self.engine.step()
             losses.append(mean)
             tokens += seen
-            pictures |= inputs.vision_image is not None
-        return sum(losses) / len(losses), tokens, pictures
+            had_images |= inputs.vision_image is not None
+        return sum(losses) / len(losses), tokens, had_images
 
     def _vision_weights_times_zero(self) -> torch.Tensor | float:
         """For a batch of text alone: ranks that see pictures at the same time wait for a gradient of these weights."""

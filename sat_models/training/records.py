@@ -15,7 +15,7 @@ from sat_models.text import is_utf8, printable
 
 logger = logging.getLogger(__name__)
 
-Picture = Path | str
+ImageFile = Path | str
 """A file, or a URL as text."""
 
 
@@ -34,7 +34,7 @@ class Record:
     """
 
     id: str
-    images: tuple[Picture, ...]
+    images: tuple[ImageFile, ...]
     turns: tuple[Turn, ...]
     source: str
     untrained: tuple[int, ...] = ()
@@ -120,7 +120,7 @@ class EntryError(Exception):
         return Problem(source, self.kind, str(self))
 
 
-class PictureFinder:
+class ImageFinder:
     """From the names in one file to pictures on disk.
 
     A name is tried in `image_root` (where given), relative to the file, relative to the working directory, and at last
@@ -131,7 +131,7 @@ class PictureFinder:
         self._file, self._root = file, image_root
         self._warned = quiet
 
-    def find(self, name: str) -> Picture:
+    def find(self, name: str) -> ImageFile:
         """The picture of a name; URLs stay as they are.
 
         Raises:

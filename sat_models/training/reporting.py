@@ -122,9 +122,9 @@ def plot_curve(file: Path) -> Path | None:
     axes.set_ylim(bottom=0)  # after plotting: before, it would fix the top as well
     axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
-    picture = file.with_name(CURVE_FILE)
-    figure.savefig(picture, dpi=110)
-    return picture
+    curve = file.with_name(CURVE_FILE)
+    figure.savefig(curve, dpi=110)
+    return curve
 
 
 def _forget_after(file: Path, step: int) -> None:

@@ -157,8 +157,8 @@ def data_digest(records: Iterable[Record]) -> str:
     """Of texts, and of names and sizes of images; what these hold is told apart by `images_digest`."""
     digest = hashlib.sha256()
     for record in records:
-        pictures = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
-        digest.update(json.dumps([pictures, record.turns, record.untrained]).encode())
+        names = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
+        digest.update(json.dumps([names, record.turns, record.untrained]).encode())
     return digest.hexdigest()
 
 

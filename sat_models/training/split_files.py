@@ -21,15 +21,15 @@ from tqdm import tqdm
 from sat_models.errors import ConfigError, InputError
 from sat_models.text import json_line
 from sat_models.training.formats import detect_format, json_entries, read_records
+from sat_models.training.image_names import IMAGE_KEYS
 from sat_models.training.marks import NAMED
-from sat_models.training.picture_names import IMAGE_KEYS
-from sat_models.training.records import EntryError, Picture, PictureFinder, raise_problem
+from sat_models.training.records import EntryError, ImageFile, ImageFinder, raise_problem
 from sat_models.training.split import group_by_common
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
-PICTURE_KEYS = (*IMAGE_KEYS, "image_url", "url", "path")
+NAMING_KEYS = (*IMAGE_KEYS, "image_url", "url", "path")
 DEFAULT_RATIO = (0.8, 0.05, 0.15)
 """8000/500/1500 of ten thousand, as in the document."""
 
@@ -86,7 +86,7 @@ def split_dataset(
     for part in PARTS:
         if (output / part).exists() and (not (output / part).is_dir() or any((output / part).iterdir())):
             raise InputError(f"{output / part} exists and is not empty; give another --output, or remove it first")
-    items = {"json": _json_items, "sft311k": _sft_items, "captcha": _picture_items}[found](place)
+    items = {"json": _json_items, "sft311k": _sft_items, "captcha": _image_items}[found](place)
     wanted = part_sizes(sum(item.weight for item in items), ratio=ratio, counts=counts)
     parts = _deal(items, wanted, seed)
     transfer = {"copy": shutil.copy2, "move": shutil.move, "link": _link}[how]
@@ -145,7 +145,7 @@ def _deal(items: list[Item], sizes: list[int], seed: int) -> list[list[Item]]:
     return parts
 
 
-def _picture_items(folder: Path) -> list[Item]:
+def _image_items(folder: Path) -> list[Item]:
     """One per picture, flat; names that occur twice get a suffix that does not change the answer."""
     names = _FreeNames()
     return [Item([(r.images[0], Path(names.take(r.images[0].name)))]) for r in read_records(folder, format="captcha")]
@@ -159,23 +159,21 @@ def _sft_items(folder: Path) -> list[Item]:
         label = Path(record.source.rpartition(":")[0])
         if label not in labels:
             labels.append(label)
-    return [
-        Item([(file, file.relative_to(folder)) for file in (picture, *labels)]) for picture, labels in files.items()
-    ]
+    return [Item([(file, file.relative_to(folder)) for file in (image, *labels)]) for image, labels in files.items()]
 
 
 def _json_items(file: Path) -> list[Item]:
     """Entries that share a picture make one; their pictures get names under images/."""
     records = read_records(file, format="json")
-    by_source: dict[str, tuple[Picture, ...]] = {record.source: record.images for record in records}
-    names, finder = _FreeNames(), PictureFinder(file, quiet=True)
-    places: dict[Picture, Path] = {}
+    by_source: dict[str, tuple[ImageFile, ...]] = {record.source: record.images for record in records}
+    names, finder = _FreeNames(), ImageFinder(file, quiet=True)
+    places: dict[ImageFile, Path] = {}
     items = []
     for source, entry in json_entries(file, raise_problem):
-        pictures = [picture for picture in by_source[source] if isinstance(picture, Path)]
-        for picture in pictures:
-            places.setdefault(picture, Path("images", names.take(picture.name)))
-        files = [(picture, places[picture]) for picture in dict.fromkeys(pictures)]
+        images = [image for image in by_source[source] if isinstance(image, Path)]
+        for image in images:
+            places.setdefault(image, Path("images", names.take(image.name)))
+        files = [(image, places[image]) for image in dict.fromkeys(images)]
         items.append(Item(files, [_renamed(entry, places, finder)]))
     groups = group_by_common(items, [[path for path, _ in item.files] or [id(item)] for item in items])
     return [_together(group) for group in groups]
@@ -186,7 +184,7 @@ def _together(group: list[Item]) -> Item:
     return Item(files, [entry for item in group for entry in item.entries], len(group))
 
 
-def _renamed(value: Any, places: dict[Picture, Path], finder: PictureFinder, key: str = "") -> Any:
+def _renamed(value: Any, places: dict[ImageFile, Path], finder: ImageFinder, key: str = "") -> Any:
     """A JSON value with the names of pictures replaced, where a name can stand; other texts are left alone."""
     if isinstance(value, list):
         return [_renamed(item, places, finder, key) for item in value]
@@ -194,12 +192,12 @@ def _renamed(value: Any, places: dict[Picture, Path], finder: PictureFinder, key
         return {name: _renamed(item, places, finder, name) for name, item in value.items()}
     if not isinstance(value, str):
         return value
-    if key not in PICTURE_KEYS:  # Qwen-VL's names stand in the text
+    if key not in NAMING_KEYS:  # Qwen-VL's names stand in the text
         return NAMED.sub(lambda found: f"<img>{_place_of(found.group(1).strip(), places, finder)}</img>", value)
     return _place_of(value, places, finder)
 
 
-def _place_of(name: str, places: dict[Picture, Path], finder: PictureFinder) -> str:
+def _place_of(name: str, places: dict[ImageFile, Path], finder: ImageFinder) -> str:
     try:
         place = places.get(finder.find(name)) if name else None
     except EntryError:

@@ -259,20 +259,20 @@ class GradientWatch:
             if parameter.requires_grad
         ]
 
-    def check(self, *, had_pictures: bool = True) -> None:
+    def check(self, *, had_images: bool = True) -> None:
         """End the watch. Raises ConfigError with the parameters that train but got no gradient.
 
         Args:
-            had_pictures: False excuses what only pictures reach.
+            had_images: False excuses what only pictures reach.
         """
         for hook in self._hooks:
             hook.remove()
-        _require_none(self.waiting, had_pictures)
+        _require_none(self.waiting, had_images)
 
 
-def _require_none(names: set[str], had_pictures: bool) -> None:
+def _require_none(names: set[str], had_images: bool) -> None:
     vision = vision_groups()
-    without = sorted(name for name in names if had_pictures or group_of(name) not in vision)
+    without = sorted(name for name in names if had_images or group_of(name) not in vision)
     if without:
         more = f", … and {len(without) - 5} more" if len(without) > 5 else ""
         raise ConfigError(

@@ -20,7 +20,7 @@ from sat_models.processing.tokens import Tokenizer
 from sat_models.text import printable
 from sat_models.training.data import too_long
 from sat_models.training.formats import detect_format, read_records
-from sat_models.training.records import PROBLEM_KINDS, Picture, Problem, Record, count_kinds
+from sat_models.training.records import PROBLEM_KINDS, ImageFile, Problem, Record, count_kinds
 
 _NO_LIMIT = 2**31
 """A max_length at which nothing is cut."""
@@ -38,7 +38,7 @@ class Report:
         lengths: tokens of each sample before any cut, pictures included; empty where no model was named.
         max_length: the limit in tokens; None where no model was named.
         sample: (source, text) of one decoded sample; None where there is none or no model was named.
-        with_pictures: how many of the records have a picture.
+        with_images: how many of the records have a picture.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Report:
     lengths: list[int] = field(default_factory=list)
     max_length: int | None = None
     sample: tuple[str, str] | None = None
-    with_pictures: int = 0
+    with_images: int = 0
 
     @property
     def ok(self) -> bool:
@@ -62,8 +62,8 @@ class Report:
             "path": self.path,
             "format": self.format,
             "records": self.records,
-            "with_pictures": self.with_pictures,
-            "warning": pictures_warning(self.records, self.with_pictures),
+            "with_pictures": self.with_images,
+            "warning": images_warning(self.records, self.with_images),
             "samples": len(self.lengths) if self.max_length else None,
             "problems": [asdict(problem) for problem in self.problems],
             "max_length": self.max_length,
@@ -83,7 +83,7 @@ def validate(
     prompt: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
     ignore: Iterable[str] = (),
-    decode_pictures: bool = True,
+    decode_images: bool = True,
     workers: int | None = None,
     progress: bool = False,
 ) -> Report:
@@ -95,7 +95,7 @@ def validate(
         version: prompt style; None takes the processor's.
         max_length: longest sample in tokens; None takes the processor's.
         ignore: kinds of problems (`records.PROBLEM_KINDS`) to pass over.
-        decode_pictures: read every picture to its end; else only that the files exist.
+        decode_images: read every picture to its end; else only that the files exist.
         workers: threads for that; None chooses.
         progress: show progress bars.
 
@@ -110,10 +110,10 @@ def validate(
     problems: list[Problem] = []
     records = read_records(place, format=found, prompt=prompt, image_root=image_root, on_problem=problems.append)
     problems += duplicates(records)
-    if decode_pictures:
-        problems += unreadable_pictures(records, workers=workers, progress=progress)
+    if decode_images:
+        problems += unreadable_images(records, workers=workers, progress=progress)
     report = Report(printable(str(place)), found, len(records))
-    report.with_pictures = sum(bool(record.images) for record in records)
+    report.with_images = sum(bool(record.images) for record in records)
     if processor is not None:
         report.max_length = max_length or processor.max_length
         chosen = version or processor.version
@@ -127,9 +127,9 @@ def validate(
     return report
 
 
-def pictures_warning(count: int, with_pictures: int) -> str | None:
+def images_warning(count: int, with_images: int) -> str | None:
     """What to say where some or all of so many samples have no picture: mostly it was left out by mistake."""
-    without = count - with_pictures
+    without = count - with_images
     if not without:
         return None
     return f"{'all' if without == count else without} of {count} have no picture; they are trained as text alone"
@@ -144,17 +144,17 @@ def duplicates(records: Sequence[Record]) -> Iterator[Problem]:
             yield Problem(record.source, "duplicate", f"is the same as {first}")
 
 
-def unreadable_pictures(
+def unreadable_images(
     records: Sequence[Record], *, workers: int | None = None, progress: bool = False
 ) -> Iterator[Problem]:
     """Pictures that cannot be read to their end; each is read once."""
-    sources: dict[Picture, str] = {}
+    sources: dict[ImageFile, str] = {}
     for record in records:
-        for picture in record.images:
-            sources.setdefault(picture, record.source)
+        for image in record.images:
+            sources.setdefault(image, record.source)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         faults = tqdm(
-            pool.map(_picture_fault, sources), total=len(sources), desc="pictures", unit="file", disable=not progress
+            pool.map(_image_fault, sources), total=len(sources), desc="pictures", unit="file", disable=not progress
         )
         for source, fault in zip(sources.values(), faults, strict=True):
             if fault:
@@ -248,8 +248,8 @@ def histogram(lengths: Sequence[int], bins: int = 10) -> list[tuple[int, int, in
 def report_text(report: Report, *, most: int = 50) -> str:
     """A report for people; at most so many problems one by one."""
     lines = [f"data: {report.path}, read as {report.format}, {report.records} record(s)"]
-    lines.append(f"pictures: {report.with_pictures} of {report.records} record(s) have one")
-    if warning := pictures_warning(report.records, report.with_pictures):
+    lines.append(f"pictures: {report.with_images} of {report.records} record(s) have one")
+    if warning := images_warning(report.records, report.with_images):
         lines.append(f"warning: {warning}")
     lines.append(f"problems: {count_kinds(report.problems) if report.problems else 'none'}")
     lines += [f"  {problem} [{problem.kind}]" for problem in report.problems[:most]]
@@ -283,9 +283,9 @@ def _summary(lengths: Sequence[int]) -> dict[str, int]:
     return {"shortest": min(lengths), "median": round(statistics.median(lengths)), "longest": max(lengths)}
 
 
-def _picture_fault(picture: Picture) -> str | None:
+def _image_fault(image: ImageFile) -> str | None:
     try:
-        load_image(picture)
+        load_image(image)
     except InputError as error:
         return str(error)
     return None

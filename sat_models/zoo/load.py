@@ -16,7 +16,7 @@ from sat_models.checkpoint.adapter import find_adapter, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source, open_source
-from sat_models.config import LanguageConfig, ModelConfig, PictureConfig, read_json
+from sat_models.config import LanguageConfig, ModelConfig, VisionLanguageConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -201,7 +201,7 @@ def _choose_version(explicit: str | None, config: LanguageConfig, spec: ModelSpe
 def _make_processor(
     checkpoint: SATCheckpoint, config: LanguageConfig, local_tokenizer: str | os.PathLike[str] | None, version: str
 ) -> tuple[Processor, Path | None]:
-    if not isinstance(config, PictureConfig):
+    if not isinstance(config, VisionLanguageConfig):
         raise ConfigError(
             f"{config.model_class} is a language model alone, and answers are given by models that see images. Its "
             "weights can be converted (scripts/convert_checkpoint.py); to ask, name a model of the zoo, such as "

@@ -29,10 +29,10 @@ def print_table() -> None:
 
 
 def _row(spec: ModelSpec) -> tuple[str, ...]:
-    picture = f"{spec.image_size}" + (f"+{spec.cross_image_size}" if spec.cross_image_size else "")
+    image = f"{spec.image_size}" + (f"+{spec.cross_image_size}" if spec.cross_image_size else "")
     count, bf16, int4 = figures(spec)
     return (
-        spec.name, count, picture, spec.default_version, bf16, int4, where(spec), spec.licence, spec.summary,
+        spec.name, count, image, spec.default_version, bf16, int4, where(spec), spec.licence, spec.summary,
     )  # fmt: skip
 
 

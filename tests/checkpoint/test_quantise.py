@@ -23,7 +23,7 @@ from sat_models.zoo import load_pretrained, locate
 pytest.importorskip("bitsandbytes")
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-PICTURE = Path(__file__).resolve().parents[2] / "examples" / "1.png"
+IMAGE = Path(__file__).resolve().parents[2] / "examples" / "1.png"
 TINY = locate("cogvlm-tiny")
 
 
@@ -51,7 +51,7 @@ def _same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def _logits(vlm) -> torch.Tensor:
-    inputs = vlm.processor(PICTURE, "Describe this image.")
+    inputs = vlm.processor(IMAGE, "Describe this image.")
     with torch.inference_mode():
         return vlm.model(**inputs.model_kwargs())[0]
 
@@ -81,10 +81,10 @@ def test_logits_stay_near(quantised, full):
 
 
 def test_it_answers(quantised, full):
-    result = quantised.generate(PICTURE, "Describe this image.", max_new_tokens=40)
+    result = quantised.generate(IMAGE, "Describe this image.", max_new_tokens=40)
     assert result.text.endswith(".") and result.finish_reason == "stop"
     if _bits(quantised) == 8:
-        assert result.text == full.generate(PICTURE, "Describe this image.", max_new_tokens=40).text
+        assert result.text == full.generate(IMAGE, "Describe this image.", max_new_tokens=40).text
 
 
 def test_skipped_linears_stay(full):
@@ -104,7 +104,7 @@ def test_skipped_linears_stay(full):
 
 def test_half_precision(quantised):
     vlm = load_pretrained(TINY, device="cpu", dtype="bfloat16", quant=_bits(quantised))
-    assert vlm.generate(PICTURE, "Describe this image.", max_new_tokens=40).text.endswith(".")
+    assert vlm.generate(IMAGE, "Describe this image.", max_new_tokens=40).text.endswith(".")
     assert {v.dtype for n, v in vlm.model.state_dict().items() if n.endswith("quant_scale")} == {
         torch.float32 if _bits(quantised) == 8 else torch.uint8
     }

@@ -50,9 +50,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[BenchSettings], Bench]:
     return lambda settings: Bench(make, settings, CPU)
 
 
-@pytest.mark.parametrize("picture", [True, False])
-def test_the_stock_path_gives_our_tokens(picture: bool) -> None:
-    model, inputs = make(), prompt_of(CONFIG, 40, picture=picture)
+@pytest.mark.parametrize("image", [True, False])
+def test_the_stock_path_gives_our_tokens(image: bool) -> None:
+    model, inputs = make(), prompt_of(CONFIG, 40, image=image)
     ours = list(Engine(model, eos_id=-5, max_length=999, device=CPU).tokens(inputs, SamplingOptions(max_new_tokens=9)))
     stock, times = stock_tokens(model, inputs, 9)
     assert ours == stock
@@ -65,7 +65,7 @@ def test_the_stock_path_gives_our_tokens(picture: bool) -> None:
 
 
 def test_the_stock_model_has_our_logits_and_gradients() -> None:
-    model, inputs = make(), prompt_of(CONFIG, 30, picture=True)
+    model, inputs = make(), prompt_of(CONFIG, 30, image=True)
     model.requires_grad_(True)
     mask = torch.ones(1, 1, 30, 30).tril()
     given = inputs.model_kwargs()
@@ -219,11 +219,11 @@ def test_floors_follow_from_sizes() -> None:
 
 
 def test_prompts_have_the_length_that_was_asked_for() -> None:
-    picture, text = prompt_of(CONFIG, 40, picture=True), prompt_of(CONFIG, 12, picture=False)
-    assert (picture.length, int(picture.image_embed_mask.sum()), len(picture.vision_image)) == (40, 18, 1)
+    image, text = prompt_of(CONFIG, 40, image=True), prompt_of(CONFIG, 12, image=False)
+    assert (image.length, int(image.image_embed_mask.sum()), len(image.vision_image)) == (40, 18, 1)
     assert (text.length, text.vision_image) == (12, None)
     cogagent = config_of_name("cogagent-chat")
-    assert prompt_of(cogagent, 300, picture=True).cross_image.shape == (1, 3, 1120, 1120)
+    assert prompt_of(cogagent, 300, image=True).cross_image.shape == (1, 3, 1120, 1120)
 
 
 def test_what_is_refused(quick: Callable[[BenchSettings], Bench]) -> None:

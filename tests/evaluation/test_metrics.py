@@ -253,18 +253,18 @@ def test_evaluation_of_perfect_answers() -> None:
 @pytest.mark.parametrize("world", [{"digit_share": 1.0}, {"other_eyes": True}])
 def test_evaluation_of_digits_and_through_other_eyes(world: dict[str, Any]) -> None:
     options = {"count": 12, "seed": 0, "versions": ("chat",), **world}
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
 
     def answer(asked: list) -> list[str]:
-        pictures.extend(picture for picture, _, _ in asked)
+        images.extend(image for image, _, _ in asked)
         return knowing(asked)
 
     knowing = _knowing(**options)
     report = evaluate_shapes(answer, **options, progress=False)
     assert all(scores["right"] == 1.0 for scores in report["scores"].values())
     assert ("digit" in report["vqa"]) == ("digit_share" in world) and report["other_eyes"] == ("other_eyes" in world)
-    drawn = {item.picture: item.draw() for item in held_out_items(**options)}
-    assert pictures[0].tobytes() == drawn[0].tobytes() and pictures[-1].tobytes() == drawn[11].tobytes()
+    drawn = {item.image: item.draw() for item in held_out_items(**options)}
+    assert images[0].tobytes() == drawn[0].tobytes() and images[-1].tobytes() == drawn[11].tobytes()
 
 
 def test_evaluation_of_silence() -> None:

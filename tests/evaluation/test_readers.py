@@ -44,10 +44,10 @@ def test_coco_captions(tmp_path: Path) -> None:
 
 
 def test_karpathy_captions(tmp_path: Path) -> None:
-    pictures = [
+    images = [
         {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": "A dog."}]} for split in ("test", "val")
     ]
-    path = dump(tmp_path / "dataset_flickr30k.json", {"images": pictures})
+    path = dump(tmp_path / "dataset_flickr30k.json", {"images": images})
     (sample,) = read_samples("caption", path, tmp_path, split="test")
     assert sample.image == tmp_path / "test.jpg" and sample.references == ("A dog.",)
 
@@ -148,15 +148,15 @@ def test_entities(tmp_path: Path) -> None:
 
 def test_visual7w(tmp_path: Path) -> None:
     pair = {"qa_id": 1, "question": "Which is red?", "answer": 11, "multiple_choices": [12], "type": "which"}
-    picture = {"filename": "v7w_1.jpg", "split": "test", "qa_pairs": [pair]}
+    image = {"filename": "v7w_1.jpg", "split": "test", "qa_pairs": [pair]}
     boxes = [
         {"box_id": 11, "x": 0, "y": 0, "width": 5, "height": 5},
         {"box_id": 12, "x": 5, "y": 5, "width": 5, "height": 5},
     ]
-    path = dump(tmp_path / "p.json", {"images": [picture], "boxes": boxes})
+    path = dump(tmp_path / "p.json", {"images": [image], "boxes": boxes})
     (sample,) = read_samples("visual7w", path, tmp_path, split="test")
     assert sample.boxes == ((0, 0, 5, 5), (5, 5, 10, 10)) and sample.choices == ()
-    telling = {**picture, "qa_pairs": [{**pair, "answer": "red", "multiple_choices": ["blue"]}]}
+    telling = {**image, "qa_pairs": [{**pair, "answer": "red", "multiple_choices": ["blue"]}]}
     (sample,) = read_samples("visual7w", dump(tmp_path / "t.json", {"images": [telling]}), tmp_path)
     assert sample.choices == ("red", "blue") and sample.boxes == ()
 
@@ -201,9 +201,9 @@ def test_what_the_project_writes_is_the_test_of_the_world(layout: str, canonical
         items = [item for item in items if item.task == task and (layout != "pope" or item.qa.kind == "exist")]
     assert len(samples) == len(items) >= (4 if layout == "pope" else 16)
     for sample, item in zip(sorted(samples, key=lambda sample: int(sample.id)), items, strict=True):
-        picture = load_image(sample.image)
-        assert picture.tobytes() == draw(item.scene).tobytes() and picture.size == item.size
-        assert question_of("unused", sample, picture.size) == item.qa.question
+        image = load_image(sample.image)
+        assert image.tobytes() == draw(item.scene).tobytes() and image.size == item.size
+        assert question_of("unused", sample, image.size) == item.qa.question
         right = item.choice_sample() if task == "visual7w" else item.sample()
         references = right.references[: 1 if layout == "pope" else None]
         assert tuple(re.sub(r" ([,.])", r"\1", text) for text in sample.references) == references

@@ -43,14 +43,14 @@ def engine(vlm: VLM) -> Iterator[Engine]:
 def prompts(vlm: VLM) -> list[VLMInputs]:
     """Ragged: other questions, histories and pictures in each, some without a picture, one with two."""
     folder = GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini")
-    picture = folder / "image.png"
+    image = folder / "image.png"
     cases = json.loads((folder / "reference.json").read_text())["cases"]
-    made = [vlm.processor(picture, c["query"], history=c["history"], version=c["version"]) for c in cases[:6]]
+    made = [vlm.processor(image, c["query"], history=c["history"], version=c["version"]) for c in cases[:6]]
     for number, inputs in enumerate(made):
         inputs.vision_image = inputs.vision_image.roll(number, dims=-1)
         if inputs.cross_image is not None:
             inputs.cross_image = inputs.cross_image.roll(5 * number, dims=-1)
-    made.append(vlm.processor([picture, picture], "Which is red?"))
+    made.append(vlm.processor([image, image], "Which is red?"))
     texts = ["Hello", "What would you say to somebody who asks?"]
     made += [vlm.processor(None, text, version="chat") for text in texts]
     assert len({inputs.length for inputs in made}) >= 5

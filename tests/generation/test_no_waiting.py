@@ -97,8 +97,8 @@ OPTIONS = {
 @pytest.mark.parametrize("choice", OPTIONS)
 def test_one_answer_waits_once_per_token(vlm: VLM, choice: str) -> None:
     engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
-    picture = GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini") / "image.png"
-    stream = engine.tokens(vlm.processor(picture, "What is it?"), OPTIONS[choice])
+    image = GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini") / "image.png"
+    stream = engine.tokens(vlm.processor(image, "What is it?"), OPTIONS[choice])
     with Waits(vlm.model) as waits:
         next(stream)
         waits.count.clear()  # the prompt may be looked at as often as need be

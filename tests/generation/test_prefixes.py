@@ -29,7 +29,7 @@ def vlm(request: pytest.FixtureRequest) -> VLM:
 
 
 @pytest.fixture
-def picture(vlm: VLM) -> Path:
+def image(vlm: VLM) -> Path:
     return GOLDEN / ("cogagent-mini" if vlm.processor.cross_image_size else "cogvlm-mini") / "image.png"
 
 
@@ -61,11 +61,11 @@ def fresh(vlm: VLM, inputs: VLMInputs) -> list[int]:
     return list(make_engine(vlm, keep=0).tokens(inputs, OPTIONS))
 
 
-def test_a_chat_computes_its_picture_once_and_answers_as_without(vlm: VLM, picture: Path) -> None:
+def test_a_chat_computes_its_picture_once_and_answers_as_without(vlm: VLM, image: Path) -> None:
     engine, history = make_engine(vlm), []
     with counted(vlm) as seen:
         for turn, question in enumerate(["What is it?", "Where?", "How many are there?"]):
-            inputs = vlm.processor(picture, question, history=history, version="chat")
+            inputs = vlm.processor(image, question, history=history, version="chat")
             stream = engine.tokens(inputs, OPTIONS)
             before = len(seen["tokens"])
             answer = list(stream)
@@ -80,8 +80,8 @@ def test_a_chat_computes_its_picture_once_and_answers_as_without(vlm: VLM, pictu
     assert stream.cached_tokens > inputs.image_embed_mask.sum()
 
 
-def test_the_same_prompt_again_needs_one_token(vlm: VLM, picture: Path) -> None:
-    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+def test_the_same_prompt_again_needs_one_token(vlm: VLM, image: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(image, "What is it?")
     first = list(engine.tokens(inputs, OPTIONS))
     with counted(vlm) as seen:
         stream = engine.tokens(inputs, OPTIONS)
@@ -91,10 +91,10 @@ def test_the_same_prompt_again_needs_one_token(vlm: VLM, picture: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["picture", "no picture", "two pictures"])
-def test_another_picture_is_computed(vlm: VLM, picture: Path, other: str) -> None:
+def test_another_picture_is_computed(vlm: VLM, image: Path, other: str) -> None:
     engine = make_engine(vlm)
-    list(engine.tokens(vlm.processor(picture, "What is it?"), OPTIONS))
-    images = {"picture": picture, "no picture": None, "two pictures": [picture, picture]}[other]
+    list(engine.tokens(vlm.processor(image, "What is it?"), OPTIONS))
+    images = {"picture": image, "no picture": None, "two pictures": [image, image]}[other]
     inputs = vlm.processor(images, "What is it?")
     if other == "picture":
         inputs.vision_image = inputs.vision_image.flip(-1)
@@ -103,9 +103,9 @@ def test_another_picture_is_computed(vlm: VLM, picture: Path, other: str) -> Non
     assert stream.cached_tokens == 0
 
 
-def test_several_conversations_have_a_cache_each(vlm: VLM, picture: Path) -> None:
+def test_several_conversations_have_a_cache_each(vlm: VLM, image: Path) -> None:
     engine = make_engine(vlm, keep=2)
-    one, two = vlm.processor(picture, "What is it?"), vlm.processor(None, "Who are you, tell me?")
+    one, two = vlm.processor(image, "What is it?"), vlm.processor(None, "Who are you, tell me?")
     for inputs, cached in ((one, 0), (two, 0), (one, one.length - 1), (two, two.length - 1)):
         stream = engine.tokens(inputs, OPTIONS)
         list(stream)
@@ -116,16 +116,16 @@ def test_several_conversations_have_a_cache_each(vlm: VLM, picture: Path) -> Non
     assert stream.cached_tokens == 0
 
 
-def test_a_longer_answer_gets_more_room(vlm: VLM, picture: Path) -> None:
-    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+def test_a_longer_answer_gets_more_room(vlm: VLM, image: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(image, "What is it?")
     list(engine.tokens(inputs, SamplingOptions(max_new_tokens=2)))
     stream = engine.tokens(inputs, OPTIONS)
     assert list(stream) == fresh(vlm, inputs)
     assert stream.cached_tokens == inputs.length - 1
 
 
-def test_a_closed_answer_is_kept_and_a_failed_one_is_not(vlm: VLM, picture: Path) -> None:
-    engine, inputs = make_engine(vlm), vlm.processor(picture, "What is it?")
+def test_a_closed_answer_is_kept_and_a_failed_one_is_not(vlm: VLM, image: Path) -> None:
+    engine, inputs = make_engine(vlm), vlm.processor(image, "What is it?")
     stream = engine.tokens(inputs, OPTIONS)
     start = [next(stream), next(stream), next(stream)]
     stream.close()
@@ -156,15 +156,15 @@ def test_a_prompt_with_a_mask_of_its_own_is_neither_kept_nor_shortened(vlm: VLM)
         assert stream.cached_tokens == 0
 
 
-def test_a_chat_session_keeps_its_picture(vlm: VLM, picture: Path) -> None:
+def test_a_chat_session_keeps_its_picture(vlm: VLM, image: Path) -> None:
     chat = ChatSession(vlm, options=OPTIONS, version="chat")
-    chat.set_image(picture)
+    chat.set_image(image)
     with counted(vlm) as seen:
         first = chat.ask("What is it?")
         second = chat.ask("Where?")
     assert seen["pictures"] == [1]
     history = [("What is it?", first.text)]
-    assert second.token_ids == vlm.generate(picture, "Where?", history, "chat", max_new_tokens=8).token_ids
+    assert second.token_ids == vlm.generate(image, "Where?", history, "chat", max_new_tokens=8).token_ids
 
 
 def flipped(inputs: VLMInputs) -> VLMInputs:
@@ -175,12 +175,10 @@ def flipped(inputs: VLMInputs) -> VLMInputs:
     )
 
 
-def test_clients_with_pictures_of_their_own_share_a_session(vlm: VLM, picture: Path) -> None:
+def test_clients_with_pictures_of_their_own_share_a_session(vlm: VLM, image: Path) -> None:
     """Questions about two pictures by turns, while another answer runs: each picture is looked at once."""
     engine = make_engine(vlm, keep=8)
-    asked = [
-        vlm.processor(picture, query, version="chat") for query in ("What is it?", "Where?", "How many are there?")
-    ]
+    asked = [vlm.processor(image, query, version="chat") for query in ("What is it?", "Where?", "How many are there?")]
     asked = [inputs for one in asked for inputs in (one, flipped(one))]
     long = vlm.processor(None, "Hello, who are you?", version="chat")
     alone = [fresh(vlm, inputs) for inputs in asked]
@@ -203,8 +201,8 @@ def test_clients_with_pictures_of_their_own_share_a_session(vlm: VLM, picture: P
     assert cached[:2] == [0, 0] and min(cached[2:]) > pixels
 
 
-def test_several_answers_may_begin_alike_at_the_same_time(vlm: VLM, picture: Path) -> None:
-    engine, inputs = make_engine(vlm, keep=2), vlm.processor(picture, "What is it?")
+def test_several_answers_may_begin_alike_at_the_same_time(vlm: VLM, image: Path) -> None:
+    engine, inputs = make_engine(vlm, keep=2), vlm.processor(image, "What is it?")
     first = engine.answer(Request(inputs, OPTIONS))
     more = [replace(OPTIONS, temperature=1.0, seed=seed) for seed in range(3)]
     with counted(vlm) as seen:
@@ -217,8 +215,8 @@ def test_several_answers_may_begin_alike_at_the_same_time(vlm: VLM, picture: Pat
     assert seen["pictures"] == []
 
 
-def test_what_says_nothing_new_is_not_kept_twice(vlm: VLM, picture: Path) -> None:
-    engine, inputs = make_engine(vlm, keep=3), vlm.processor(picture, "What is it?")
+def test_what_says_nothing_new_is_not_kept_twice(vlm: VLM, image: Path) -> None:
+    engine, inputs = make_engine(vlm, keep=3), vlm.processor(image, "What is it?")
     for most in (8, 3, 12):
         engine.answer(Request(inputs, SamplingOptions(max_new_tokens=most)))
         assert len(engine.prefixes) == 1
@@ -226,8 +224,8 @@ def test_what_says_nothing_new_is_not_kept_twice(vlm: VLM, picture: Path) -> Non
     assert len(engine.prefixes) == 2
 
 
-def test_memory_is_bounded_and_the_oldest_goes_first(vlm: VLM, picture: Path) -> None:
-    one = vlm.processor(picture, "What is it?")
+def test_memory_is_bounded_and_the_oldest_goes_first(vlm: VLM, image: Path) -> None:
+    one = vlm.processor(image, "What is it?")
     engine = make_engine(vlm, keep=9)
     engine.answer(Request(one, OPTIONS))
     size = engine.prefixes.bytes
@@ -249,18 +247,18 @@ def test_memory_is_bounded_and_the_oldest_goes_first(vlm: VLM, picture: Path) ->
     assert engine.prefixes.bytes == 0
 
 
-def test_a_stop_string_keeps_what_was_computed(vlm: VLM, picture: Path) -> None:
+def test_a_stop_string_keeps_what_was_computed(vlm: VLM, image: Path) -> None:
     """The tokens of a stop string are in the cache, though not in the answer: the next prompt goes on before them."""
     engine = vlm.engine(keep_prefixes=1)
-    whole = vlm.generate(picture, "What is it?", max_new_tokens=8, version="chat")
+    whole = vlm.generate(image, "What is it?", max_new_tokens=8, version="chat")
     text = vlm.processor.tokenizer.decode(whole.token_ids[:5])
     stop = text[len(vlm.processor.tokenizer.decode(whole.token_ids[:3])) :]
-    request = vlm.request(picture, "What is it?", (), "chat", OPTIONS, stops=[stop])
+    request = vlm.request(image, "What is it?", (), "chat", OPTIONS, stops=[stop])
     answer = engine.answer(request)
     assert answer.finish_reason == "stop" and whole.text.startswith(answer.text) and len(answer.token_ids) < 5
     again = engine.answer(request)
     assert (again.text, again.cached_tokens) == (answer.text, request.inputs.length - 1)
     history = [("What is it?", answer.text)]
-    following = engine.answer(vlm.request(picture, "Where?", history, "chat", OPTIONS))
+    following = engine.answer(vlm.request(image, "Where?", history, "chat", OPTIONS))
     assert following.cached_tokens >= request.inputs.length - 2, "words at the border may be cut otherwise"
-    assert following.token_ids == vlm.generate(picture, "Where?", history, "chat", max_new_tokens=8).token_ids
+    assert following.token_ids == vlm.generate(image, "Where?", history, "chat", max_new_tokens=8).token_ids

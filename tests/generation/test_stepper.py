@@ -52,8 +52,8 @@ def is_flat(vlm: VLM) -> bool:
 
 
 def prompts(vlm: VLM) -> list[Any]:
-    picture = GOLDEN / "cogvlm-mini" / "image.png"
-    return [vlm.processor(picture if n % 2 else None, text, version="chat") for n, text in enumerate(QUESTIONS)]
+    image = GOLDEN / "cogvlm-mini" / "image.png"
+    return [vlm.processor(image if n % 2 else None, text, version="chat") for n, text in enumerate(QUESTIONS)]
 
 
 def answers(vlm: VLM) -> tuple[list[Tensor], list[list[int]]]:

@@ -20,7 +20,7 @@ from mixins.base import ZooModel
 from sat_models import runtime
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights
-from sat_models.config import PictureConfig, read_json
+from sat_models.config import VisionLanguageConfig, read_json
 from sat_models.models.build import build_model, make_config
 from sat_models.processing.layout import TokenLayout, VLMInputs, layout_prompt
 
@@ -65,7 +65,7 @@ class Miniature:
         return (self.folder / "reference.json").is_file()
 
     @property
-    def config(self) -> PictureConfig:
+    def config(self) -> VisionLanguageConfig:
         """Sizes."""
         file = self.folder / "model_config.json" if self.is_golden else ROOT / "configs/models" / f"{self.name}.json"
         return make_config(read_json(file))
@@ -96,7 +96,7 @@ class Miniature:
         """A golden case, or a made prompt with a made picture."""
         config = self.config
         if not self.is_golden:
-            return self.made([[3, 4, 5]], [6, 7, 8, 9, 10, 11], picture=_noise(config.image_size))
+            return self.made([[3, 4, 5]], [6, 7, 8, 9, 10, 11], image=_noise(config.image_size))
         golden = self.reference()
         pixels = {name: golden[key] for name, key in PIXELS.items() if key in golden}
         if f"{case}.image_embed_mask" in golden:
@@ -121,17 +121,17 @@ class Miniature:
     def image_only(self) -> Given:
         """The picture with what must stand before it, and nothing after it."""
         config = self.config
-        return self.made([[]], [], picture=_noise(config.image_size))
+        return self.made([[]], [], image=_noise(config.image_size))
 
-    def made(self, lead: Sequence[Sequence[int]], text: Sequence[int], picture: Tensor | None = None) -> Given:
+    def made(self, lead: Sequence[Sequence[int]], text: Sequence[int], image: Tensor | None = None) -> Given:
         """A prompt of these ids, with a picture for each part of `lead`, as arguments without a mask."""
         config = self.config
         in_front = [piece for ids in lead for piece in (ids, config.images.plan())]
         layout: TokenLayout = layout_prompt([*in_front, text], bos_id=config.bos_token_id, form=config.sequence_form)
         cross = None
-        if picture is not None and hasattr(config, "cross_image_pix"):
+        if image is not None and hasattr(config, "cross_image_pix"):
             cross = _noise(config.cross_image_pix)
-        kwargs = VLMInputs.from_layout(layout, vision_image=picture, cross_image=cross).model_kwargs()
+        kwargs = VLMInputs.from_layout(layout, vision_image=image, cross_image=cross).model_kwargs()
         return {name: value for name, value in kwargs.items() if value is not None and name != "attention_mask"}
 
     def mask_of(self, given: Given) -> Tensor:

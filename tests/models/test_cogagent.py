@@ -162,14 +162,14 @@ def test_two_pictures_in_a_row(vlm: VLM) -> None:
 
 
 def test_pictures_that_do_not_fit_are_refused(vlm: VLM) -> None:
-    with_picture, text = _inputs(vlm, CASES[0]), vlm.processor(None, "Hello", version="base")
+    with_image, text = _inputs(vlm, CASES[0]), vlm.processor(None, "Hello", version="base")
     for name in ("vision_image", "cross_image"):
         with pytest.raises(ValueError, match="each picture in both sizes"):
-            _logits(vlm, dataclasses.replace(with_picture, **{name: None}))
+            _logits(vlm, dataclasses.replace(with_image, **{name: None}))
     with pytest.raises(ValueError, match="same number of pictures in each row"):
-        _logits(vlm, collate([with_picture, text], pad_id=0))
+        _logits(vlm, collate([with_image, text], pad_id=0))
     with pytest.raises(ValueError, match=r"takes pictures \[N, 3, 112, 112\], got \[1, 3, 56, 56\]"):
-        _logits(vlm, dataclasses.replace(with_picture, cross_image=with_picture.vision_image))
+        _logits(vlm, dataclasses.replace(with_image, cross_image=with_image.vision_image))
 
 
 def test_every_parameter_that_runs_gets_a_gradient(vlm: VLM, tiny: CogAgentModel) -> None:

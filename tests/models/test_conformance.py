@@ -262,18 +262,18 @@ def test_a_batch_of_two_equals_each_alone(mini: Miniature, model: ZooModel, kind
 
 def test_rows_with_and_without_a_picture(mini: Miniature, model: ZooModel) -> None:
     """Mixed rows work, or are refused in words (CogAgent's cross-attention has nothing to read in the text row)."""
-    picture = mini.with_image()
-    tokens = picture["input_ids"].shape[1]
+    image = mini.with_image()
+    tokens = image["input_ids"].shape[1]
     text = mini.text_only(tokens)
-    text |= {name: torch.zeros_like(text["input_ids"]) for name in picture if name.endswith("_mask")}
-    both = {name: value if name in PIXELS else torch.cat((value, text[name])) for name, value in picture.items()}
+    text |= {name: torch.zeros_like(text["input_ids"]) for name in image if name.endswith("_mask")}
+    both = {name: value if name in PIXELS else torch.cat((value, text[name])) for name, value in image.items()}
     with torch.inference_mode():
-        if "cross_image" in picture:
+        if "cross_image" in image:
             with pytest.raises(ValueError, match="Run rows with and without pictures apart"):
                 model(**both)
             return
         logits = model(**both)[0]
-        torch.testing.assert_close(logits[0], model(**picture)[0][0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(logits[0], model(**image)[0][0], atol=2e-5, rtol=0)
         torch.testing.assert_close(logits[1], model(**text)[0][0], atol=2e-5, rtol=0)
 
 

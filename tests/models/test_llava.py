@@ -64,11 +64,11 @@ def hub(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prompt_of(vlm: VLM, *, picture: bool = True) -> VLMInputs:
+def prompt_of(vlm: VLM, *, image: bool = True) -> VLMInputs:
     """Text, a picture of noise, text."""
-    lead = [[3, 4], vlm.config.images.plan()] if picture else []
+    lead = [[3, 4], vlm.config.images.plan()] if image else []
     layout = layout_prompt([*lead, [5, 6, 7, 8, 9]], bos_id=1, form=vlm.config.sequence_form)
-    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1)) if picture else None
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1)) if image else None
     return VLMInputs.from_layout(layout, vision_image=pixels)
 
 
@@ -82,13 +82,13 @@ def their_logits(model: Any, inputs: VLMInputs) -> Tensor:
         return model(input_ids=inputs.input_ids, pixel_values=inputs.vision_image).logits
 
 
-@pytest.mark.parametrize("picture", [True, False])
-def test_logits_and_answers_are_those_of_transformers(theirs: Any, hub: Path, picture: bool) -> None:
+@pytest.mark.parametrize("image", [True, False])
+def test_logits_and_answers_are_those_of_transformers(theirs: Any, hub: Path, image: bool) -> None:
     vlm = load_pretrained(hub, device="cpu", dtype="float32")
-    inputs = prompt_of(vlm, picture=picture)
-    assert int((inputs.input_ids == SLOT).sum()) == IMAGE_LENGTH * picture
+    inputs = prompt_of(vlm, image=image)
+    assert int((inputs.input_ids == SLOT).sum()) == IMAGE_LENGTH * image
     torch.testing.assert_close(logits_of(vlm, inputs), their_logits(theirs, inputs), atol=2e-5, rtol=0)
-    given = {"pixel_values": inputs.vision_image} if picture else {}
+    given = {"pixel_values": inputs.vision_image} if image else {}
     answer = theirs.generate(
         input_ids=inputs.input_ids, attention_mask=torch.ones_like(inputs.input_ids), do_sample=False,
         max_new_tokens=10, eos_token_id=2, **given,
@@ -190,12 +190,12 @@ def test_the_form_of_1_0(theirs: Any, hub: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(50, 80), (91, 33), (56, 56)])
 def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
     """Its processor crops the middle (LLaVA 1.0); a padded square (1.5) leaves it nothing to crop."""
-    picture = Image.effect_noise(size, 90).convert("RGB")
+    image = Image.effect_noise(size, 90).convert("RGB")
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     clip = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    for fit, given in (("crop", picture), ("pad", padded(picture, max(size)))):
+    for fit, given in (("crop", image), ("pad", padded(image, max(size)))):
         expected = clip(given, return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(image_to_tensor(picture, 56, ImageProcessing(fit=fit)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(image_to_tensor(image, 56, ImageProcessing(fit=fit)), expected, atol=1e-5, rtol=0)
 
 
 def test_what_is_missing_or_not_supported_is_named(theirs: Any, hub: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -65,8 +65,8 @@ def forwards(golden: Path) -> dict[str, dict[str, Any]]:
 
 
 def prompts(vlm: VLM, golden: Path) -> list[VLMInputs]:
-    picture = golden / "image.png"
-    made = [vlm.processor(picture, text) for text in ("What is it?", "Where is the red one?", "Why?")]
+    image = golden / "image.png"
+    made = [vlm.processor(image, text) for text in ("What is it?", "Where is the red one?", "Why?")]
     made[1].vision_image = made[1].vision_image.flip(-1)
     return [*made, vlm.processor(None, "Hello there", version="chat")]
 

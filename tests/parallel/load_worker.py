@@ -19,7 +19,7 @@ from sat_models.zoo.vlm import VLM
 def furthest(vlm: VLM, golden: Path) -> float:
     """Largest difference of any logit of any golden case."""
     reference = load_file(golden / "reference.safetensors")
-    pictures = {
+    images = {
         f"{name}_image": reference[f"pixels.{name}"] for name in ("vision", "cross") if f"pixels.{name}" in reference
     }
     worst = 0.0
@@ -27,7 +27,7 @@ def furthest(vlm: VLM, golden: Path) -> float:
         names = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
         given = {name: reference[f"{case['key']}.{name}"][None] for name in names}
         with torch.inference_mode():
-            logits = vlm.model(**given, attention_mask=None, **pictures)[0][0]
+            logits = vlm.model(**given, attention_mask=None, **images)[0][0]
         worst = max(worst, (logits - reference[f"{case['key']}.logits"]).abs().max().item())
     return worst
 

@@ -21,16 +21,16 @@ from sat_models.zoo import load_pretrained, locate
 pytest.importorskip("bitsandbytes")
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "examples" / "1.png"
+IMAGE = ROOT / "examples" / "1.png"
 NAME = "cogvlm-tiny"
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    wanted, states = {"full": logits(load_pretrained(NAME, device="cpu"), str(PICTURE))}, {}
+    wanted, states = {"full": logits(load_pretrained(NAME, device="cpu"), str(IMAGE))}, {}
     for bits in (8, 4):
         vlm = load_pretrained(NAME, device="cpu", quant=bits)
-        wanted[f"quant {bits}"], states[bits] = logits(vlm, str(PICTURE)), vlm.model.state_dict()
-        wanted[f"bytes {bits}"] = logits(vlm, str(PICTURE), in_bytes=True)
+        wanted[f"quant {bits}"], states[bits] = logits(vlm, str(IMAGE)), vlm.model.state_dict()
+        wanted[f"bytes {bits}"] = logits(vlm, str(IMAGE), in_bytes=True)
         convert(locate(NAME), "sat", tmp_path / f"q{bits}", quantisation=Quantisation(bits=bits), size=2)
     for name in ("lora", "dora"):
         vlm = load_pretrained(NAME, device="cpu")
@@ -38,11 +38,11 @@ def test_two_processes(tmp_path: Path) -> None:
         for key, value in lora_state_dict(vlm.model).items():
             if ".matrix_B." in key:
                 value.normal_(std=0.05, generator=torch.Generator().manual_seed(len(key)))
-        wanted[name] = logits(vlm, str(PICTURE))
+        wanted[name] = logits(vlm, str(IMAGE))
         save_adapter(vlm.model, tmp_path / name, base_model=NAME)
     torch.save(wanted, tmp_path / "logits.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(Path(__file__).with_name("quant_worker.py")), str(tmp_path), NAME, str(PICTURE)]
+    command += [str(Path(__file__).with_name("quant_worker.py")), str(tmp_path), NAME, str(IMAGE)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-4000:]

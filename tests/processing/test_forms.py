@@ -44,10 +44,10 @@ GIVEN = (
 )
 
 
-def joined(version: str, *, pictures: int = 1) -> str:
+def joined(version: str, *, images: int = 1) -> str:
     """A two-turn prompt with `@` where a picture is."""
-    parts = prompt_style(version).parts("Where?", HISTORY, images=pictures)
-    assert parts.count(Mark.IMAGE) == pictures and parts.count(Answer("A dog.")) == 1
+    parts = prompt_style(version).parts("Where?", HISTORY, images=images)
+    assert parts.count(Mark.IMAGE) == images and parts.count(Answer("A dog.")) == 1
     return "".join("@" if part is Mark.IMAGE else text_of([part]) for part in parts)
 
 
@@ -65,11 +65,11 @@ def joined(version: str, *, pictures: int = 1) -> str:
 )
 def test_prompts_letter_by_letter(version: str, expected: str) -> None:
     assert joined(version) == expected
-    without = joined(version, pictures=0)
+    without = joined(version, images=0)
     for mark in ("@", "<img>", "</img>", "\nWho", "<Img></Img>"):
         assert mark not in without
     assert without.endswith(expected[expected.index("Who?") :])
-    assert joined(version, pictures=2).count("@") == 2
+    assert joined(version, images=2).count("@") == 2
 
 
 def test_every_style_can_be_built() -> None:

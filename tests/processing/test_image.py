@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
     """Serves one picture, and misbehaves on request."""
 
     def do_GET(self) -> None:
-        picture = encoded(Image.new("RGB", (3, 2), RED))
+        image = encoded(Image.new("RGB", (3, 2), RED))
         if self.path == "/missing":
             self.send_error(404)
         elif self.path in ("/to-file", "/to-picture", "/loop"):
@@ -252,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"<html>" if self.path == "/page" else picture)
+            self.wfile.write(b"<html>" if self.path == "/page" else image)
 
     def log_message(self, *args: object) -> None:
         pass

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     """A grey picture of 200 x 100 pixels."""
     path = tmp_path / "cat.png"
     Image.new("RGB", (200, 100), "grey").save(path)

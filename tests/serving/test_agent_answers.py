@@ -71,32 +71,32 @@ def test_in_python(vlm: VLM) -> None:
 
 
 def test_on_the_command_line(
-    vlm: VLM, picture: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    vlm: VLM, image: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command_line(vlm, monkeypatch, capfd, "--image", picture)["agent"] == AGENT
+    assert command_line(vlm, monkeypatch, capfd, "--image", image)["agent"] == AGENT
     assert "agent" not in command_line(vlm, monkeypatch, capfd), "there is no screen"
 
 
 def test_another_family_has_no_such_field(
-    picture: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    image: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = scripted_vlm("CogVLMModel")
     other.processor.tokenizer.script = SAID
-    said = command_line(other, monkeypatch, capfd, "--image", picture)
+    said = command_line(other, monkeypatch, capfd, "--image", image)
     assert list(said) == ["text", "token_ids", "finish_reason", "boxes"] and said["boxes"] == OPERATION["boxes"]
 
 
-def test_in_a_dialogue(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_dialogue(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chat, _ = session("".join(SAID).replace("[[100,200,300,400]]", ""), "A cat.", model_class="CogAgentModel")
     lines = iter([QUERY, "What is it?", "stop"])
-    Dialogue(chat, image=str(picture), read=lambda _: next(lines)).run()
+    Dialogue(chat, image=str(image), read=lambda _: next(lines)).run()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("agent: ")]
     assert json.loads(line.removeprefix("agent: "))["next_action"] == AGENT["next_action"]
 
 
-def test_through_the_api(core: ServerCore, picture: Path) -> None:
+def test_through_the_api(core: ServerCore, image: Path) -> None:
     client = TestClient(create_app(core, Metrics()))
-    body = {"model": "screen", "messages": asked(QUERY, data_url(picture))}
+    body = {"model": "screen", "messages": asked(QUERY, data_url(image))}
     (choice,) = client.post("/v1/chat/completions", json=body).json()["choices"]
     assert choice["message"]["agent"] == AGENT
     lines = client.post("/v1/chat/completions", json=body | {"stream": True}).text.splitlines()
@@ -107,7 +107,7 @@ def test_through_the_api(core: ServerCore, picture: Path) -> None:
 
 
 @pytest.mark.parametrize("language", ["english", "chinese"])
-def test_on_the_page(core: ServerCore, picture: Path, language: str) -> None:
+def test_on_the_page(core: ServerCore, image: Path, language: str) -> None:
     pytest.importorskip("gradio")
     from sat_models.serving.web import Page
     from sat_models.serving.web_texts import WORDS
@@ -115,7 +115,7 @@ def test_on_the_page(core: ServerCore, picture: Path, language: str) -> None:
     settings = {"version": "chat", "temperature": 0.0, "top_p": 1.0, "top_k": 0, "tokens": 64, "seed": None}
 
     async def turn() -> Any:
-        asked_for = Page(core).ask(QUERY, str(picture), [], (None, []), language=language, **settings)
+        asked_for = Page(core).ask(QUERY, str(image), [], (None, []), language=language, **settings)
         return [state async for state in asked_for][-1]
 
     table = asyncio.run(turn())[3]

@@ -16,7 +16,7 @@ from pydantic import ValidationError  # noqa: E402
 
 from sat_models.errors import InputError, ZooError  # noqa: E402
 from sat_models.serving.failures import describe  # noqa: E402
-from sat_models.serving.messages import conversation, picture_urls  # noqa: E402
+from sat_models.serving.messages import conversation, image_urls  # noqa: E402
 from sat_models.serving.schema import NEUTRAL, ChatRequest  # noqa: E402
 from sat_models.text import is_utf8, json_line, printable  # noqa: E402
 
@@ -41,7 +41,7 @@ def refusal(body: Any) -> dict[str, Any] | None:
     try:
         request = ChatRequest.model_validate(body)
         conversation(request.messages)
-        picture_urls(request.messages)
+        image_urls(request.messages)
     except ValidationError as error:
         status, answer = describe(error)
     except ZooError as error:
@@ -76,7 +76,7 @@ def test_parts_are_what_was_sent(asked: list[list[dict[str, Any]]]) -> None:
     messages = [{"role": "user", "content": content} for content in asked]
     request = ChatRequest.model_validate({"model": "x", "messages": messages})
     urls = [part["image_url"] for content in asked for part in content if part["type"] == "image_url"]
-    assert picture_urls(request.messages) == [url["url"] if isinstance(url, dict) else url for url in urls]
+    assert image_urls(request.messages) == [url["url"] if isinstance(url, dict) else url for url in urls]
     words = "\n".join("\n".join(p["text"] for p in content if p["type"] == "text") for content in asked)
     if words.strip():
         assert conversation(request.messages) == (words, [])

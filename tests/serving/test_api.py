@@ -24,8 +24,8 @@ from sat_models.errors import InputError  # noqa: E402
 from sat_models.generation.session import BatchSession  # noqa: E402
 from sat_models.serving.api import create_app  # noqa: E402
 from sat_models.serving.core import Limits, ServerCore  # noqa: E402
+from sat_models.serving.images import ImagePolicy  # noqa: E402
 from sat_models.serving.metrics import Metrics  # noqa: E402
-from sat_models.serving.pictures import PicturePolicy  # noqa: E402
 from sat_models.zoo import VLM, load_pretrained  # noqa: E402
 
 NAME = "cogvlm-tiny"
@@ -46,8 +46,8 @@ def serve(vlm: VLM) -> Iterator[Callable[..., Any]]:
     def start(*, keys: tuple[str, ...] = (), hosts: tuple[str, ...] = (), **limits: Any) -> Iterator[Any]:
         metrics = Metrics()
         core = ServerCore(
-            vlm, vlm.engine(), names=[NAME], limits=Limits(**limits), pictures=PicturePolicy(hosts=hosts, timeout=2.0),
-            observer=metrics,
+            vlm, vlm.engine(), names=[NAME], limits=Limits(**limits), observer=metrics,
+            image_policy=ImagePolicy(hosts=hosts, timeout=2.0),
         )  # fmt: skip
         app = create_app(core, metrics, keys=keys, on_shutdown=core.scheduler.close)
         with running(app) as url:
@@ -265,11 +265,11 @@ def test_neutral_values_are_taken(server: Any) -> None:
 )
 def test_requests_of_evaluation_kits(server: Any, how: dict[str, Any], detail: dict[str, str]) -> None:
     """The picture comes before or after the words."""
-    picture = {"type": "image_url", "image_url": {"url": data_url(kind="JPEG"), **detail}}
+    image = {"type": "image_url", "image_url": {"url": data_url(kind="JPEG"), **detail}}
     words = {"type": "text", "text": "How many shapes are there?"}
     replies = [
         server.ask(model=NAME, messages=[{"role": "user", "content": parts}], **how)
-        for parts in ([picture, words], [words, picture])
+        for parts in ([image, words], [words, image])
     ]
     said = {reply.choices[0].message.content for reply in replies}
     assert len(said) == 1 and said.pop().isdigit()
@@ -340,12 +340,12 @@ def test_health_while_every_thread_waits_for_a_picture(
 ) -> None:
     waiting, over = [], threading.Event()
 
-    def slow_host(self: PicturePolicy, url: str) -> Any:
+    def slow_host(self: ImagePolicy, url: str) -> Any:
         waiting.append(url)
         over.wait(30)
         raise InputError("no answer from that host")
 
-    monkeypatch.setattr(PicturePolicy, "open", slow_host)
+    monkeypatch.setattr(ImagePolicy, "open", slow_host)
     with serve() as server, ThreadPoolExecutor(48) as pool:
         late = [pool.submit(server.ask, model=NAME, messages=asked("Hi", data_url())) for _ in range(48)]
         until(lambda: len(waiting) == 40)  # as many threads as the server has

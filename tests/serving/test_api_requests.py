@@ -21,8 +21,8 @@ pytest.importorskip("prometheus_client")
 from sat_models.processing.prompts import build_prompt
 from sat_models.serving.api import create_app
 from sat_models.serving.core import Limits, ServerCore
+from sat_models.serving.images import ImagePolicy
 from sat_models.serving.metrics import Metrics
-from sat_models.serving.pictures import PicturePolicy
 from sat_models.zoo import VLM, load_pretrained
 
 NAME = "cogvlm-tiny"
@@ -330,18 +330,18 @@ def test_a_client_that_leaves_while_its_images_are_fetched(
     """Its next image is not fetched, its prompt not made."""
     opened, seen = [], threading.Event()
 
-    def slow(self: PicturePolicy, url: str) -> Any:
+    def slow(self: ImagePolicy, url: str) -> Any:
         opened.append(url)
         seen.set()
         time.sleep(0.5)
         return open_(self, url)
 
-    open_ = PicturePolicy.open
-    monkeypatch.setattr(PicturePolicy, "open", slow)
+    open_ = ImagePolicy.open
+    monkeypatch.setattr(ImagePolicy, "open", slow)
     prepared: list[object] = []
     monkeypatch.setattr(server.core, "prepare", prepared.append)
-    picture = {"type": "image_url", "image_url": {"url": data_url()}}
-    body = json.dumps(with_parts(WORDS, picture, picture, picture)).encode()
+    image = {"type": "image_url", "image_url": {"url": data_url()}}
+    body = json.dumps(with_parts(WORDS, image, image, image)).encode()
     connection = http.client.HTTPConnection(server.host, timeout=10)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     assert seen.wait(10)

@@ -14,10 +14,10 @@ from sat_models.generation.sampling import SamplingOptions
 BOXED = "a cat [[100,200,500,900]] and a dog [[000,000,250,500]]"
 
 
-def test_history_goes_into_the_next_turn_and_clear_forgets(picture: Path) -> None:
+def test_history_goes_into_the_next_turn_and_clear_forgets(image: Path) -> None:
     options = SamplingOptions(max_new_tokens=5)
     chat, engine = session("red", "two", "hello", options=options, version="chat")
-    chat.set_image(str(picture))
+    chat.set_image(str(image))
     assert chat.ask("Which colour?").text == "red"
     assert chat.ask("How many?").text == "two"
     inputs, used = engine.asked[1]
@@ -28,14 +28,14 @@ def test_history_goes_into_the_next_turn_and_clear_forgets(picture: Path) -> Non
     assert (engine.asked[2][0].history, engine.asked[2][0].image) == ([], None)
 
 
-def test_a_new_picture_starts_over(picture: Path) -> None:
+def test_a_new_picture_starts_over(image: Path) -> None:
     chat, _ = session("red")
     chat.ask("Hi")
-    chat.set_image(picture)
+    chat.set_image(image)
     assert chat.history == []
 
 
-def test_streamed_pieces_are_the_text(picture: Path) -> None:
+def test_streamed_pieces_are_the_text(image: Path) -> None:
     chat, _ = session("a red cat")
     pieces: list[str] = []
     answer = chat.ask("What?", stream=pieces.append)
@@ -43,9 +43,9 @@ def test_streamed_pieces_are_the_text(picture: Path) -> None:
     assert "".join(pieces) == answer.text == "a red cat"
 
 
-def test_boxes_come_in_pixels_and_as_json(picture: Path) -> None:
+def test_boxes_come_in_pixels_and_as_json(image: Path) -> None:
     chat, _ = session(BOXED)
-    chat.set_image(picture)
+    chat.set_image(image)
     answer = chat.ask("Where?")
     assert [box.pixels for box in answer.boxes] == [(20.0, 20.0, 100.0, 90.0), (0.0, 0.0, 50.0, 50.0)]
     assert answer.as_json() == {
@@ -64,9 +64,9 @@ def test_boxes_without_a_picture_are_text() -> None:
     assert chat.draw(answer, Path("nowhere.png")) is None
 
 
-def test_drawing(picture: Path, tmp_path: Path) -> None:
+def test_drawing(image: Path, tmp_path: Path) -> None:
     chat, _ = session(BOXED)
-    chat.set_image(picture)
+    chat.set_image(image)
     path = chat.draw(chat.ask("Where?"), tmp_path / "drawn.png")
     assert path == tmp_path / "drawn.png"
     with Image.open(path) as drawn:
@@ -76,10 +76,10 @@ def test_drawing(picture: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["missing/drawn.png", "drawn.nosuchtype"])
 def test_a_drawing_that_fails_costs_no_answer(
-    picture: Path, tmp_path: Path, target: str, caplog: pytest.LogCaptureFixture
+    image: Path, tmp_path: Path, target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     chat, _ = session(BOXED)
-    chat.set_image(picture)
+    chat.set_image(image)
     answer = chat.ask("Where?")
     assert chat.draw(answer, tmp_path / target) is None
     assert str(tmp_path / target) in caplog.text
@@ -87,9 +87,9 @@ def test_a_drawing_that_fails_costs_no_answer(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no memory"), InputError("too long")])
-def test_a_failed_turn_leaves_the_session_as_it_was(picture: Path, error: Exception) -> None:
+def test_a_failed_turn_leaves_the_session_as_it_was(image: Path, error: Exception) -> None:
     chat, engine = session("red", error, "two")
-    chat.set_image(picture)
+    chat.set_image(image)
     chat.ask("One?")
     with pytest.raises(type(error), match=str(error)):
         chat.ask("Two?")
@@ -98,7 +98,7 @@ def test_a_failed_turn_leaves_the_session_as_it_was(picture: Path, error: Except
     assert engine.closed == 3
 
 
-def test_a_listener_that_fails_ends_the_generation(picture: Path) -> None:
+def test_a_listener_that_fails_ends_the_generation(image: Path) -> None:
     chat, engine = session("a long answer")
 
     def hang_up(piece: str) -> None:
@@ -110,9 +110,9 @@ def test_a_listener_that_fails_ends_the_generation(picture: Path) -> None:
     assert chat.history == []
 
 
-def test_a_bad_picture_leaves_the_session_as_it_was(picture: Path, tmp_path: Path) -> None:
+def test_a_bad_picture_leaves_the_session_as_it_was(image: Path, tmp_path: Path) -> None:
     chat, _ = session("red", "two")
-    chat.set_image(picture)
+    chat.set_image(image)
     chat.ask("One?")
     with pytest.raises(InputError, match="does not exist"):
         chat.set_image(tmp_path / "none.png")

@@ -38,9 +38,9 @@ def talk(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return run
 
 
-def test_picture_questions_clear_and_stop(talk: Callable[..., Any], picture: Path) -> None:
+def test_picture_questions_clear_and_stop(talk: Callable[..., Any], image: Path) -> None:
     chat, engine = session("red", "two", "hello")
-    out, err = talk(chat, str(picture), "Which colour?", "How many?", "clear", "", "Hi", "stop")
+    out, err = talk(chat, str(image), "Which colour?", "How many?", "clear", "", "Hi", "stop")
     assert "Model: red\nUser: Model: two\n" in out
     assert out.count("Image path or URL") == 2
     assert err == ""
@@ -54,9 +54,9 @@ def test_it_ends_at_stop_and_at_the_end_of_input_anywhere(talk: Callable[..., An
     talk(session("hello")[0], *lines)
 
 
-def test_errors_are_said_and_the_next_question_is_answered(talk: Callable[..., Any], picture: Path) -> None:
+def test_errors_are_said_and_the_next_question_is_answered(talk: Callable[..., Any], image: Path) -> None:
     chat, _ = session(RuntimeError("no memory"), "red")
-    out, err = talk(chat, "none.png", str(picture), "", "Which?", "Again?", "stop")
+    out, err = talk(chat, "none.png", str(image), "", "Which?", "Again?", "stop")
     assert "error: Picture 'none.png' does not exist" in err
     assert "error: The question is empty." in err
     assert "error: RuntimeError: no memory" in err
@@ -77,33 +77,33 @@ def test_streaming_prints_each_piece_once(talk: Callable[..., Any]) -> None:
     assert "error: RuntimeError: x" in err
 
 
-def test_boxes_are_drawn_to_a_free_name_and_said(talk: Callable[..., Any], picture: Path) -> None:
+def test_boxes_are_drawn_to_a_free_name_and_said(talk: Callable[..., Any], image: Path) -> None:
     chat, _ = session("it [[100,200,500,900]]", "it [[100,200,500,900]]")
-    out, _ = talk(chat, "Where?", "And?", "stop", image=str(picture))
+    out, _ = talk(chat, "Where?", "And?", "stop", image=str(image))
     assert "Boxes drawn in cat_boxes.png" in out
     assert "Boxes drawn in cat_boxes2.png" in out
     assert Path("cat_boxes2.png").is_file()
     assert "Image path" not in out, "the picture was given"
 
 
-def test_boxes_are_drawn_where_told(talk: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
+def test_boxes_are_drawn_where_told(talk: Callable[..., Any], image: Path, tmp_path: Path) -> None:
     chat, _ = session("it [[100,200,500,900]]")
-    out, _ = talk(chat, "Where?", "stop", image=str(picture), output=tmp_path / "x.jpg")
+    out, _ = talk(chat, "Where?", "stop", image=str(image), output=tmp_path / "x.jpg")
     assert (tmp_path / "x.jpg").is_file()
     assert str(tmp_path / "x.jpg") in out
 
 
-def test_a_failed_drawing_costs_no_answer(talk: Callable[..., Any], picture: Path, tmp_path: Path) -> None:
+def test_a_failed_drawing_costs_no_answer(talk: Callable[..., Any], image: Path, tmp_path: Path) -> None:
     chat, _ = session("it [[100,200,500,900]]", "red")
-    out, _ = talk(chat, "Where?", "And?", "stop", image=str(picture), output=tmp_path / "no" / "x.jpg")
+    out, _ = talk(chat, "Where?", "And?", "stop", image=str(image), output=tmp_path / "no" / "x.jpg")
     assert "Model: it [[100,200,500,900]]" in out
     assert "Model: red" in out
     assert "drawn" not in out
 
 
-def test_the_empty_question_is_sent_by_itself(talk: Callable[..., Any], picture: Path) -> None:
+def test_the_empty_question_is_sent_by_itself(talk: Callable[..., Any], image: Path) -> None:
     chat, engine = session("a cat", allow_empty_query=True)
-    out, _ = talk(chat, "stop", image=str(picture), ask_first=True)
+    out, _ = talk(chat, "stop", image=str(image), ask_first=True)
     assert "Model: a cat" in out
     assert engine.asked[0][0].query == ""
 

@@ -45,12 +45,12 @@ def core(vlm: VLM) -> Iterator[ServerCore]:
     core.scheduler.close()
 
 
-def turn(page: Page, question: str, picture: str | None = None, talk: Any = (None, []), **how: Any) -> list[tuple]:
+def turn(page: Page, question: str, path: str | None = None, talk: Any = (None, []), **how: Any) -> list[tuple]:
     """All that one turn shows."""
 
     async def run() -> list[tuple]:
         given = {**SETTINGS, "seed": None, **how}
-        return [state async for state in page.ask(question, picture, [], talk, **given)]
+        return [state async for state in page.ask(question, path, [], talk, **given)]
 
     return asyncio.run(run())
 
@@ -92,8 +92,8 @@ def test_the_history_goes_into_the_next_turn(core: ServerCore, monkeypatch: pyte
 def test_the_real_error_is_shown(core: ServerCore, tmp_path: Path, language: str) -> None:
     broken = tmp_path / "x.png"
     broken.write_bytes(EXAMPLE.read_bytes()[:200])
-    for question, picture, message in (("", None, "The question is empty"), (WHERE, str(broken), "cut off")):
-        chat, talk, _, _, box = turn(Page(core), question, picture, language=language)[-1]
+    for question, path, message in (("", None, "The question is empty"), (WHERE, str(broken), "cut off")):
+        chat, talk, _, _, box = turn(Page(core), question, path, language=language)[-1]
         assert chat[1]["content"].startswith(f"**{WORDS[language]['error']}:**") and message in chat[1]["content"]
         assert talk[1] == [] and box == question, "it can be mended and sent again"
 
@@ -148,8 +148,8 @@ def test_in_a_browser(core: ServerCore, tmp_path: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     if chromium() is None:
         pytest.skip("no Chromium here (playwright install chromium, or your system's package)")
-    picture = ROOT / "examples" / "2.png"  # an orange circle on white, nothing else
-    with Image.open(picture) as image:
+    path = ROOT / "examples" / "2.png"  # an orange circle on white, nothing else
+    with Image.open(path) as image:
         true = ImageChops.invert(image.convert("RGB")).getbbox()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -160,7 +160,7 @@ def test_in_a_browser(core: ServerCore, tmp_path: Path) -> None:
             tab = browser.new_page(viewport={"width": 1280, "height": 960})
             tab.set_default_timeout(120_000)
             tab.goto(f"http://127.0.0.1:{port}")
-            tab.locator("#picture input[type=file]").set_input_files(str(picture))
+            tab.locator("#picture input[type=file]").set_input_files(str(path))
             tab.locator("#picture img").wait_for()
             question = tab.locator("#question textarea")
             question.fill("Where is the orange circle? answer in [[x0,y0,x1,y1]] format.")
@@ -199,11 +199,11 @@ def test_two_processes_share_the_model(tmp_path: Path) -> None:
         assert line.startswith("Serving cogvlm-tiny on http://127.0.0.1:"), line
         client = gradio_client.Client(line.split()[-1], verbose=False)
         settings = ("english", "chat", 0.0, 0.4, 0, 32, None)
-        for question, picture, said in (
+        for question, path, said in (
             ("", None, "The question is empty"),
             (WHERE, gradio_client.handle_file(str(EXAMPLE)), "[["),
         ):
-            chat, *_ = client.predict(question, picture, [], *settings, api_name="/ask")
+            chat, *_ = client.predict(question, path, [], *settings, api_name="/ask")
             assert said in str(chat[-1]["content"])
         process.terminate()
         process.wait(60)

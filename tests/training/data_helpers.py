@@ -23,7 +23,7 @@ def processor(name: str = "cogvlm-mini") -> Processor:
     return load_processor(GOLDEN / name)
 
 
-def picture(path: Path, colour: str = "red") -> Path:
+def image_file(path: Path, colour: str = "red") -> Path:
     """A small picture file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 8), colour).save(path)

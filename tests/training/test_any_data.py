@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import picture, processor
+from data_helpers import image_file, processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +58,7 @@ ENTRIES = st.one_of(
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
-        picture(Path(name, "1.png"))
+        image_file(Path(name, "1.png"))
         yield Path(name)
 
 

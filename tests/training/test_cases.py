@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import GOLDEN, picture, processor, write_jsonl
+from data_helpers import GOLDEN, image_file, processor, write_jsonl
 
 from sat_models.errors import InputError
 from sat_models.processing.layout import IGNORE
@@ -28,8 +28,8 @@ CASES = ROOT / "tests" / "cases" / "data"
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    picture(tmp_path / "1.png")
-    picture(tmp_path / "2.png", "blue")
+    image_file(tmp_path / "1.png")
+    image_file(tmp_path / "2.png", "blue")
     return tmp_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_helpers import GOLDEN, picture, processor, record, write_json, write_jsonl
+from data_helpers import GOLDEN, image_file, processor, record, write_json, write_jsonl
 from safetensors.torch import load_file
 
 from sat_models.errors import ConfigError, InputError, UnknownNameError
@@ -25,7 +25,7 @@ TURNS = [("What is it?", "A dog."), ("Where?", "On the left."), ("Colour?", "red
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    return picture(tmp_path / "1.png")
+    return image_file(tmp_path / "1.png")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def dialogue(tmp_path: Path) -> Path:
     """A folder in the form of CogVLM-SFT-311K with one dialogue."""
     said = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in TURNS]
     write_json(tmp_path / "sft" / "labels" / "1.json", {"conversations": list(chain(*said))})
-    picture(tmp_path / "sft" / "images" / "1.jpg")
+    image_file(tmp_path / "sft" / "images" / "1.jpg")
     return tmp_path / "sft"
 
 
@@ -253,8 +253,8 @@ def test_evaluation_does_not_count_a_stand_in(tmp_path: Path, image: Path) -> No
 # validation data
 
 
-def pairs(count: int, per_picture: int = 2) -> list:
-    return [record(i, Path(f"{i // per_picture}.png")) for i in range(count)]
+def pairs(count: int, per_image: int = 2) -> list:
+    return [record(i, Path(f"{i // per_image}.png")) for i in range(count)]
 
 
 def test_a_share_is_held_out_picture_by_picture() -> None:
@@ -275,7 +275,7 @@ def test_chained_pictures_stay_together() -> None:
 
 def test_where_validation_data_come_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("split/train/1.png", "split/train/2.png", "split/valid/3.png", "elsewhere/4.png"):
-        picture(tmp_path / name)
+        image_file(tmp_path / name)
     for data in (tmp_path / "split" / "train", tmp_path / "split"):
         train, valid = load_train_valid(data)
         assert [[r.turns[0][1] for r in part] for part in (train, valid)] == [["1", "2"], ["3"]]

@@ -65,8 +65,8 @@ def test_a_run_leaves_checkpoints_numbers_answers_and_a_curve(short: tuple[Path,
 
 def test_the_printed_commands_work(short: tuple[Path, str]) -> None:
     folder, said = short
-    picture = str(ROOT / "examples" / "6.png")
-    answered = follow(said, "cli_demo_sat.py", PICTURE=picture, QUESTION="Describe this image.")
+    image = str(ROOT / "examples" / "6.png")
+    answered = follow(said, "cli_demo_sat.py", PICTURE=image, QUESTION="Describe this image.")
     assert answered.returncode == 0 and "circle" in answered.stdout, answered.stderr
     merged = follow(said, "merge_lora.py")
     assert merged.returncode == 0, merged.stderr
@@ -116,11 +116,11 @@ def test_a_run_that_gets_no_better_ends_and_its_best_step_is_merged(tmp_path: Pa
     assert again.returncode == 0 and losses(tmp_path) == before, "an ended run has ended"
 
 
-@pytest.mark.parametrize("pictures", [0, 4])
-def test_text_alone_trains_too(tmp_path: Path, pictures: int) -> None:
+@pytest.mark.parametrize("images", [0, 4])
+def test_text_alone_trains_too(tmp_path: Path, images: int) -> None:
     """A rank whose batch has no picture gives the visual expert a gradient of zero: the other rank waits for it."""
     lines = [{"prompt": f"Say {word}.", "text": word} for word in ("one", "two", "three", "four")]
-    for number in range(pictures):
+    for number in range(images):
         lines.append(
             {"prompt": "What is it?", "text": "A shape.", "image": str(ROOT / "examples" / f"{number + 1}.png")}
         )

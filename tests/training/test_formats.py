@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import picture, write_json, write_jsonl
+from data_helpers import image_file, write_json, write_jsonl
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.shapes.captcha import write_captchas
@@ -26,8 +26,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     folder = tmp_path / "data"
-    picture(folder / "1.png")
-    picture(folder / "2.png", "blue")
+    image_file(folder / "1.png")
+    image_file(folder / "2.png", "blue")
     return folder
 
 
@@ -57,11 +57,11 @@ def test_the_examples_of_this_repository() -> None:
 
 
 def test_where_pictures_are_looked_for(here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    picture(here / "examples" / "a.png")
-    picture(tmp_path / "cwd" / "examples" / "b.png")
-    picture(here / "c.png")
-    picture(tmp_path / "root" / "d.png")
-    absolute = picture(tmp_path / "e.png")
+    image_file(here / "examples" / "a.png")
+    image_file(tmp_path / "cwd" / "examples" / "b.png")
+    image_file(here / "c.png")
+    image_file(tmp_path / "root" / "d.png")
+    absolute = image_file(tmp_path / "e.png")
     names = ["examples/a.png", "examples/b.png", "examples/c.png", "D:\\old\\c.png", "d.png", str(absolute)]
     path = write_jsonl(here / "x.jsonl", [{**QA, "image": name} for name in names])
     with caplog.at_level(logging.WARNING):
@@ -122,7 +122,7 @@ def test_messages_with_parts(here: Path) -> None:
 
 def sft(folder: Path, **labels: Any) -> None:
     for stem, label in labels.items():
-        picture(folder / "images" / f"{stem}.jpg")
+        image_file(folder / "images" / f"{stem}.jpg")
         write_json(folder / "labels" / f"{stem}.json", label, indent=2)
 
 
@@ -140,7 +140,7 @@ SAID = DIALOGUE["conversations"]
 
 def test_sft311k_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sft(tmp_path, _1=CAPTION, _2=DIALOGUE)
-    picture(tmp_path / "images" / "3.png")
+    image_file(tmp_path / "images" / "3.png")
     with caplog.at_level(logging.WARNING):
         caption, dialogue = read_records(tmp_path)
     assert caption.turns == ((CAPTION_PROMPT, "这张照片展示了一男一女。"),)
@@ -176,12 +176,12 @@ def test_sft311k_faults_name_their_file(tmp_path: Path) -> None:
 
 def test_captchas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a7Xq2.jpg", "sub/0427_000001.png", "valid/9.png", "test/8.png", ".hidden/7.png"):
-        picture(tmp_path / name)
+        image_file(tmp_path / name)
     with caplog.at_level(logging.INFO):
         records = read_records(tmp_path)
     assert [record.turns for record in records] == [((CAPTCHA_PROMPT, "a7Xq2"),), ((CAPTCHA_PROMPT, "0427"),)]
     assert "answer to 'CAPTCHA:'" in caplog.text
-    picture(tmp_path / "_.png")
+    image_file(tmp_path / "_.png")
     assert [problem.kind for problem in problems_of(tmp_path)] == ["empty"]
 
 
@@ -194,8 +194,8 @@ def test_drawn_captchas_are_read_back(tmp_path: Path) -> None:
 
 
 def test_a_split_folder_means_its_train(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "12.png")
-    picture(tmp_path / "valid" / "34.png")
+    image_file(tmp_path / "train" / "12.png")
+    image_file(tmp_path / "valid" / "34.png")
     assert [record.turns[0][1] for record in read_records(tmp_path)] == ["12"]
 
 

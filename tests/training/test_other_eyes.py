@@ -89,8 +89,6 @@ def test_digits_are_asked_for_where_they_stand() -> None:
     items = list(held_out_items(count=20, seed=0, versions=["chat"], digit_share=1.0))
     digits = [item for item in items if item.qa.kind == "digit"]
     assert len(digits) == sum(
-        obj.digit is not None
-        for scene in {item.picture: item.scene for item in items}.values()
-        for obj in scene.objects
+        obj.digit is not None for scene in {item.image: item.scene for item in items}.values() for obj in scene.objects
     )
     assert all(item.choices[0] == item.qa.answer and len(set(item.choices)) == 4 for item in digits)

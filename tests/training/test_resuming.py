@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import picture, record, write_jsonl
+from data_helpers import image_file, record, write_jsonl
 from finetune_runs import ENVIRONMENT, ROOT, command, finetune, losses
 
 from sat_models.errors import CheckpointError
@@ -72,7 +72,7 @@ def test_what_may_change_is_said() -> None:
 
 
 def test_other_data_of_the_same_number_are_other_data(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
+    image_file(tmp_path / "1.png")
     entry = {"prompt": "What?", "text": "A dog.", "image": "1.png"}
     path = write_jsonl(tmp_path / "x.jsonl", [entry])
     before = data_digest(read_records(path))
@@ -81,14 +81,14 @@ def test_other_data_of_the_same_number_are_other_data(tmp_path: Path) -> None:
     others = ({"text": "A cat."}, {"image": None}, {"history": [["Hm?", "Yes."]]})
     for other in others:
         seen.add(data_digest(read_records(write_jsonl(path, [{**entry, **other}]))))
-    picture(tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"\0")
+    image_file(tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes() + b"\0")
     seen.add(data_digest(read_records(write_jsonl(path, [entry]))))
     assert len(seen) == 5
 
 
 def test_an_image_replaced_by_another_of_its_size_is_other_data(tmp_path: Path) -> None:
     for name in ("a/1.bmp", "b/1.bmp"):
-        picture(tmp_path / name)
+        image_file(tmp_path / name)
     entries = [{"prompt": "What?", "text": "A dog.", "image": name} for name in ("a/1.bmp", "b/1.bmp", "a/1.bmp")]
     read = read_records(write_jsonl(tmp_path / "x.jsonl", entries))
     before, data = images_digest(read), data_digest(read)

@@ -78,10 +78,10 @@ def test_scenes_keep_their_promises() -> None:
 @pytest.mark.parametrize("antialias", [False, True])
 def test_drawn_pixels_fill_the_box(form: str, antialias: bool) -> None:
     obj = ShapeObject("red", form, "large", (13, 27, 53, 62), (255, 0, 0))
-    picture = draw(Scene(120, 100, WHITE, (obj,), antialias=antialias))
-    ys, xs = np.nonzero(np.asarray(picture)[..., 1] < 250)
+    image = draw(Scene(120, 100, WHITE, (obj,), antialias=antialias))
+    ys, xs = np.nonzero(np.asarray(image)[..., 1] < 250)
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == obj.box
-    assert picture.size == (120, 100) and picture.getpixel((33, 50)) == (255, 0, 0)
+    assert image.size == (120, 100) and image.getpixel((33, 50)) == (255, 0, 0)
 
 
 def test_same_seed_same_picture() -> None:

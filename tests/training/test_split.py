@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_helpers import picture, write_json, write_jsonl
+from data_helpers import image_file, write_json, write_jsonl
 
 from sat_models.errors import ConfigError, InputError
 from sat_models.training.formats import read_records
@@ -23,9 +23,9 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def archive(tmp_path: Path) -> Path:
     """Twenty pictures, two of them with the same name."""
     for number in range(18):
-        picture(tmp_path / "archive" / "samples" / f"{number:04d}.jpg")
-    picture(tmp_path / "archive" / "a" / "ab12.png", "red")
-    picture(tmp_path / "archive" / "b" / "ab12.png", "blue")
+        image_file(tmp_path / "archive" / "samples" / f"{number:04d}.jpg")
+    image_file(tmp_path / "archive" / "a" / "ab12.png", "red")
+    image_file(tmp_path / "archive" / "b" / "ab12.png", "blue")
     return tmp_path / "archive"
 
 
@@ -64,7 +64,7 @@ def test_sizes_by_count(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_documents_seed(tmp_path: Path) -> None:
-    files = [picture(tmp_path / "archive" / f"{number}.jpg").name for number in range(12)]
+    files = [image_file(tmp_path / "archive" / f"{number}.jpg").name for number in range(12)]
     expected = sorted(files)
     random.seed(2023)
     random.shuffle(expected)
@@ -98,7 +98,7 @@ def test_moving_and_linking(archive: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(archive: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "out" / "valid" / "mine.png")
+    image_file(tmp_path / "out" / "valid" / "mine.png")
     with pytest.raises(InputError, match="valid exists and is not empty"):
         split_dataset(archive, tmp_path / "out")
     assert names(tmp_path / "out") == ["valid"]
@@ -107,7 +107,7 @@ def test_nothing_is_overwritten(archive: Path, tmp_path: Path) -> None:
 def test_jsonl_keeps_pictures_together(tmp_path: Path) -> None:
     entries = []
     for number in range(12):
-        picture(tmp_path / "pictures" / f"{number % 6}" / "same.png", f"#0{number % 6}0000")
+        image_file(tmp_path / "pictures" / f"{number % 6}" / "same.png", f"#0{number % 6}0000")
         entries.append({"id": number, "prompt": f"pictures/{number % 6}/same.png", "text": "x",
                         "image": f"pictures/{number % 6}/same.png", "extra": [number]})  # fmt: skip
     entries.append({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]})
@@ -134,7 +134,7 @@ def test_jsonl_keeps_pictures_together(tmp_path: Path) -> None:
 
 def test_sft311k_keeps_labels_with_pictures(tmp_path: Path) -> None:
     for number in range(6):
-        picture(tmp_path / "sft" / "one" / "images" / f"{number}.jpg")
+        image_file(tmp_path / "sft" / "one" / "images" / f"{number}.jpg")
         label = {"captions": [{"role": "caption", "content": f"{number}"}]}
         write_json(tmp_path / "sft" / "one" / "labels" / f"{number}.json", label)
     assert split_dataset(tmp_path / "sft", tmp_path / "out", counts=(3, 1, 2)) == {"train": 3, "valid": 1, "test": 2}

@@ -198,9 +198,9 @@ def test_bf16_changes_the_loss_by_rounding_only(tokenizer: Tokenizer, config: Co
 def test_milestones_tell_right_from_wrong(tokenizer: Tokenizer) -> None:
     vlm = load_pretrained("cogvlm-tiny", device="cpu", dtype="float32")
     vlm.model.add_mixin("packed", PackedLanesMixin())
-    right = share_right(vlm.model, tokenizer, pictures=12, batch=6)
+    right = share_right(vlm.model, tokenizer, count=12, batch=6)
     assert set(right) == {*questions.VQA_KINDS, "caption", "rec", "reg"}
     assert right["form"] > 0.8 and right["count"] > 0.8 and right["reg"] > 0.6
     with torch.no_grad():
         vlm.model.get_mixin("eva").vit_model.transformer.position_embeddings.weight.zero_()
-    assert share_right(vlm.model, tokenizer, pictures=12, batch=6)["reg"] < right["reg"]
+    assert share_right(vlm.model, tokenizer, count=12, batch=6)["reg"] < right["reg"]

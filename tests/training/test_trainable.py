@@ -42,10 +42,10 @@ def _meta(name: str) -> ZooModel:
     return build_model(make_config(read_json(config_path(name))))
 
 
-def _loss(model: ZooModel, *, picture: bool = True) -> Tensor:
+def _loss(model: ZooModel, *, image: bool = True) -> Tensor:
     data = load_file(GOLDEN / "cogvlm-mini" / "reference.safetensors")
     inputs = {name: data[f"train0.{name}"] for name in ("input_ids", "position_ids")}
-    if picture:
+    if image:
         inputs |= {name: data[f"train0.{name}"] for name in ("vision_expert_mask", "image_embed_mask")}
         inputs["vision_image"] = data["pixels.vision"]
     logits = model(**inputs)[0]
@@ -217,8 +217,8 @@ def test_missing_gradients_are_named() -> None:
     model = _model()
     apply_plan(model, plan_of("all", 2))
     watch = GradientWatch(model)
-    _loss(model, picture=False).backward()
-    watch.check(had_pictures=False)
+    _loss(model, image=False).backward()
+    watch.check(had_images=False)
     with pytest.raises(ConfigError, match=r"parameters shall train, but got no gradient: mixins\.eva.* and \d+ more"):
         watch.check()
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from data_helpers import GOLDEN, picture, processor, write_json, write_jsonl
+from data_helpers import GOLDEN, image_file, processor, write_json, write_jsonl
 
 from sat_models.errors import CheckpointError, UnknownNameError
 from sat_models.training.validate import histogram, marked_text, report_text, validate
@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "validate_dataset.py"
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     """One fault of each kind, each on a line of its own."""
-    picture(tmp_path / "1.png")
+    image_file(tmp_path / "1.png")
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
     good = {"prompt": "What?", "text": "A dog.", "image": "1.png"}
     lines = [
@@ -70,7 +70,7 @@ def test_every_kind_of_problem_has_its_line(bad: Path) -> None:
 
 
 def test_without_a_model_no_tokens_are_counted(bad: Path) -> None:
-    report = validate(bad, ignore=["json", "duplicate"], decode_pictures=False)
+    report = validate(bad, ignore=["json", "duplicate"], decode_images=False)
     assert {problem.kind for problem in report.problems} == {"empty", "slots", "fields"}
     assert report.lengths == [] and report.sample is None and "--from_pretrained" in report_text(report)
     with pytest.raises(UnknownNameError, match="kind of problem 'long'"):
@@ -103,7 +103,7 @@ def test_histogram_counts_everything() -> None:
 
 
 def test_captions_and_captchas(tmp_path: Path) -> None:
-    picture(tmp_path / "0427_1.png")
+    image_file(tmp_path / "0427_1.png")
     report = validate(tmp_path, processor(), version="base")
     assert report.ok and report.format == "captcha" and "CAPTCHA:« 0427</s>»" in report.sample[1]
 

@@ -54,7 +54,7 @@ class CogAgentModel(CogVLMModel):
         Raises:
             ValueError: one without the other, or rows with different numbers of pictures.
         """
-        _check_pictures(vision_image, cross_image, image_embed_mask)
+        _check_images(vision_image, cross_image, image_embed_mask)
         return super().forward(
             input_ids,
             position_ids,
@@ -79,7 +79,7 @@ class CogAgentModel(CogVLMModel):
             part.requires_grad_(False)
 
 
-def _check_pictures(vision_image: Tensor | None, cross_image: Tensor | None, image_embed_mask: Tensor | None) -> None:
+def _check_images(vision_image: Tensor | None, cross_image: Tensor | None, image_embed_mask: Tensor | None) -> None:
     vision, cross = (None if image is None else len(image) for image in (vision_image, cross_image))
     if vision != cross:
         raise ValueError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sat_models.config.language import LLaMAConfig, PictureConfig
+from sat_models.config.language import LLaMAConfig, VisionLanguageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CogVLMConfig(LLaMAConfig, PictureConfig):
+class CogVLMConfig(LLaMAConfig, VisionLanguageConfig):
     """CogVLM: a LLaMA with visual experts, and a vision tower in `eva_args`.
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sat_models.config.images import ImageProcessing, SquareImages
-from sat_models.config.language import LLaMAConfig, PictureConfig
+from sat_models.config.language import LLaMAConfig, VisionLanguageConfig
 from sat_models.config.sequence import PLAIN_FORM, SequenceForm
 from sat_models.config.towers import CLIPTowerConfig
 from sat_models.errors import ConfigError
@@ -17,7 +17,7 @@ PROJECTORS = ("linear", "mlp2x_gelu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLaVAConfig(LLaMAConfig, PictureConfig):
+class LLaVAConfig(LLaMAConfig, VisionLanguageConfig):
     """LLaVA: a plain LLaMA that reads projected CLIP features (`eva_args`) as tokens.
 
     Attributes:

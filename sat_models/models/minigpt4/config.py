@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sat_models.config.base import require_divides, require_positive
-from sat_models.config.language import LLaMAConfig, PictureConfig
+from sat_models.config.language import LLaMAConfig, VisionLanguageConfig
 from sat_models.config.qformer import QFormerConfig, check_qformer
 from sat_models.config.sequence import PLAIN_FORM, SequenceForm
 from sat_models.config.towers import EVAViTConfig
@@ -15,7 +15,7 @@ from sat_models.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniGPT4Config(LLaMAConfig, PictureConfig):
+class MiniGPT4Config(LLaMAConfig, VisionLanguageConfig):
     """MiniGPT-4: a plain LLaMA that reads BLIP-2's features.
 
     Attributes:

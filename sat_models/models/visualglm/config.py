@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sat_models.config.language import LanguageConfig, PictureConfig
+from sat_models.config.language import LanguageConfig, VisionLanguageConfig
 from sat_models.config.qformer import QFormerConfig, check_qformer
 from sat_models.config.sequence import SequenceForm
 from sat_models.config.towers import EVAViTConfig
@@ -61,7 +61,7 @@ class ChatGLMConfig(LanguageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualGLMConfig(ChatGLMConfig, PictureConfig):
+class VisualGLMConfig(ChatGLMConfig, VisionLanguageConfig):
     """VisualGLM-6B: ChatGLM-6B with BLIP-2's EVA ViT-g (`eva_args`) and Q-Former (`qformer_args`)."""
 
     model_class: str = "VisualGLMModel"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sat_models.config import PLAIN_FORM, CLIPTowerConfig, LLaMAConfig, PictureConfig, SequenceForm
+from sat_models.config import PLAIN_FORM, CLIPTowerConfig, LLaMAConfig, SequenceForm, VisionLanguageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostcardConfig(LLaMAConfig, PictureConfig):
+class PostcardConfig(LLaMAConfig, VisionLanguageConfig):
     """A LLaMA that reads patches of pixels with a stamp on each.
 
     Attributes:

@@ -9,7 +9,7 @@ from sat_models.training.marks import SLOT
 from sat_models.training.records import EntryError
 
 IMAGE_KEYS = ("image", "images", "img")
-_LIKE_A_PICTURE = re.compile(r"(image|img|pic|photo|file_?(name|path))", re.I)
+_LIKE_AN_IMAGE = re.compile(r"(image|img|pic|photo|file_?(name|path))", re.I)
 
 
 def part_name(part: dict[str, Any]) -> str | None:
@@ -21,7 +21,7 @@ def part_name(part: dict[str, Any]) -> str | None:
     return value
 
 
-def picture_names(entry: dict[str, Any]) -> list[str]:
+def image_names(entry: dict[str, Any]) -> list[str]:
     """Names of an entry's own pictures."""
     given = [key for key in IMAGE_KEYS if entry.get(key)]
     listed = [_names(entry[key]) for key in given]
@@ -29,7 +29,7 @@ def picture_names(entry: dict[str, Any]) -> list[str]:
         raise EntryError("fields", f"has both '{given[0]}' and '{given[1]}', which differ; keep the one that is meant")
     if listed:
         return listed[0]
-    other = [key for key, named in entry.items() if _LIKE_A_PICTURE.match(key) and _names_something(named)]
+    other = [key for key, named in entry.items() if _LIKE_AN_IMAGE.match(key) and _names_something(named)]
     if other:
         raise EntryError("fields", f"has '{other[0]}' but no picture in 'image'; rename it")
     return []

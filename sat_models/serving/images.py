@@ -15,7 +15,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
 @dataclass(frozen=True)
-class PicturePolicy:
+class ImagePolicy:
     """Limits on pictures that come by URL. A path of this machine is never opened.
 
     Attributes:
