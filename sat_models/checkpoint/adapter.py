@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from mixins.ptuning import PTUNING_NAME, PTuningMixin, add_ptuning
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.layout import LATEST_FILE
+from sat_models.checkpoint.peft import PEFT_CONFIG_FILE, PEFT_WEIGHTS, PeftSettings, by_sat_names, find_peft, read_peft
 from sat_models.checkpoint.reshard import SplitRule, merge, slice_for_rank, split_rules
 from sat_models.checkpoint.staging import write_tensors
+from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -43,6 +45,7 @@ class Adapter:
         lora: None where no LoRA was trained.
         extra: what the writer added (step, data, …).
         file: where it was read; None for one made in memory.
+        peft: of an adapter of Hugging Face's PEFT, whose tensors have its names until `on` is asked.
     """
 
     tensors: dict[str, Tensor]
@@ -50,6 +53,22 @@ class Adapter:
     lora: LoRASettings | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
+    peft: PeftSettings | None = None
+
+    def on(self, config: LanguageConfig) -> Adapter:
+        """The same adapter, its tensors under the names of the base model.
+
+        Args:
+            config: of the base model.
+
+        Raises:
+            CheckpointError: PEFT's names are not those of that model.
+        """
+        if self.peft is None or self.file is None:
+            return self
+        tensors, rank = by_sat_names(self.tensors, self.peft, config, self.file)
+        lora = LoRASettings(targets=("*",), rank=rank, alpha=rank, use_dora=self.peft.dora)
+        return replace(self, tensors=tensors, lora=lora, peft=None)
 
     @property
     def prefix_length(self) -> int:
@@ -70,9 +89,20 @@ def adapter_path(path: str | os.PathLike[str]) -> Path:
 
 
 def find_adapter(path: str | os.PathLike[str]) -> Path | None:
-    """The adapter file that a path means, if there is one: a `.safetensors` file, or a folder as in `adapter_path`."""
+    """The adapter file that a path means, if there is one: a `.safetensors` file, a folder as in `adapter_path`, or
+    what PEFT wrote."""
     file = adapter_path(path)
-    return file if file.suffix == ".safetensors" and file.is_file() else None
+    if file.name not in PEFT_WEIGHTS and file.suffix == ".safetensors" and file.is_file():
+        return file
+    return find_peft(Path(path).expanduser())
+
+
+def adapter_files(path: str | os.PathLike[str]) -> list[Path]:
+    """All files of the adapter that a path means; none where it means something else."""
+    file = find_adapter(path)
+    if file is None:
+        return []
+    return [file, file.with_name(PEFT_CONFIG_FILE)] if file.name in PEFT_WEIGHTS else [file]
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,10 +180,13 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read an adapter file, or the one in a folder.
 
     Raises:
-        CheckpointError: it is not there, damaged, or no adapter.
+        CheckpointError: it is not there, damaged, no adapter, or one of PEFT's that is not read here.
     """
     from safetensors import SafetensorError, safe_open
 
+    if (file := find_peft(Path(path).expanduser())) is not None:
+        tensors, base, settings = read_peft(file)
+        return Adapter(tensors=tensors, base_model=base, file=file, peft=settings)
     file = adapter_path(path)
     if not file.is_file():
         raise CheckpointError(f"there is no adapter at {file}; give an {ADAPTER_FILE} or the folder that holds it")

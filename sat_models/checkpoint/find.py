@@ -19,12 +19,12 @@ from sat_models.checkpoint.layout import (
     replaced_name,
 )
 from sat_models.checkpoint.minigpt4 import MINIGPT4_FILE, open_minigpt4
+from sat_models.checkpoint.peft import find_peft
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-PEFT_CONFIG_FILE = "adapter_config.json"
 _RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _STEP = re.compile(r"\d+|release")
 
@@ -40,8 +40,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
         ConfigError: `model_config.json` cannot be read, or `config.json` is that of another model.
     """
     path = Path(path).expanduser()
-    if (path / PEFT_CONFIG_FILE).is_file() and not any((path / n).is_file() for n in (CONFIG_FILE, HF_CONFIG_FILE)):
-        raise _is_peft(path)
+    if find_peft(path) is not None:
+        raise CheckpointError(
+            f"{path} holds an adapter of PEFT, not a model. --from_pretrained takes it wherever a model is loaded; "
+            f"scripts/merge_lora.py --from_pretrained {path} --output FOLDER writes it into its base model"
+        )
     if is_hf_folder(path):
         return open_hf(path)
     if path.is_dir() and not (path / LATEST_FILE).is_file() and any(path.glob(MINIGPT4_FILE)):
@@ -57,15 +60,6 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
         raise CheckpointError(f"{path} does not exist; give a SAT folder, a step folder in it, a .pt or .zip file")
     folder = _folder_of_config(files[0].parent)
     return SATCheckpoint(folder, files, read_json(folder / CONFIG_FILE))
-
-
-def _is_peft(folder: Path) -> CheckpointError:
-    """What is said of a folder that PEFT has saved."""
-    base = read_json(folder / PEFT_CONFIG_FILE).get("base_model_name_or_path") or "its base model"
-    return CheckpointError(
-        f"{folder} holds an adapter of PEFT ({PEFT_CONFIG_FILE}), not a model. Merge it into {base!s:.200} with PEFT's "
-        "merge_and_unload() and save_pretrained(), and give the folder that this writes"
-    )
 
 
 def is_hf_folder(path: Path) -> bool:

@@ -90,6 +90,13 @@ class _LowRank:
     blocks: set[int] = field(default_factory=set)
     dora: bool = False
 
+    def shape(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """Of the weight that the matrices of an adapter are for; None where they are not among its `tensors`."""
+        pairs = [(tensors.get(f"{name}.matrix_A.{p}"), tensors.get(f"{name}.matrix_B.{p}")) for p in self.blocks]
+        if any(a is None or b is None for a, b in pairs):
+            return None
+        return sum(len(b) for _, b in pairs), pairs[0][0].shape[1]
+
     def merged(self, name: str, weight: Rows, fetch: Fetch, rule: SplitRule, alpha: float) -> _MergedRows:
         """The weight with its matrices, still to be made."""
         rule_A = SplitRule(1) if rule.dim == 1 else REPLICATED
@@ -226,6 +233,11 @@ class MergedWeights(StoredWeights):
             if name not in targets or self.rules[name].full_shape(targets[name].shape, size) != tuple(value.shape)
         ]
         wrong += [name for name in self._low_rank if f"{name}.weight" not in targets]
+        shapes = {name: self.rules[name].full_shape(value.shape, size) for name, value in targets.items()}
+        for name, low_rank in self._low_rank.items():
+            made, whole = low_rank.shape(name, self._added), shapes.get(f"{name}.weight")
+            if made is not None and whole is not None and made != tuple(whole):
+                wrong.append(f"{name} {list(made)} (the weight is {list(whole)})")
         if wrong:
             raise CheckpointError(
                 f"the adapter or the LoRA matrices are not for the model in {source.step_folder}: {len(wrong)} name(s) "

@@ -18,11 +18,12 @@ from torch import nn
 
 from mixins.base import ZooModel
 from mixins.sat_compat import mpu
-from sat_models.checkpoint.adapter import Adapter, load_prefix
+from sat_models.checkpoint.adapter import Adapter, adapter_files, load_prefix
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.merged import LORA_CONFIG_KEY, open_weights
+from sat_models.checkpoint.peft import PEFT_WEIGHTS
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights, split_rules, stored_kind
 from sat_models.config import LanguageConfig
@@ -78,7 +79,7 @@ class Source:
 
     def files(self) -> list[Path]:
         """All that is read."""
-        own = [self.adapter.file] if self.adapter and self.adapter.file else []
+        own = adapter_files(self.adapter.file) if self.adapter and self.adapter.file else []
         return [self.checkpoint.config_file, *self.checkpoint.files, *own]
 
     def open(self, dtype: torch.dtype | None = None) -> Opened:
@@ -116,7 +117,8 @@ class Source:
 
     def _tokenizer_file(self) -> Path | None:
         """The one of the run that trained the adapter goes before the base model's."""
-        run = self.adapter.file.parent.parent if self.adapter and self.adapter.file else None
+        file = self.adapter.file if self.adapter else None
+        run = file.parent.parent if file and file.name not in PEFT_WEIGHTS else None
         places = [*([run] if run else []), self.checkpoint.step_folder, self.checkpoint.folder]
         files = (place / name for place in places for name in self.config.TOKENIZER_FILES)
         return next((file for file in files if file.is_file()), None)
@@ -146,6 +148,7 @@ def open_source(
     """
     checkpoint = where if isinstance(where, SATCheckpoint) else find_checkpoint(where)
     config = make_config(checkpoint.config)
+    adapter = adapter.on(config) if adapter is not None else None
     if adapter is not None and adapter.extra.get("version"):
         config = dataclasses.replace(config, text_processor_version=adapter.extra["version"])
     config.check_model_parallel(size)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sat_models.checkpoint.adapter import find_adapter
+from sat_models.checkpoint.adapter import adapter_files
 from sat_models.digests import digest_of, digest_of_files
 from sat_models.evaluation.samples import Sample
 from sat_models.models.common.quantisation import Quantisation
@@ -24,14 +24,14 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         vlm: as it was loaded.
         name_or_path: what it was loaded from.
     """
-    adapter, stored = find_adapter(name_or_path), Quantisation.of(vlm.config)
+    adapter, stored = adapter_files(name_or_path), Quantisation.of(vlm.config)
     size = sum(file.stat().st_size for file in vlm.checkpoint.files)
     logger.info("taking the fingerprint of %.1f GB of weights", size / 1e9)
     return {
         "weights_sha256": digest_of_files(vlm.checkpoint.files),
         "config_sha256": digest_of(vlm.config.to_dict()),
         "tokenizer_sha256": digest_of_files([vlm.tokenizer_file]) if vlm.tokenizer_file else None,
-        "adapter_sha256": digest_of_files([adapter]) if adapter else None,
+        "adapter_sha256": digest_of_files(adapter) if adapter else None,
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "bits": stored.bits if stored else None,
         "full_precision": list(stored.skip) if stored else [],

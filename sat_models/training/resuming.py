@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_models import runtime
-from sat_models.checkpoint.adapter import find_adapter, read_adapter
+from sat_models.checkpoint.adapter import adapter_files, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.digests import digest_of_files
 from sat_models.errors import CheckpointError
@@ -176,9 +176,9 @@ def images_digest(records: Iterable[Record]) -> str:
 
 def weights_digest(name_or_path: str) -> str:
     """Of the contents of a model's weight files, and of the adapter's on them."""
-    adapter = find_adapter(name_or_path)
-    base = read_adapter(adapter).base_model if adapter else name_or_path
-    return digest_of_files([*([adapter] if adapter else []), *find_checkpoint(locate(base)).files])
+    adapter = adapter_files(name_or_path)
+    base = read_adapter(name_or_path).base_model if adapter else name_or_path
+    return digest_of_files([*adapter, *find_checkpoint(locate(base)).files])
 
 
 def _shown(value: Any) -> str:

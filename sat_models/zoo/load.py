@@ -50,8 +50,8 @@ def load_pretrained(
     Args:
         name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
             Hugging Face folder or id (which is looked up in SAT_HOME, then in the hub's cache, then on the hub), or an
-            adapter of `save_adapter`, which is merged into the base model that it names. LoRA matrices that lie beside
-            the weights, as the original scripts save them, are merged, too.
+            adapter of `save_adapter` or of PEFT, which is merged into the base model that it names. LoRA matrices that
+            lie beside the weights, as the original scripts save them, are merged, too.
         device: "auto" is this process's GPU where there is one, else the CPU.
         dtype: "auto" is fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
@@ -155,6 +155,8 @@ def load_config(name_or_path: str | os.PathLike[str]) -> LanguageConfig:
 def _without_weights(name_or_path: str | os.PathLike[str]) -> tuple[SATCheckpoint, ModelSpec | None]:
     """A checkpoint whose config may be read; its weights may be absent."""
     given = Path(name_or_path).expanduser()
+    if not (given / CONFIG_FILE).is_file() and (adapter := find_adapter(name_or_path)):
+        return _without_weights(read_adapter(adapter).base_model)
     if given.is_dir() and (given / CONFIG_FILE).is_file():
         file, spec = given / CONFIG_FILE, spec_of_path(given)
     else:

@@ -13,11 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.hf_writer import save_hf
 from sat_models.checkpoint.staging import write_tensors
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.zoo import load_pretrained, load_processor
+from sat_models.zoo import load_pretrained
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 BOM = b"\xef\xbb\xbf"
@@ -95,11 +94,3 @@ def test_new_files_have_the_rights_that_the_umask_says(tmp_path: Path, mask: int
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
     assert load_file(tmp_path / "x.safetensors")["a"].sum() == 2
-
-
-def test_a_folder_of_peft_is_named_with_the_way(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "llava-hf/x"}')
-    (tmp_path / "adapter_model.safetensors").touch()
-    for load in (find_checkpoint, load_pretrained, load_processor):
-        with pytest.raises(CheckpointError, match=r"an adapter of PEFT.* Merge it into llava-hf/x with PEFT"):
-            load(tmp_path)
