@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from mixins.linear import project
 from mixins.parallel import leave_model_parallel_region
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 from mixins.text_token import stands_for
+from mixins.whole import head_of_words
 
 
 class LMMixin(BaseMixin):
@@ -18,9 +20,8 @@ class LMMixin(BaseMixin):
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.lm_head = ColumnParallelLinear(
-            hidden_size, vocab_size, gather_output=True, bias=False, module=self, name="lm_head"
-        )
+        make = partial(ColumnParallelLinear, gather_output=True, bias=False, module=self, name="lm_head")
+        self.lm_head = head_of_words(partial(make, hidden_size, vocab_size), vocab_size)
 
     def final_forward(
         self,

@@ -1,7 +1,7 @@
 """Parts that every process holds and computes whole, because the number of processes does not divide them.
 
-A tower with 25 heads (InternViT-6B) cannot be cut in two. It is small beside the language model, so each process of a
-split model keeps all of it, as it keeps projectors and embeddings.
+A tower with 25 heads (InternViT-6B) cannot be cut in two, nor can a vocabulary of 92553 words (InternVL on InternLM2).
+They are small beside the language model, so each process of a split model keeps all of them, as it keeps projectors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 from torch import nn
 
-from mixins.sat_compat import BaseTransformer, ColumnParallelLinear, RowParallelLinear, as_one_process, mpu
+from mixins.sat_compat import (
+    BaseTransformer,
+    ColumnParallelLinear,
+    RowParallelLinear,
+    as_one_process,
+    mpu,
+    unscaled_init_method,
+)
 
 
 class WholeLinear(nn.Linear):
@@ -32,12 +39,42 @@ class WholeLinear(nn.Linear):
         self.divisible_by = divisible_by
 
 
+class WholeEmbedding(nn.Embedding):
+    """Stands for SAT's embedding that the processes share.
+
+    Attributes:
+        dim, parts, divisible_by: as those of `WholeLinear`.
+    """
+
+    dim, parts = 0, (1,)
+
+    def __init__(self, words: int, hidden_size: int) -> None:
+        super().__init__(words, hidden_size)
+        self.divisible_by = words
+        unscaled_init_method(0.02)(self.weight)
+
+
+def is_indivisible(number: int) -> bool:
+    """Whether the processes that share the model do not divide it."""
+    return bool(number % mpu.get_model_parallel_world_size())
+
+
+def head_of_words(make: Callable[[], ColumnParallelLinear], words: int) -> nn.Module:
+    """An output projection that is cut by words where the number of processes divides them, and whole elsewhere."""
+    if is_indivisible(words):
+        with as_one_process():
+            return WholeLinear(make(), words)
+    head = make()
+    head.divisible_by = words
+    return head
+
+
 def whole_where_indivisible(make: Callable[[], BaseTransformer], divisible_by: int) -> BaseTransformer:
     """A transformer that is cut over the processes where their number divides `divisible_by`, and whole elsewhere.
 
     Its linears say which (`divisible_by`), so that checkpoints of either kind load at any number of processes.
     """
-    whole = bool(divisible_by % mpu.get_model_parallel_world_size())
+    whole = is_indivisible(divisible_by)
     if whole:
         with as_one_process():
             transformer = make()

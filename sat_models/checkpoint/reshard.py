@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixins.heads import heads_of, heads_of_rank
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
-from mixins.whole import WholeLinear
+from mixins.whole import WholeEmbedding, WholeLinear
 from sat_models.checkpoint.memory import release_pages
 from sat_models.errors import CheckpointError
 from sat_models.models.common.quantised import SCALE, Rows
@@ -102,8 +102,8 @@ def split_rules(model: nn.Module) -> dict[str, SplitRule]:
 
 def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     if isinstance(module, VocabParallelEmbedding):
-        return {"weight": SplitRule(0)}
-    if isinstance(module, WholeLinear):
+        return {"weight": SplitRule(0, (1,), module.num_embeddings)}
+    if isinstance(module, WholeLinear | WholeEmbedding):
         rule = SplitRule(module.dim, module.parts, module.divisible_by)
         return {"weight": rule, "bias": rule if module.dim == 0 else REPLICATED}
     cut_by = getattr(module, "divisible_by", 0)

@@ -92,7 +92,6 @@ class LanguageConfig(ModelConfig):
         return {
             "num_attention_heads": self.num_attention_heads,
             "inner_hidden_size": self.inner_hidden_size,
-            "vocab_size": self.vocab_size,
         }
 
 

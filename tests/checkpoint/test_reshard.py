@@ -38,7 +38,7 @@ RULES = [
         ("mixins.rotary.vision_dense_list.1.weight", SplitRule(1)),
         ("mixins.rotary.rotary_emb.inv_freq", REPLICATED),
         ("mixins.mlp.vision_gate_proj.2.weight", SplitRule(0)),
-        ("mixins.lm.lm_head.weight", SplitRule(0)),
+        ("mixins.lm.lm_head.weight", SplitRule(0, (1,), 488)),  # whole where the words cannot be shared
         ("mixins.eva.boi", REPLICATED),
         ("mixins.eva.linear_proj.dense_h_to_4h.weight", REPLICATED),
         ("mixins.eva.vit_model.transformer.layers.0.attention.query_key_value.bias", SplitRule(0, (1, 1, 1), 4)),

@@ -14,8 +14,12 @@ from torch import Tensor
 from mixins.base import ZooModel
 from mixins.linear import mark_heads
 from mixins.sat_compat import BaseTransformer, mpu
+from mixins.whole import WholeEmbedding, is_indivisible
 from sat_models.config import LanguageConfig
 from sat_models.models.common.attention import attend
+
+_SMALL_VOCABULARY = 1000
+"""Embeddings of fewer words SAT does not divide."""
 
 
 class DecoderModel(ZooModel):
@@ -30,11 +34,12 @@ class DecoderModel(ZooModel):
 
     @staticmethod
     def _base_transformer(config: LanguageConfig, **kwargs: Any) -> BaseTransformer:
-        heads = config.heads
+        heads, words = config.heads, config.vocab_size
+        shared = words < _SMALL_VOCABULARY or not is_indivisible(words)
         spread = heads.spread(mpu.get_model_parallel_world_size())
         transformer = BaseTransformer(
             num_layers=config.num_layers,
-            vocab_size=config.vocab_size,
+            vocab_size=words if shared else 1,
             hidden_size=config.hidden_size,
             num_attention_heads=heads.num_heads,
             hidden_size_per_attention_head=heads.head_dim,
@@ -48,6 +53,8 @@ class DecoderModel(ZooModel):
             **kwargs,
         )
         del transformer.position_embeddings
+        if not shared:
+            transformer.word_embeddings = WholeEmbedding(words, config.hidden_size)
         for layer in transformer.layers:
             mark_heads(layer.attention.query_key_value, heads)
         return transformer
