@@ -137,6 +137,30 @@ class ProjectedImageMixin(ImageEmbedding):
         return self.linear_proj(self.vit_model(vision_image))
 
 
+class ShuffledImageMixin(ProjectedImageMixin):
+    """With a square of neighbouring patches joined to one token between tower and projector (InternVL).
+
+    Args:
+        vit_model: pixels [N, 3, H, W] -> features [N, side * side, V].
+        linear_proj: [N, P, joined * joined * V] -> [N, P, D], P = (side / joined) ** 2.
+        joined: patches on either side of the square.
+        by_columns: tokens stand column by column, not row by row (the first form, "v1", of its pixel shuffle).
+    """
+
+    def __init__(self, vit_model: nn.Module, linear_proj: nn.Module, joined: int, *, by_columns: bool) -> None:
+        super().__init__(vit_model, linear_proj)
+        self.joined, self.by_columns = joined, by_columns
+
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] -> [N, P, D]."""
+        features = self.vit_model(vision_image)
+        side = math.isqrt(features.shape[1]) // self.joined
+        squares = features.unflatten(1, (side, self.joined, side, self.joined)).transpose(2, 3)
+        if self.by_columns:
+            squares = squares.transpose(1, 2)
+        return self.linear_proj(squares.flatten(3).flatten(1, 2))
+
+
 class WholeImageMixin(ImageEmbedding):
     """One module that does all of it, under the name `model` (VisualGLM).
 

@@ -39,6 +39,18 @@ class MLPProjector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
+class NormedMLPProjector(MLPProjector):
+    """InternVL's projector: LayerNorm (eps 1e-5), Linear, GELU, Linear."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__(vision_size, hidden_size)
+        self.norm = nn.LayerNorm(vision_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, P, V] -> [B, P, D]."""
+        return super().forward(self.norm(features))
+
+
 def make_projector(kind: str, vision_size: int, hidden_size: int) -> nn.Module:
     """[B, P, V] -> [B, P, D]: "linear" or "mlp2x_gelu", as LLaVA's configs name them. Raises ValueError."""
     if kind == "linear":

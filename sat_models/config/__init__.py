@@ -5,12 +5,26 @@ config is lost.
 """
 
 from sat_models.config.base import read_json
-from sat_models.config.images import CLIP_MEAN, CLIP_STD, ImageForm, ImagePlan, ImageProcessing, SquareImages
+from sat_models.config.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageForm,
+    ImagePlan,
+    ImageProcessing,
+    SquareImages,
+    tiles_that_fit,
+)
 from sat_models.config.language import LanguageConfig, LLaMAConfig, VisionLanguageConfig
 from sat_models.config.model import TASKS, ModelConfig
 from sat_models.config.qformer import QFormerConfig
 from sat_models.config.sequence import COGVLM_FORM, PLAIN_FORM, SequenceForm
-from sat_models.config.towers import CLIPTowerConfig, CrossTowerConfig, EVAViTConfig, VisionTowerConfig
+from sat_models.config.towers import (
+    CLIPTowerConfig,
+    CrossTowerConfig,
+    EVAViTConfig,
+    InternViTConfig,
+    VisionTowerConfig,
+)
 
 __all__ = [
     "CLIP_MEAN",
@@ -24,6 +38,7 @@ __all__ = [
     "ImageForm",
     "ImagePlan",
     "ImageProcessing",
+    "InternViTConfig",
     "LLaMAConfig",
     "LanguageConfig",
     "ModelConfig",
@@ -33,4 +48,5 @@ __all__ = [
     "VisionLanguageConfig",
     "VisionTowerConfig",
     "read_json",
+    "tiles_that_fit",
 ]

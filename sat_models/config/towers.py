@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from sat_models.config.base import build, fields_to_dict, require_divides, require_positive, take_known
+from sat_models.config.base import build, fields_to_dict, require_bool, require_divides, require_positive, take_known
 from sat_models.errors import ConfigError
 
 
@@ -43,16 +44,26 @@ class VisionTowerConfig:
         """Patches per picture, class token not counted."""
         return (self.image_size[0] // self.patch_size) ** 2
 
+    @property
+    def num_positions(self) -> int:
+        """Rows of the table of positions, that of the class token included."""
+        return self.num_patches + 1
+
+    @property
+    def divisible_by(self) -> int:
+        """Numbers of processes that divide this share the tower; with others each keeps all of it."""
+        return math.gcd(self.num_attention_heads, self.inner_hidden_size)
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """From the `eva_args` of a SAT config."""
         known, extra = take_known(cls, data)
         config = build(cls, {**known, "extra": extra})
         positions = extra.get("max_sequence_length")
-        if positions is not None and positions != config.num_patches + 1:
+        if positions is not None and positions != config.num_positions:
             raise ConfigError(
                 f"eva_args.max_sequence_length is {positions}, but image_size {list(config.image_size)} with "
-                f"patch_size {config.patch_size} gives {config.num_patches} patches + 1 class token"
+                f"patch_size {config.patch_size} gives {config.num_positions - 1} patches + 1 class token"
             )
         order = extra.get("layernorm_order", cls.LAYERNORM_ORDER)
         if order != cls.LAYERNORM_ORDER:
@@ -63,7 +74,7 @@ class VisionTowerConfig:
         """As `eva_args`."""
         fixed = {
             "model_class": self.MODEL_CLASS, "vocab_size": 1, "layernorm_order": self.LAYERNORM_ORDER,
-            "model_parallel_size": 1, "max_sequence_length": self.num_patches + 1, "pre_len": 1, "post_len": 0,
+            "model_parallel_size": 1, "max_sequence_length": self.num_positions, "pre_len": 1, "post_len": 0,
         }  # fmt: skip
         return {**fixed, **fields_to_dict(self), "image_size": list(self.image_size)}
 
@@ -79,21 +90,17 @@ class EVAViTConfig(VisionTowerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPTowerConfig(VisionTowerConfig):
-    """CLIP ViT of LLaVA. Released: 24 layers, width 1024, 16 heads, patch 14.
+class EarlyTowerConfig(VisionTowerConfig):
+    """A pre-norm tower of which the features of any layer may be taken.
 
     Attributes:
         feature_layer: whose output is taken, counted from the end: -2 leaves the last layer out.
     """
 
-    layernorm_epsilon: float = 1e-5
     row_parallel_linear_final_bias: bool = True
-    feature_layer: int = -2
+    feature_layer: int = -1
 
     LAYERNORM_ORDER: ClassVar[str] = "pre"
-    MODEL_CLASS: ClassVar[str] = "CLIPViT"
-    LAST_NORM: ClassVar[bool] = True
-    """Whether checkpoints have the norm behind the last layer, which no forward reads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +116,54 @@ class CLIPTowerConfig(VisionTowerConfig):
     def layers_run(self) -> int:
         """Layers whose output is read."""
         return self.num_layers + 1 + self.feature_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTowerConfig(EarlyTowerConfig):
+    """CLIP ViT of LLaVA. Released: 24 layers, width 1024, 16 heads, patch 14."""
+
+    layernorm_epsilon: float = 1e-5
+    feature_layer: int = -2
+
+    MODEL_CLASS: ClassVar[str] = "CLIPViT"
+    LAST_NORM: ClassVar[bool] = True
+    """Whether checkpoints have the norm behind the last layer, which no forward reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InternViTConfig(EarlyTowerConfig):
+    """InternViT. Released: 300M with 24 layers, width 1024, 16 heads; 6B with 45 or 48, 3200, 25.
+
+    Attributes:
+        rms_norm: its norms are RMSNorms (6B), else LayerNorms.
+        qk_norm: queries and keys are normed over all heads together (6B); no process computes a part of them then.
+        qkv_bias: queries, keys and values have biases (300M).
+        table_size: side in pixels of the pictures that the table of positions was made for; None: `image_size`.
+    """
+
+    rms_norm: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = True
+    table_size: int | None = None
+
+    MODEL_CLASS: ClassVar[str] = "InternViT"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bool(self, "rms_norm", "qk_norm", "qkv_bias")
+        if self.table_size is not None:
+            require_positive(self, "table_size")
+            require_divides("eva_args.table_size", self.table_size, self.patch_size, "patch_size")
+
+    @property
+    def num_positions(self) -> int:
+        """See `VisionTowerConfig`."""
+        return ((self.table_size or self.image_size[0]) // self.patch_size) ** 2 + 1
+
+    @property
+    def divisible_by(self) -> int:
+        """See `VisionTowerConfig`."""
+        return 1 if self.qk_norm else super().divisible_by
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Legend: N images, P patches, V vision width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -23,8 +22,8 @@ from sat_models.config import VisionTowerConfig
 class VisionTower(ZooModel):
     """Pixels [N, 3, H, W] -> features; a subclass adds the mixins that make them.
 
-    Processes that share the model cut the tower where their number divides its heads and its inner width; elsewhere
-    each of them holds and computes all of it.
+    Processes that share the model cut the tower where their number divides `config.divisible_by`; elsewhere each of
+    them holds and computes all of it.
 
     Attributes:
         activation, patch_bias: of the tower's MLPs; of its patch embedding.
@@ -40,25 +39,28 @@ class VisionTower(ZooModel):
             vocab_size=1,
             hidden_size=config.hidden_size,
             num_attention_heads=config.num_attention_heads,
-            max_sequence_length=config.num_patches + 1,
+            max_sequence_length=config.num_positions,
             inner_hidden_size=config.inner_hidden_size,
             layernorm_order=config.LAYERNORM_ORDER,
             layernorm_epsilon=config.layernorm_epsilon,
-            layernorm=nn.LayerNorm,
+            layernorm=self._norm(config),
             activation_func=self.activation,
             use_bias=True,
             use_final_layernorm=config.use_final_layernorm,
             row_parallel_linear_final_bias=config.row_parallel_linear_final_bias,
         )
-        divisible_by = math.gcd(config.num_attention_heads, config.inner_hidden_size)
-        super().__init__(config, transformer=whole_where_indivisible(make, divisible_by))
+        super().__init__(config, transformer=whole_where_indivisible(make, config.divisible_by))
         self.config = config
         patches = PatchEmbeddingMixin(config.in_channels, config.hidden_size, config.patch_size, bias=self.patch_bias)
         self.add_mixin("patch_embedding", patches)
         self.add_mixin("pos_embedding", LearnedPositionMixin())
 
+    @staticmethod
+    def _norm(config: VisionTowerConfig) -> type[nn.Module]:
+        return nn.LayerNorm
+
     def forward(self, image: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W], CLIP-normalised -> features. Raises ValueError on another picture size."""
+        """Pixels [N, 3, H, W], normalised -> features. Raises ValueError on another picture size."""
         side = self.config.image_size[0]
         if image.shape[1:] != (self.config.in_channels, side, side):
             raise ValueError(

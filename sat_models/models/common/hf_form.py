@@ -49,6 +49,13 @@ class Lifted:
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """A weight that the files hold with one more dimension, of size 1, in front."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Stacked:
     """One of `slots` weights of SAT's, of one size, that the files hold as one, one below the other."""
 
@@ -70,14 +77,15 @@ class Place:
     packed: bool = False
     slot: int = 0
     slots: int = 1
+    lowered: bool = False
 
     def taken(self, value: Tensor) -> Tensor:
         """What belongs here of a weight in the files, in SAT's shape."""
         own = value.tensor_split(self.slots)[self.slot] if self.slots > 1 else value
-        return own[None] if self.lifted else own
+        return own[None] if self.lifted else own[0] if self.lowered else own
 
 
-Row = str | Joined | Lifted | Packed | Stacked
+Row = str | Joined | Lifted | Lowered | Packed | Stacked
 """What stands for a weight of SAT's in the files."""
 
 
@@ -158,8 +166,8 @@ class KeyTable:
         place, value = self.place(name), values[0]
         if place.slots > 1:
             return torch.cat(values)
-        if place.lifted:
-            return value[0]
+        if place.lifted or place.lowered:
+            return value[0] if place.lifted else value[None]
         if place.packed:
             return value[self._packed_rows(len(value))]
         if place.parts == 1:
@@ -203,12 +211,15 @@ class KeyTable:
 def _place(row: Row, sat: str, part: int, parts: int) -> Place:
     """What a row says of its part."""
     slot, slots = (row.slot, row.slots) if isinstance(row, Stacked) else (0, 1)
-    by_heads = isinstance(row, Joined) and row.by_heads
-    return Place(sat, part, parts, isinstance(row, Lifted), by_heads, isinstance(row, Packed), slot, slots)
+    kinds = (("lifted", Lifted), ("lowered", Lowered), ("packed", Packed))
+    found = {name: isinstance(row, kind) for name, kind in kinds}
+    return Place(sat, part, parts, by_heads=isinstance(row, Joined) and row.by_heads, slot=slot, slots=slots, **found)
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
-    """What the table says of a name, and the numbers in it."""
+    """What the table says of a name, and the numbers in it: of layers, or a part of the name as it stands."""
+    if name in table and "{" not in name:
+        return table[name], []
     template = _NUMBER.sub("{}", name)
     if "{" in name or template not in table:
         raise CheckpointError(f"'{name}' is not in the table of {kind} weight names of this model")

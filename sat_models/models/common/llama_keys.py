@@ -107,10 +107,10 @@ def _heads_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     return found if theta == 10000.0 else {**found, "rope_theta": theta}
 
 
-def _heads_to_hf(config: LLaMAConfig) -> dict[str, Any]:
+def _heads_to_hf(config: LLaMAConfig, qkv_bias: bool) -> dict[str, Any]:
     """The inverse. Raises ConfigError for what transformers' LLaMA does not have."""
     heads = config.heads
-    if config.qkv_bias or heads.interleaved or heads.rotary_dim != heads.head_dim:
+    if config.qkv_bias != qkv_bias or heads.interleaved or heads.rotary_dim != heads.head_dim:
         raise ConfigError(
             "qkv_bias, rotary_interleaved and rotary_dim have no form in transformers' LLaMA; without them it can be "
             "written"
@@ -120,13 +120,17 @@ def _heads_to_hf(config: LLaMAConfig) -> dict[str, Any]:
     return {"num_key_value_heads": heads.num_kv_heads, **own, **theta}
 
 
-def llama_sizes_to_hf(config: LLaMAConfig) -> dict[str, Any]:
-    """The inverse of `llama_sizes`, as transformers' `LlamaConfig` has it."""
+def llama_sizes_to_hf(config: LLaMAConfig, *, qkv_bias: bool = False) -> dict[str, Any]:
+    """The inverse of `llama_sizes`, as transformers' `LlamaConfig` has it.
+
+    Args:
+        qkv_bias: the form is of models that have biases of q, k and v (Qwen2).
+    """
     return {
         "model_type": "llama",
         **{hf: getattr(config, sat) for sat, (hf, _) in _SIZES.items()},
         **{name: getattr(config, name) for name in (*_IDS, "pad_token_id")},
-        **_heads_to_hf(config),
+        **_heads_to_hf(config, qkv_bias),
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     }
