@@ -5,6 +5,7 @@ Data and arithmetic only; `processing.pixels` makes the pixels, `processing.layo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -131,3 +132,17 @@ class SquareImages:
     def plan(self, size: Size | None = None, *, max_tiles: int | None = None) -> ImagePlan:
         """As `ImageForm.plan`; the same for all."""
         return ImagePlan(length=self.length, canvas=(self.side, self.side), before=self.before, after=self.after)
+
+
+def tiles_that_fit(images: Sequence[ImagePlan], excess: int) -> str:
+    """What to say of the tiles of images that take more room than there is; nothing, if none is cut.
+
+    Args:
+        excess: tokens too many.
+    """
+    tiles = sum(image.num_tiles for image in images)
+    if tiles == len(images):
+        return ""
+    each = sum(image.length for image in images) // tiles
+    fit = max(0, tiles - -(-excess // each))
+    return f" The images are cut into {tiles} tiles of {each} tokens, and {fit} would fit: ask for fewer (max_tiles)."

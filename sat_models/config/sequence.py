@@ -21,6 +21,7 @@ class SequenceForm:
         marker_ids: token ids that stand where the two markers go; None: `slot_id`.
         suffix: ids between prompt and answer (the mask and start tokens of a GLM).
         prefix_attention: all before the last of `suffix` see each other, and positions have two rows (GLM).
+        several_images: the released weights have seen several images in a prompt.
         boxes: how the family writes boxes: a name of `processing.box_forms.BOX_FORMS`.
     """
 
@@ -32,6 +33,7 @@ class SequenceForm:
     marker_ids: tuple[int, int] | None = None
     suffix: tuple[int, ...] = ()
     prefix_attention: bool = False
+    several_images: bool = False
     boxes: str = "thousand"
 
     def with_slot(self, slot_id: int) -> SequenceForm:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import AnswerText, NoText
+from sat_models.generation.stops import AnswerText, NoText, StrippedText
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
@@ -33,12 +33,14 @@ class Request:
         options: how tokens are chosen, and how many at most.
         stops: texts that end the answer besides the model's end tokens; no part of them belongs to it.
         logprobs: note each token's log probability.
+        stripped: white space at the ends of the text is no part of it.
     """
 
     inputs: VLMInputs
     options: SamplingOptions = field(default_factory=SamplingOptions)
     stops: tuple[str, ...] = ()
     logprobs: bool = False
+    stripped: bool = False
 
     @classmethod
     def of(
@@ -56,16 +58,18 @@ class Request:
         system: str | None = None,
         max_tiles: MaxTiles = None,
     ) -> Request:
-        """A question in words: its prompt, and the stop strings of its prompt style beside those that are given.
+        """A question in words: its prompt, and how its prompt style ends and strips answers.
 
         Args:
             image, query, history, version, allow_empty_query, system, max_tiles: see `Processor.__call__`, which says
                 what it raises.
+            stops: besides the prompt style's.
         """
         how = {"allow_empty_query": allow_empty_query, "system": system, "max_tiles": max_tiles}
         inputs = processor(image, query, history=history, version=version, **how)
         ends = (*stops, *processor.stops(version))
-        return cls(inputs, options or SamplingOptions(), ends, logprobs)
+        stripped = processor.style(version).stripped
+        return cls(inputs, options or SamplingOptions(), ends, logprobs, stripped)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class AnswerRow:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self._end_ids = end_ids
-        self._text = AnswerText(decoder or NoText(), request.stops)
+        decoder = decoder or NoText()
+        self._text = AnswerText(StrippedText(decoder) if request.stripped else decoder, request.stops)
         self._logprobs: list[Tensor] = []
 
     @property

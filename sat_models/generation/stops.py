@@ -19,6 +19,32 @@ class NoText:
         return ""
 
 
+class StrippedText:
+    """A decoder whose text has no white space at its ends: it is held back until more text shows that it stands inside.
+
+    Args:
+        decoder: a fresh one.
+    """
+
+    def __init__(self, decoder: TextStream) -> None:
+        self._decoder = decoder
+        self._begun, self._space = False, ""
+
+    def push(self, token_id: int) -> str:
+        """See `TextStream`."""
+        return self._inside(self._decoder.push(token_id))
+
+    def flush(self) -> str:
+        """See `TextStream`."""
+        return self._inside(self._decoder.flush())
+
+    def _inside(self, piece: str) -> str:
+        text = self._space + piece if self._begun else piece.lstrip()
+        kept = text.rstrip()
+        self._begun, self._space = self._begun or bool(kept), text[len(kept) :]
+        return kept
+
+
 class AnswerText:
     """Tokens as they are sampled -> ids and text of the answer, up to the first stop string.
 

@@ -233,6 +233,13 @@ def added_tokens(folder: str | os.PathLike[str]) -> dict[str, int]:
     return {**found, **{token["content"]: int(number) for number, token in decoder.items()}, **beside}
 
 
+def has_begin(folder: str | os.PathLike[str]) -> bool:
+    """Whether texts of a folder in transformers' layout have a begin token (`add_bos_token` of its
+    `tokenizer_config.json`; they have where it does not say). Raises as `added_tokens`."""
+    config = Path(folder) / "tokenizer_config.json"
+    return not config.is_file() or _read_json(config).get("add_bos_token") is not False
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

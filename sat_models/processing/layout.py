@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat_models.config import COGVLM_FORM, ImagePlan, SequenceForm
+from sat_models.config import COGVLM_FORM, ImagePlan, SequenceForm, tiles_that_fit
 from sat_models.errors import InputError
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 
@@ -62,7 +62,7 @@ def layout_prompt(
         answer_ids: what follows the prompt, in training.
         form: of the model.
     """
-    if (num_images := len(images_of(pieces))) > 1:
+    if (num_images := len(images_of(pieces))) > 1 and not form.several_images:
         _warn_several_images(num_images)
     tokens = _text([bos_id] if form.begin and bos_id is not None else ())
     for piece in pieces:
@@ -160,6 +160,7 @@ def layout_training(
             f"The prompt takes {context} tokens ({len(images_of(pieces))} picture(s), {text_length(pieces)} of text) "
             f"but max_length {max_length} allows {max_length - MIN_ANSWER_ROOM} so that an answer fits. Raise "
             f"max_length to {context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
+            f"{tiles_that_fit(images_of(pieces), context - max_length + MIN_ANSWER_ROOM)}"
         )
     answer = [*answer_ids[: max_length - TAIL_ROOM - context], eos_id]
     layout = layout_prompt(pieces, bos_id=bos_id, answer_ids=answer, form=form)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm
+from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm, tiles_that_fit
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.box_forms import BOX_FORMS, BoxForm
 from sat_models.processing.checks import check_text, check_turns
@@ -71,12 +72,11 @@ class Processor:
         images.plan()
         if max_length < 1:
             raise ConfigError(f"max_length is {max_length}; it must be at least 1. Check the model's config.")
-        self._tokenizer = tokenizer
-        self.images = images
-        self.styles, self.version = styles, version
+        self._tokenizer, self.images, self.styles, self.version = tokenizer, images, styles, version
         self.cross_image_size = cross_image_size
         self.max_length = max_length
-        self.form = form
+        has_begin = tokenizer is None or tokenizer.bos_id is not None
+        self.form = replace(form, begin=form.begin and has_begin)
         self.system = system
 
     @property
@@ -143,7 +143,8 @@ class Processor:
             raise InputError(
                 f"The prompt takes {how_many}{length} tokens ({len(plans)} picture(s) of "
                 f"{' or '.join(map(str, tokens))}, {num_text} of text) but the context is "
-                f"{self.max_length} with the answer. Shorten the question or the history.",
+                f"{self.max_length} with the answer. Shorten the question or the history."
+                f"{tiles_that_fit(plans, length - self.max_length + 1)}",
                 hint="Or raise max_length.",
             )
 

@@ -64,6 +64,7 @@ class PromptStyle:
         images_first: such images stand in front of the first `before`, not behind it.
         mark: what says in a question that an image stands there.
         stops: texts that end an answer besides the end token.
+        stripped: white space at the ends of an answer is no part of it.
     """
 
     before: Words
@@ -79,6 +80,7 @@ class PromptStyle:
     images_first: bool = True
     mark: str = "<image>"
     stops: tuple[str, ...] = ()
+    stripped: bool = False
 
     @property
     def keeps_history(self) -> bool:
