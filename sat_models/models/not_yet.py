@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sat_models.models.common.telling import class_names
+from sat_models.models.common.telling import class_names, has_intern_vit
 
 _CHATGLM = frozenset(("ChatGLMModel", "ChatGLMForConditionalGeneration"))
 _XCOMPOSER2 = "InternLMXComposer2ForCausalLM"
@@ -31,15 +31,11 @@ def _xcomposer2(data: Mapping[str, Any]) -> bool:
     return _XCOMPOSER2 in class_names(data) and not _xcomposer2_tiled(data)
 
 
-def _internvl(data: Mapping[str, Any]) -> bool:
-    return "InternVLChatModel" in class_names(data) or ("llm_config" in data and "vision_config" in data)
-
-
 NOT_YET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("GLM-4V", _glm4v),
     ("a ChatGLM or GLM-4 without images", _chatglm),
     ("InternLM-XComposer2-4KHD", _xcomposer2_tiled),
     ("InternLM-XComposer2", _xcomposer2),
-    ("InternVL", _internvl),
+    ("InternVL 1.0", has_intern_vit),
 )
 """Name, and whether a `config.json` is of it. Facts: the releases' own files."""

@@ -21,9 +21,7 @@ NAMES = {
     "glm4": "a ChatGLM or GLM-4 without images",
     "xcomposer2": "InternLM-XComposer2",
     "xcomposer2-4khd": "InternLM-XComposer2-4KHD",
-    "internvl": "InternVL",
-    "internvl2": "InternVL",
-    "internvl3": "InternVL",
+    "internvl1": "InternVL 1.0",
 }
 
 

@@ -17,9 +17,9 @@ from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from golden_set import folders, reference, tensors  # noqa: E402
+from golden_set import SET, folders, reference, tensors  # noqa: E402
 
-__all__ = ["TOLERANCE", "Reference", "folders", "in_two_processes", "same_answers", "weights_of"]
+__all__ = ["SET", "TOLERANCE", "Reference", "folders", "in_two_processes", "same_answers", "weights_of"]
 
 TOLERANCE = 2e-5
 """Of logits in fp32."""
@@ -47,10 +47,7 @@ def same_answers(vlm: VLM, case: dict[str, Any], **asked: Any) -> None:
     wanted = [token for token in case["generated"] if token not in ends]
     found = vlm.generate(**asked, max_new_tokens=len(case["generated"]))
     assert found.token_ids == wanted and found.text == case["text"]
-    inputs = vlm.processor(
-        asked["image"], asked["query"], history=asked.get("history", ()), version=asked.get("version")
-    )
-    given = inputs.model_kwargs()
+    given = vlm.processor(**asked).model_kwargs()
     for token in wanted[:6]:
         with torch.inference_mode():
             assert int(vlm.model(**given)[0][0, -1].argmax()) == token

@@ -16,6 +16,12 @@ from sat_models.zoo import load_pretrained
 ARGUMENTS = ("input_ids", "position_ids", "image_embed_mask", "vision_expert_mask")
 
 
+def pixels_of(tensors: dict[str, torch.Tensor], case: dict) -> torch.Tensor:
+    """What a case's image is for the tower: InternVL's say whether it is cut, or two are shown."""
+    names = {"tiles": ["tiles"], "one": ["one"], "both": ["tiles", "one"]}.get(case.get("image"), ["vision"])
+    return torch.cat([tensors[f"pixels.{name}"] for name in names])
+
+
 def main() -> None:
     """Golden folder, folder for the reports."""
     folder, out = map(Path, sys.argv[1:])
@@ -26,7 +32,7 @@ def main() -> None:
         key = case["key"]
         given = {name: tensors[f"{key}.{name}"][None] for name in ARGUMENTS if f"{key}.{name}" in tensors}
         if bool(given["image_embed_mask"].any()):
-            given["vision_image"] = tensors["pixels.vision"]
+            given["vision_image"] = pixels_of(tensors, case)
         with torch.inference_mode():
             logits = vlm.model(**given)[0][0]
         worst = max(worst, (logits - tensors[f"{key}.logits"]).abs().max().item())

@@ -60,6 +60,7 @@ def joined(version: str, *, images: int = 1) -> str:
         ("llava_v1", f"{CURIOUS} USER: @\nWho? ASSISTANT: A dog.USER: Where? ASSISTANT:"),
         ("minigpt4", f"{GIVEN}###Human: <Img>@</Img> Who?###Assistant: A dog.###Human: Where?###Assistant:"),
         ("minigpt4_llama2", "[INST] <Img>@</Img> Who? [/INST] A dog.[INST] Where? [/INST]"),
+        ("internvl_zh", " <human>: <img>@</img>\nWho? <bot>: A dog.<human>: Where? <bot>:"),
         ("chat_old", "@Question: Who? Answer: A dog.\nQuestion: Where? Answer:"),
     ],
 )
@@ -75,7 +76,8 @@ def test_prompts_letter_by_letter(version: str, expected: str) -> None:
 def test_every_style_can_be_built() -> None:
     for style in prompt_styles().values():
         parts = style.parts("q", HISTORY, images=1)
-        assert parts[-1] == style.after and (Answer("A dog.") in parts) == style.keeps_history
+        after = [style.after] if isinstance(style.after, str) else list(style.after)
+        assert parts[-len(after) :] == after and (Answer("A dog.") in parts) == style.keeps_history
         assert parts.count(Mark.IMAGE) == 1
 
 

@@ -19,3 +19,9 @@ def class_names(data: Mapping[str, Any]) -> frozenset[str]:
         [name for name in names if isinstance(name, str)]
         + [value.rpartition(".")[2] for value in values if isinstance(value, str)]
     )
+
+
+def has_intern_vit(data: Mapping[str, Any]) -> bool:
+    """Whether it is of LLaVA's layout with InternViT in place of CLIP: InternVL 1.0."""
+    tower = str(data.get("mm_vision_tower") or "").lower()
+    return "internvit" in tower or "intern_vit" in tower

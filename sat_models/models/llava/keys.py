@@ -14,6 +14,7 @@ from sat_models.errors import ConfigError
 from sat_models.models.common.clip_keys import CLIP_LARGE, clip_rows, clip_sizes, clip_sizes_to_hf
 from sat_models.models.common.hf_form import Apart, HFForm, KeyTable
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
+from sat_models.models.common.telling import has_intern_vit
 from sat_models.models.llava.config import LLaVAConfig
 
 KEYS = KeyTable(
@@ -145,6 +146,7 @@ ORIGINAL = HFForm(
     versions={},
     sizes_to_sat=_original_to_sat,
     canonical=canonical,
+    telling=lambda data: not has_intern_vit(data),
     apart=Apart("mm_vision_tower", "vision_config", OWN_TOWER, "LLaVA's vision tower (mm_vision_tower)"),
 )
 """`liuhaotian/llava-v1.5-7b` and its like: LLaMA with the projector; the tower may lie apart."""
