@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sat_models.config import ImageProcessing, InternViTConfig
 from sat_models.config.base import require_bool, require_positive
-from sat_models.config.language import LLaMAConfig, PictureConfig
+from sat_models.config.language import LLaMAConfig, VisionLanguageConfig
 from sat_models.config.sequence import PLAIN_FORM, SequenceForm
 from sat_models.errors import ConfigError
 from sat_models.models.internvl.images import IMAGENET_MEAN, IMAGENET_STD, TiledImages
@@ -18,7 +18,7 @@ PIXEL_SHUFFLES = ("v1", "v2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InternVLConfig(LLaMAConfig, PictureConfig):
+class InternVLConfig(LLaMAConfig, VisionLanguageConfig):
     """InternVL: a LLaMA, InternLM2 or Qwen2 that reads projected InternViT features (`eva_args`) as tokens.
 
     Attributes:
