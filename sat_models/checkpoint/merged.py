@@ -237,7 +237,7 @@ class MergedWeights(StoredWeights):
         for name, low_rank in self._low_rank.items():
             made, whole = low_rank.shape(name, self._added), shapes.get(f"{name}.weight")
             if made is not None and whole is not None and made != tuple(whole):
-                wrong.append(f"{name} {list(made)} (the weight is {list(whole)})")
+                wrong.append(f"the LoRA matrices of {name} make {list(made)}, but its weight is {list(whole)}")
         if wrong:
             raise CheckpointError(
                 f"the adapter or the LoRA matrices are not for the model in {source.step_folder}: {len(wrong)} name(s) "
