@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
 from mixins.heads import HeadLayout
-from mixins.linear import Added, project
+from mixins.linear import Added, project, qkv_linear
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear, RowParallelLinear
 
 
@@ -59,9 +59,11 @@ class PartialLoRAMixin(BaseMixin):
         def layers(make: Callable[[], LowRankProduct]) -> nn.ModuleList:
             return nn.ModuleList(make() for _ in range(num_layers))
 
-        self.query_key_value = layers(
-            lambda: column(hidden_size, qkv_rank, heads.row_size, stride=heads.stride, scale=qkv_scale)
-        )
+        def query_key_value() -> LowRankProduct:
+            B = qkv_linear(qkv_rank, heads, bias=False, module=self, name="B")
+            return LowRankProduct(nn.Linear(hidden_size, qkv_rank, bias=False), B, qkv_scale)
+
+        self.query_key_value = layers(query_key_value)
         self.dense = layers(lambda: row(heads.context_size, rank, hidden_size))
         self.gate_proj = layers(lambda: column(hidden_size, rank, inner_hidden_size))
         self.dense_h_to_4h = layers(lambda: column(hidden_size, rank, inner_hidden_size))
@@ -84,12 +86,10 @@ def _apply(linear: nn.Module, x: Tensor) -> Tensor:
     return linear(x) if isinstance(linear, nn.Linear) else project(linear, x)
 
 
-def _column(
-    module: nn.Module, inputs: int, rank: int, outputs: int, *, stride: int | list[int] = 1, scale: float = 1.0
-) -> LowRankProduct:
+def _column(module: nn.Module, inputs: int, rank: int, outputs: int) -> LowRankProduct:
     """Beside a column-parallel linear: A is whole, B is cut as that."""
-    B = ColumnParallelLinear(rank, outputs, stride=stride, gather_output=False, bias=False, module=module, name="B")
-    return LowRankProduct(nn.Linear(inputs, rank, bias=False), B, scale)
+    B = ColumnParallelLinear(rank, outputs, gather_output=False, bias=False, module=module, name="B")
+    return LowRankProduct(nn.Linear(inputs, rank, bias=False), B)
 
 
 def _row(module: nn.Module, inputs: int, rank: int, outputs: int) -> LowRankProduct:

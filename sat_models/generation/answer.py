@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.stops import AnswerText, NoText, StrippedText
+from sat_models.generation.stops import AnswerText, Behind, NoText, StrippedText
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
@@ -32,6 +32,7 @@ class Request:
         inputs: one prompt (batch of one), on any device.
         options: how tokens are chosen, and how many at most.
         stops: texts that end the answer besides the model's end tokens; no part of them belongs to it.
+        lead: what does not belong to its text, where it begins so; its tokens are the answer's all the same.
         logprobs: note each token's log probability.
         stripped: white space at the ends of the text is no part of it.
     """
@@ -39,6 +40,7 @@ class Request:
     inputs: VLMInputs
     options: SamplingOptions = field(default_factory=SamplingOptions)
     stops: tuple[str, ...] = ()
+    lead: str = ""
     logprobs: bool = False
     stripped: bool = False
 
@@ -68,8 +70,8 @@ class Request:
         how = {"allow_empty_query": allow_empty_query, "system": system, "max_tiles": max_tiles}
         inputs = processor(image, query, history=history, version=version, **how)
         ends = (*stops, *processor.stops(version))
-        stripped = processor.style(version).stripped
-        return cls(inputs, options or SamplingOptions(), ends, logprobs, stripped)
+        style = processor.style(version)
+        return cls(inputs, options or SamplingOptions(), ends, style.lead, logprobs, style.stripped)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class AnswerRow:
         self.error: Exception | None = None
         self._end_ids = end_ids
         decoder = decoder or NoText()
+        decoder = Behind(request.lead, decoder) if request.lead else decoder
         self._text = AnswerText(StrippedText(decoder) if request.stripped else decoder, request.stops)
         self._logprobs: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Stop strings: what of the tokens and the text of an answer is certain, and where it ends."""
+"""Leads and stop strings: where the text of an answer begins, what of it is certain, and where it ends."""
 
 from __future__ import annotations
 
@@ -43,6 +43,35 @@ class StrippedText:
         kept = text.rstrip()
         self._begun, self._space = self._begun or bool(kept), text[len(kept) :]
         return kept
+
+
+class Behind:
+    """Text behind a lead, where it begins with one.
+
+    Args:
+        lead: what is left out.
+        decoder: of all text.
+    """
+
+    def __init__(self, lead: str, decoder: TextStream) -> None:
+        self._lead, self._decoder, self._held = lead, decoder, ""
+
+    def push(self, token_id: int) -> str:
+        """See `TextStream`."""
+        return self._behind(self._decoder.push(token_id))
+
+    def flush(self) -> str:
+        """See `TextStream`."""
+        return self._behind(self._decoder.flush(), last=True)
+
+    def _behind(self, piece: str, *, last: bool = False) -> str:
+        """What is certain not to be the lead."""
+        text = self._held + piece
+        if not last and len(text) < len(self._lead) and self._lead.startswith(text):
+            self._held = text
+            return ""
+        lead, self._held, self._lead = self._lead, "", ""
+        return text.removeprefix(lead)
 
 
 class AnswerText:

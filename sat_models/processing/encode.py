@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sat_models.config import ImagePlan
 from sat_models.processing.layout import Piece
-from sat_models.processing.prompts import Answer, Mark, Part, Special
+from sat_models.processing.prompts import Answer, Apart, Mark, Part, Special
 from sat_models.processing.tokens import Tokenizer
 
 
@@ -46,7 +46,7 @@ def encode_prompt(
     pieces: list[Piece] = [[]]
     answers: list[tuple[int, int, int]] = []
     left = iter(images)
-    for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, (str, Answer))):
+    for is_text, group in itertools.groupby(parts, _joins_text):
         if is_text:
             ids, spans = _encode_text(list(group), tokenizer, find_answers=find_answers)
             at = len(pieces[-1])
@@ -56,12 +56,29 @@ def encode_prompt(
         for part in group:
             if part is Mark.IMAGE:
                 pieces += [next(left), []]
-            else:
-                pieces[-1].extend(_special(part, tokenizer))
+                continue
+            ids = _alone(part, tokenizer)
+            if find_answers and isinstance(part, Answer):
+                answers.append((len(pieces) - 1, len(pieces[-1]), len(pieces[-1]) + len(ids)))
+            pieces[-1].extend(ids)
     return EncodedPrompt(pieces, answers)
 
 
-def _special(part: Special | Mark, tokenizer: Tokenizer) -> list[int]:
+def answer_ids(answer: Answer, tokenizer: Tokenizer) -> list[int]:
+    """Ids of an answer that stands alone, its lead in front."""
+    return [*(tokenizer.encode(answer.lead) if answer.lead else ()), *tokenizer.encode(answer.text)]
+
+
+def _joins_text(part: Part) -> bool:
+    """Whether a part is encoded together with the text beside it."""
+    return isinstance(part, str) or (isinstance(part, Answer) and not part.lead)
+
+
+def _alone(part: Special | Apart | Answer | Mark, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(part, Answer):
+        return answer_ids(part, tokenizer)
+    if isinstance(part, Apart):
+        return tokenizer.encode(part.text)
     if isinstance(part, Special):
         return [tokenizer.special_id(part.name)]
     token = tokenizer.eos_id if part is Mark.END else tokenizer.bos_id

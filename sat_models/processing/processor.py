@@ -12,11 +12,11 @@ from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm, t
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.box_forms import BOX_FORMS, BoxForm
 from sat_models.processing.checks import check_text, check_turns
-from sat_models.processing.encode import EncodedPrompt, encode_prompt
+from sat_models.processing.encode import EncodedPrompt, answer_ids, encode_prompt
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.intake import Images, MaxTiles, as_list, pixels_of, plans_of, sources_of
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training, prompt_length, text_length
-from sat_models.processing.prompts import Part, PromptStyle, Turn, find_style, text_of
+from sat_models.processing.prompts import Answer, Part, PromptStyle, Turn, find_style, text_of
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
 
@@ -277,7 +277,7 @@ class Processor:
         prompt = self._encode(style, query, past, plans, find_answers=find_answers, system=system)
         return layout_training(
             prompt.pieces,
-            self.tokenizer.encode(answer),
+            answer_ids(Answer(answer, style.lead), self.tokenizer),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             max_length=limit,

@@ -35,14 +35,22 @@ class Special:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An earlier answer, which training trains."""
+class Apart:
+    """Text that is encoded by itself, not together with the text beside it."""
 
     text: str
 
 
-Part = str | Special | Answer | Mark
-Words = str | tuple[str | Special | Mark, ...]
+@dataclass(frozen=True)
+class Answer:
+    """An earlier answer, which training trains, with the `lead` in front of it, which is encoded by itself."""
+
+    text: str
+    lead: str = ""
+
+
+Part = str | Special | Apart | Answer | Mark
+Words = str | tuple[str | Special | Apart | Mark, ...]
 """What a template says: text, or text between special tokens."""
 
 
@@ -65,6 +73,7 @@ class PromptStyle:
         mark: what says in a question that an image stands there.
         stops: texts that end an answer besides the end token.
         stripped: white space at the ends of an answer is no part of it.
+        lead: what the model writes in front of each answer, and nobody is shown.
     """
 
     before: Words
@@ -81,6 +90,7 @@ class PromptStyle:
     mark: str = "<image>"
     stops: tuple[str, ...] = ()
     stripped: bool = False
+    lead: str = ""
 
     @property
     def keeps_history(self) -> bool:
@@ -119,7 +129,7 @@ class PromptStyle:
             parts += [*in_front, *_words(self.before)] if self.images_first else [*_words(self.before), *in_front]
             parts += self._question(question)
             if number < len(turns):
-                parts += [*_words(self.after_past or ""), Answer(turns[number][1]), *_words(self.between)]
+                parts += [*_words(self.after_past or ""), Answer(turns[number][1], self.lead), *_words(self.between)]
         return [*parts, *_words(self.after)]
 
     def _system(self, text: str | None) -> Iterator[Part]:
@@ -167,9 +177,11 @@ def _text(part: Part) -> str:
     if isinstance(part, Special):
         return part.name
     if isinstance(part, Answer):
+        return part.lead + part.text
+    if isinstance(part, Apart):
         return part.text
     return part if isinstance(part, str) else ""
 
 
-def _words(words: Words) -> tuple[str | Special | Mark, ...]:
+def _words(words: Words) -> tuple[str | Special | Apart | Mark, ...]:
     return (words,) if isinstance(words, str) else words

@@ -27,9 +27,11 @@ class Words:
         return self._waiting
 
 
-def ended(words: Sequence[str], stops: Sequence[str], budget: int = 99) -> tuple[AnswerRow, list[str], list[int]]:
+def ended(
+    words: Sequence[str], stops: Sequence[str], budget: int = 99, *, lead: str = ""
+) -> tuple[AnswerRow, list[str], list[int]]:
     """The row after these tokens and the end token, the pieces of its text, and its ids as they became certain."""
-    request = Request(SimpleNamespace(length=3), stops=tuple(stops))
+    request = Request(SimpleNamespace(length=3), stops=tuple(stops), lead=lead)
     row = AnswerRow(request, budget=budget, end_ids=[END], decoder=Words(words))
     pieces, ids = [], []
     for token in (*range(len(words)), END):
@@ -72,6 +74,27 @@ def test_an_answer_ends_before_a_stop_string(words: list[str], stops: tuple[str,
     assert row.token_ids == row.result().token_ids == list(range(count))
     assert row.finish_reason == "stop"
     assert row.sampled[: len(row.token_ids)] == row.token_ids, "what the model was fed with is not cut"
+
+
+@pytest.mark.parametrize("stops", [(), ("END",)])
+@pytest.mark.parametrize(
+    ("lead", "words", "text"),
+    [
+        ("\n", ["\n", "a", "\n"], "a\n"),
+        ("\n", ["\n\na", "b"], "\nab"),
+        ("\n", ["~", "\n", "a"], "a"),
+        ("\n", ["a", "\n"], "a\n"),
+        ("\n", ["\n"], ""),
+        ("\n", [], ""),
+        (">> ", [">", "> a"], "a"),
+        (">> ", [">", "a"], ">a"),
+        (">> ", [">", ">"], ">>"),
+    ],
+)
+def test_a_lead_is_shown_to_nobody(lead: str, words: list[str], text: str, stops: tuple[str, ...]) -> None:
+    row, pieces, _ = ended(words, stops, lead=lead)
+    assert "".join(pieces) == row.result().text == text
+    assert row.token_ids == list(range(len(words))), "its tokens are the answer's"
 
 
 def test_text_comes_as_soon_as_it_is_certain() -> None:

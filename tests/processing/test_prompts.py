@@ -13,7 +13,7 @@ from sat_models.errors import ConfigError, InputError
 from sat_models.models.families import prompt_styles
 from sat_models.processing.encode import encode_prompt
 from sat_models.processing.processor import Processor
-from sat_models.processing.prompts import Answer, Mark, PromptStyle, Special, build_prompt, text_of
+from sat_models.processing.prompts import Answer, Apart, Mark, PromptStyle, Special, build_prompt, text_of
 from sat_models.processing.tokens import SentencePieceTokenizer
 
 START, END = Special("<|im_start|>"), Special("<|im_end|>")
@@ -97,6 +97,26 @@ def test_a_begin_token_behind_images_and_ids_in_front_of_all(tokenizer: Sentence
     tokenizer.bos_id = None
     (_, _, second) = encode_prompt(style.parts("What?", images=1), [IMAGE], tokenizer).pieces
     assert second[: len(tokenizer.encode("What?"))] == tokenizer.encode("What?"), "no such token, nothing"
+
+
+def test_text_that_is_encoded_apart(tokenizer: SentencePieceTokenizer) -> None:
+    """GLM-4's: the line end behind a role, which in an answer the model writes itself."""
+    style = replace(ROLES, before=(START, Apart("user ")), after=(END,), after_past=(END,), lead="so ", system=None)
+    assert build_prompt(style, "x", [("q", "a")]) == (
+        f"{START.name}user q{END.name}so a{END.name}{START.name}user x{END.name}"
+    )
+    encode, start, end = tokenizer.encode, *map(tokenizer.special_id, (START.name, END.name))
+    found = encode_prompt(style.parts("x", [("q", "a")]), [], tokenizer, find_answers=True)
+    answer = [*encode("so "), *encode("a")]
+    first = [start, *encode("user "), *encode("q"), end]
+    assert found.pieces == [[*first, *answer, end, start, *encode("user "), *encode("x"), end]]
+    assert found.answers == [(0, len(first), len(first) + len(answer))]
+    processor = Processor(
+        tokenizer, form=PLAIN_FORM, images=SquareImages(side=8, length=3), styles={"x": style}, version="x"
+    )
+    sample = processor.training_sample(None, [("q", "a"), ("x", "b")])
+    trained = [label for label in sample.labels[0].tolist() if label >= 0]
+    assert trained == [*answer, tokenizer.eos_id, *encode("so "), *encode("b"), tokenizer.eos_id]
 
 
 def test_a_mark_of_the_familys_own() -> None:
