@@ -107,11 +107,19 @@ class ConvolvedImageMixin(ImageMixin):
         conv: [N, V, side, side] -> [N, U, a smaller grid].
         linear_proj: [N, P, U] -> [N, P, D].
         hidden_size: D.
+        divisor: of all embeddings of an image, the begin and end vectors included.
     """
 
-    def __init__(self, vit_model: nn.Module, conv: nn.Conv2d, linear_proj: nn.Module, hidden_size: int) -> None:
+    def __init__(
+        self, vit_model: nn.Module, conv: nn.Conv2d, linear_proj: nn.Module, hidden_size: int, *, divisor: float = 1.0
+    ) -> None:
         super().__init__(vit_model, linear_proj, hidden_size)
-        self.conv = conv
+        self.conv, self.divisor = conv, divisor
+
+    def encode_images(self, vision_image: Tensor) -> Tensor:
+        """As `ImageMixin.encode_images`, divided."""
+        embeddings = super().encode_images(vision_image)
+        return embeddings if self.divisor == 1 else embeddings / self.divisor
 
     def _features(self, vision_image: Tensor) -> Tensor:
         features = super()._features(vision_image).transpose(1, 2)

@@ -91,6 +91,13 @@ def _cogvlm2(name: str, summary: str) -> ModelSpec:
     )  # fmt: skip
 
 
+def _glm4v(name: str, summary: str) -> ModelSpec:
+    return ModelSpec(
+        name=name, summary=summary, default_version="glm4v", image_size=1120,
+        licence="GLM-4 licence (weights), Apache-2.0 (code)", source=f"{_HUB}/THUDM/{name}", hf_name=name,
+    )  # fmt: skip
+
+
 def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
@@ -149,6 +156,7 @@ _SPECS = (
     _cogvlm("cogvlm-base-490", "pre-trained at 490 px, for fine-tuning", "base"),
     _cogvlm2("cogvlm2-llama3-chat-19b", "dialogue about an image at 1344 px, on Llama 3"),
     _cogvlm2("cogvlm2-llama3-chinese-chat-19b", "the same in Chinese and English"),
+    _glm4v("glm-4v-9b", "dialogue about an image at 1120 px in any turn, Chinese and English, on GLM-4"),
     _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
     _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
     ModelSpec(

@@ -15,6 +15,7 @@ from sat_models.models.cogvlm.family import FAMILY as _COGVLM
 from sat_models.models.cogvlm2.family import FAMILY as _COGVLM2
 from sat_models.models.common.family import Family
 from sat_models.models.common.groups import ParameterGroup
+from sat_models.models.glm4v.family import FAMILY as _GLM4V
 from sat_models.models.internvl.family import FAMILY as _INTERNVL
 from sat_models.models.llama.family import FAMILY as _LLAMA
 from sat_models.models.llava.family import FAMILY as _LLAVA
@@ -153,5 +154,5 @@ def form_of_config(data: Mapping[str, Any], where: str) -> HFForm:
     )
 
 
-for _family in (_COGVLM, _COGVLM2, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _INTERNVL, _LLAMA):
+for _family in (_COGVLM, _COGVLM2, _GLM4V, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _INTERNVL, _LLAMA):
     register(_family)

@@ -14,12 +14,12 @@ _CHATGLM = frozenset(("ChatGLMModel", "ChatGLMForConditionalGeneration"))
 _XCOMPOSER2 = "InternLMXComposer2ForCausalLM"
 
 
-def _glm4v(data: Mapping[str, Any]) -> bool:
-    return bool(class_names(data) & _CHATGLM) and bool(data.get("vision_config"))
-
-
 def _chatglm(data: Mapping[str, Any]) -> bool:
     return bool(class_names(data) & _CHATGLM) and not data.get("vision_config")
+
+
+def _glm41v(data: Mapping[str, Any]) -> bool:
+    return any(name.startswith("Glm4v") for name in class_names(data))  # what transformers calls it; not GLM-4V
 
 
 def _xcomposer2_tiled(data: Mapping[str, Any]) -> bool:
@@ -32,7 +32,7 @@ def _xcomposer2(data: Mapping[str, Any]) -> bool:
 
 
 NOT_YET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
-    ("GLM-4V", _glm4v),
+    ("GLM-4.1V", _glm41v),
     ("a ChatGLM or GLM-4 without images", _chatglm),
     ("InternLM-XComposer2-4KHD", _xcomposer2_tiled),
     ("InternLM-XComposer2", _xcomposer2),

@@ -11,13 +11,13 @@ import pytest
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.huggingface import form_of_class
 from sat_models.errors import ConfigError
-from sat_models.models.families import form_of_config
+from sat_models.models.families import form_of_config, forms
 from sat_models.zoo import load_pretrained
 
 OTHERS = Path(__file__).parent / "other_models"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 NAMES = {
-    "glm4v": "GLM-4V",
+    "glm4.1v": "GLM-4.1V",
     "glm4": "a ChatGLM or GLM-4 without images",
     "xcomposer2": "InternLM-XComposer2",
     "xcomposer2-4khd": "InternLM-XComposer2-4KHD",
@@ -40,7 +40,7 @@ def test_every_config_here_is_looked_at() -> None:
     assert {path.stem for path in OTHERS.iterdir()} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["cogvlm-mini-hf", "cogagent-mini-hf"])
+@pytest.mark.parametrize("name", ["cogvlm-mini-hf", "cogagent-mini-hf", "cogvlm2-mini", "glm4v-mini"])
 def test_what_is_there_is_still_found(name: str) -> None:
     data = json.loads((GOLDEN / name / "config.json").read_text())
     assert form_of_config(data, name).architecture == data["architectures"][0]
@@ -87,3 +87,18 @@ def test_a_config_of_two_models_is_refused() -> None:
     data = {"architectures": ["CogVLMForCausalLM", "LlavaForConditionalGeneration"]}
     with pytest.raises(ConfigError, match="could be of CogVLMForCausalLM and LlavaForConditionalGeneration"):
         form_of_config(data, "x")
+
+
+@pytest.mark.parametrize("name", ["cogvlm-mini-hf", "cogvlm2-mini", "glm4v-mini"])
+def test_only_its_own_form_reads_a_config(name: str) -> None:
+    """CogVLM2 has CogVLM's class name, and GLM-4V CogVLM2's tower."""
+    data = json.loads((GOLDEN / name / "config.json").read_text())
+    assert [form.model_class for form in forms() if form.fits(data)] == [form_of_config(data, name).model_class]
+
+
+def test_a_glm4_with_images_by_either_of_its_class_names() -> None:
+    data = json.loads((GOLDEN / "glm4v-mini" / "config.json").read_text())
+    for named in ({"architectures": ["ChatGLMForConditionalGeneration"]}, {"auto_map": None}, {"architectures": None}):
+        assert form_of_config({**data, **named}, "x").model_class == "GLM4VModel"
+    with pytest.raises(ConfigError, match="a ChatGLM or GLM-4 without images, which the zoo cannot read yet"):
+        form_of_config({**data, "vision_config": None}, "x")

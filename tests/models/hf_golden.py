@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from golden_set import SET, folders, reference, tensors  # noqa: E402
 
-__all__ = ["SET", "TOLERANCE", "Reference", "folders", "in_two_processes", "same_answers", "weights_of"]
+__all__ = ["SET", "TOLERANCE", "Reference", "folders", "in_processes", "in_two_processes", "same_answers", "weights_of"]
 
 TOLERANCE = 2e-5
 """Of logits in fp32."""
@@ -71,10 +71,15 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 
 
 def in_two_processes(folder: Path, out: Path) -> list[float]:
-    """The largest difference of any golden logit in either of two processes that share the model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    """`in_processes` with two."""
+    return in_processes(folder, out, 2)
+
+
+def in_processes(folder: Path, out: Path, count: int) -> list[float]:
+    """The largest difference of any golden logit in each of so many processes that share the model."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += [str(ROOT / "tests" / "parallel" / "hf_golden_worker.py"), str(folder), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(count)]

@@ -169,6 +169,7 @@ MINIATURES = (
         frozen=(f"{_ENCODER}.blocks.2.", f"{_ENCODER}.norm.", f"{_ENCODER}.head."), stacks=3,
     ),
     Miniature("cogvlm2-tiny", _COGVLM_MIXINS, ("mixins.eva.vit_model",), ("CogVLM2Model",)),
+    Miniature("glm4v-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ("GLM4VModel",)),
     Miniature(
         "visualglm-mini", ("chatglm-final", "chatglm-attn", "chatglm-layer", "eva"), ("mixins.eva.model",),
         ("VisualGLMModel", "FineTuneVisualGLMModel"), stacks=3,

@@ -20,7 +20,7 @@ from sat_models.processing.prompts import PromptStyle
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {path.parent.name for path in (ROOT / "sat_models/models").glob("*/family.py")} - {"common"}
-BUILT_ON = {"cogagent": {"cogvlm"}, "cogvlm2": {"cogvlm"}}
+BUILT_ON = {"cogagent": {"cogvlm"}, "cogvlm2": {"cogvlm"}, "glm4v": {"cogvlm", "cogvlm2"}}
 """Families that extend another."""
 KNOWS = {
     "sat_models.models.families": FOLDERS,  # the list

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sat_models.config import VisionTowerConfig
 from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.config import CogVLMConfig
 from sat_models.models.common.hf_form import HFForm, KeyTable
@@ -91,42 +92,53 @@ _TOWER_SIZES = {
 
 def sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of a `config.json` under SAT's names. Raises KeyError for an absent one."""
-    tower = data["vision_config"]
-    for owner, allowed in ((data, "silu"), (tower, "gelu")):
-        if owner.get("hidden_act", allowed) != allowed:
-            raise ConfigError(f"hidden_act {owner['hidden_act']!r} is not supported; '{allowed}' is what CogVLM has")
+    _check_activation(data, "silu")
     refuse_variants(data, heads=data["num_attention_heads"])
-    eva_args = {sat: tower[hf] for sat, hf in _TOWER_SIZES.items()}
     return {
         **{sat: data[hf] for sat, hf in _SIZES.items()},
         **{name: data[name] for name in _IDS if isinstance(data.get(name), (int, list))},
-        "image_length": tower["num_positions"] - 1,
-        "eva_args": {
-            **eva_args,
-            "max_sequence_length": tower["num_positions"],
-            "image_size": [tower["image_size"]] * 2,
-            "in_channels": tower.get("in_channels", 3),
-        },
+        "image_length": data["vision_config"]["num_positions"] - 1,
+        "eva_args": tower_to_sat(data["vision_config"]),
     }
+
+
+def tower_to_sat(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """`eva_args` of a `vision_config`. Raises KeyError for an absent size."""
+    _check_activation(tower, "gelu")
+    return {
+        **{sat: tower[hf] for sat, hf in _TOWER_SIZES.items()},
+        "max_sequence_length": tower["num_positions"],
+        "image_size": [tower["image_size"]] * 2,
+        "in_channels": tower.get("in_channels", 3),
+    }
+
+
+def _check_activation(data: Mapping[str, Any], allowed: str) -> None:
+    if data.get("hidden_act", allowed) != allowed:
+        raise ConfigError(f"hidden_act {data['hidden_act']!r} is not supported; '{allowed}' is what CogVLM has")
 
 
 def sizes_to_hf(config: CogVLMConfig) -> dict[str, Any]:
     """The sizes of a typed config as `config.json` has them."""
-    tower = config.eva_args
     return {
         **{hf: getattr(config, sat) for sat, hf in _SIZES.items()},
         **{name: getattr(config, name) for name in _IDS},
         "hidden_act": "silu",
         "tie_word_embeddings": False,
         "use_cache": True,
-        "vision_config": {
-            **{hf: getattr(tower, sat) for sat, hf in _TOWER_SIZES.items()},
-            "dropout_prob": 0.0,
-            "hidden_act": "gelu",
-            "in_channels": tower.in_channels,
-            "num_positions": tower.num_patches + 1,
-            "image_size": tower.image_size[0],
-        },
+        "vision_config": tower_to_hf(config.eva_args),
+    }
+
+
+def tower_to_hf(tower: VisionTowerConfig) -> dict[str, Any]:
+    """The inverse of `tower_to_sat`."""
+    return {
+        **{hf: getattr(tower, sat) for sat, hf in _TOWER_SIZES.items()},
+        "dropout_prob": 0.0,
+        "hidden_act": "gelu",
+        "in_channels": tower.in_channels,
+        "num_positions": tower.num_patches + 1,
+        "image_size": tower.image_size[0],
     }
 
 

@@ -37,18 +37,16 @@ def _tokenizer(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenize
     return JsonTokenizer.from_file(path, begin=config.bos_token_id, ends=config.eos_token_ids, pad=config.pad_token_id)
 
 
+CONVOLVED = ParameterGroup((*PROJECTOR.patterns, "mixins.eva.conv.*", "mixins.eva.boi", "mixins.eva.eoi"), vision=True)
+"""What lies between the tower and the language model."""
+
 FAMILY = Family(
     name="cogvlm2",
     models=("CogVLM2Model",),
     classes=_classes,
     styles=STYLES,
     own_names=OWN_NAMES,
-    groups={
-        **COGVLM.groups,
-        "projector": ParameterGroup(
-            (*PROJECTOR.patterns, "mixins.eva.conv.*", "mixins.eva.boi", "mixins.eva.eoi"), vision=True
-        ),
-    },
+    groups={**COGVLM.groups, "projector": CONVOLVED},
     forms=_forms,
     tokenizer=_tokenizer,
 )

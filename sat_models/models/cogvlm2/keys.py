@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_models.models.cogvlm import keys as cogvlm_keys
-from sat_models.models.cogvlm2.config import STRIDE, CogVLM2Config
+from sat_models.models.cogvlm2.config import CogVLM2Config, tokens_of
 from sat_models.models.common.hf_form import HFForm
 
 KEYS = cogvlm_keys.KEYS.extended(
@@ -24,9 +24,9 @@ KV_HEADS = "num_multi_query_heads"
 
 def _sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary base stands in no file: it is Llama 3's, the default of the typed config."""
-    side = data["vision_config"]["image_size"] // data["vision_config"]["patch_size"]
-    sizes = {**cogvlm_keys.sizes_to_sat(data), "image_length": (side // STRIDE) ** 2}
-    return {**sizes, "num_kv_heads": data[KV_HEADS]}
+    tower = data["vision_config"]
+    own = {"image_length": tokens_of(tower["image_size"], tower["patch_size"]), "num_kv_heads": data[KV_HEADS]}
+    return {**cogvlm_keys.sizes_to_sat(data), **own}
 
 
 def _sizes_to_hf(config: CogVLM2Config) -> dict[str, Any]:

@@ -253,6 +253,7 @@ class HFForm:
 
     Attributes:
         architecture: as `config.json` names it.
+        also_named: other classes that mean the same there.
         model_class: as `model_config.json` names it.
         config_class: typed config of `model_class`.
         keys: weight names; or what gives them for a config, where models of the class differ in them.
@@ -277,12 +278,14 @@ class HFForm:
     canonical: Callable[[str], str | None] = _unchanged
     telling: Callable[[Mapping[str, Any]], bool] | None = None
     apart: Apart | None = None
+    also_named: tuple[str, ...] = ()
     layout: Literal["original", "transformers"] = "original"
     reads_tokens: bool = False
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """Whether the content of a `config.json` is of this form."""
-        return self.architecture in class_names(data) and (self.telling is None or self.telling(data))
+        named = not class_names(data).isdisjoint((self.architecture, *self.also_named))
+        return named and (self.telling is None or self.telling(data))
 
     def keys_of(self, config: Mapping[str, Any]) -> KeyTable:
         """The table for a model, from the content of its `model_config.json`."""
