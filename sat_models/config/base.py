@@ -72,9 +72,9 @@ def build(cls: type, known: dict[str, Any]) -> Any:
 
 
 def fields_to_dict(config: Any) -> dict[str, Any]:
-    """The fields that are not None, and `extra`, in one level."""
+    """The fields that are not None, and `extra`, in one level; lists as JSON has them."""
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "extra"}
-    return {**config.extra, **{k: v for k, v in own.items() if v is not None}}
+    return {**config.extra, **{k: list(v) if isinstance(v, tuple) else v for k, v in own.items() if v is not None}}
 
 
 def read_json(path: Path) -> dict[str, Any]:
