@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sat_models.config import COGVLM_FORM, PictureConfig, SequenceForm
+from sat_models.config import COGVLM_FORM, VisionLanguageConfig, SequenceForm
 from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.config import CogVLMConfig
 
@@ -19,7 +19,7 @@ def tokens_of(image_size: int, patch_size: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvolvedConfig(PictureConfig):
+class ConvolvedConfig(VisionLanguageConfig):
     """Of a model with a convolution behind its tower."""
 
     def _check_image_length(self) -> None:
