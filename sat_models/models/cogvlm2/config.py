@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sat_models.config import COGVLM_FORM, VisionLanguageConfig, SequenceForm
+from sat_models.config import COGVLM_FORM, SequenceForm, VisionLanguageConfig
 from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.config import CogVLMConfig
 
