@@ -9,7 +9,8 @@ from sat_models.errors import ConfigError
 from sat_models.models.cogvlm.keys import tower_to_hf, tower_to_sat
 from sat_models.models.cogvlm2.config import tokens_of
 from sat_models.models.cogvlm2.keys import KEYS as COGVLM2_KEYS
-from sat_models.models.common.hf_form import HFForm, KeyTable, Stacked
+from sat_models.models.common.hf_form import HFForm, KeyTable
+from sat_models.models.common.key_rows import Stacked
 from sat_models.models.common.llama_keys import ROTARY_TABLE
 from sat_models.models.glm4v.config import GLM4VConfig
 
