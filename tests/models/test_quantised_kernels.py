@@ -70,8 +70,7 @@ def drawn(rows: int, inputs: int) -> Tensor:
 
 def product(kernels: QuantisedKernels, x: Tensor, weight: QuantisedWeight, **more: object) -> Tensor:
     out = torch.full((len(x), weight.outputs), float("nan"))
-    room = ByteInputs.room(len(x), weight.inputs, weight.bits)
-    kernels.product(out, kernels.inputs(room, x, weight.bits), weight, **more)
+    kernels.product(out, kernels.inputs(ByteInputs.room(*x.shape, weight.each), x), weight, **more)
     return out
 
 
@@ -87,6 +86,21 @@ def test_is_what_the_numbers_mean(
     assert ((product(form, x, weight) - wanted).norm() / wanted.norm()).item() < 1e-6
     exact = x.double() @ meaning(weight, in_steps=False).T
     assert ((wanted - exact).norm() / exact.norm()).item() < 0.05  # 32 bytes with an outlier among them
+
+
+@pytest.mark.parametrize("rows", [33, 40, 61, 300])
+@pytest.mark.parametrize(("bits", "block"), FORMS)
+@pytest.mark.parametrize(("outputs", "inputs"), SIZES)
+def test_many_inputs_mean_the_same(
+    form: QuantisedKernels, outputs: int, inputs: int, bits: int, block: int, rows: int
+) -> None:
+    inputs += 5 if bits == 8 else 32 if block == 32 else 0
+    weight, x = made(outputs, inputs, bits, block), drawn(rows, inputs)
+    found, wanted = form.multiply(x, weight), in_bytes(x) @ meaning(weight, in_steps=True).T
+    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max().item() < 1e-6
+    x[1, 3] = float("nan")
+    found = form.multiply(x, weight)
+    assert found[0].isfinite().all() and found[2:].isfinite().all() and not found[1].isfinite().any()
 
 
 @pytest.mark.parametrize(("bits", "block"), FORMS)
@@ -117,8 +131,7 @@ def test_residual_gate_and_rounding(form: QuantisedKernels, bits: int, block: in
     residual = rounded(torch.randn(5, 37, generator=torch.Generator().manual_seed(3)))
     assert product(form, x, gate, residual=residual, half=half).equal(rounded(residual + rounded(plain)))
     out = torch.empty(5, 37)
-    room = ByteInputs.room(5, 192, bits)
-    form.gated(out, form.inputs(room, x, bits), gate, up, half=half)
+    form.gated(out, form.inputs(ByteInputs.room(5, 192, gate.each), x), gate, up, half=half)
     inner, other = rounded(plain), rounded(product(form, x, up))
     torch.testing.assert_close(out, rounded(rounded(torch.nn.functional.silu(inner)) * other), rtol=1e-2, atol=1e-6)
 

@@ -64,9 +64,9 @@ class ByteRooms:
     def __init__(self) -> None:
         self._rooms: dict[tuple[int, int, int], ByteInputs] = {}
 
-    def of(self, x: Tensor, bits: int) -> ByteInputs:
-        """For inputs like x [B, K]; the rooms of other numbers of rows are given up."""
-        key = (*x.shape, bits)
+    def of(self, x: Tensor, weight: QuantisedWeight) -> ByteInputs:
+        """For inputs like x [B, K] of that weight; the rooms of other numbers of rows are given up."""
+        key = (*x.shape, weight.each)
         found = self._rooms.get(key)
         if found is None:
             self._rooms = {known: room for known, room in self._rooms.items() if known[0] == len(x)}
@@ -83,7 +83,7 @@ class QuantisedProduct:
 
     def into(self, out: Tensor, x: Tensor, residual: Tensor | None = None) -> None:
         """See `Product`."""
-        inputs = self._kernels.inputs(self._rooms.of(x, self.weight.bits), x, self.weight.bits)
+        inputs = self._kernels.inputs(self._rooms.of(x, self.weight), x)
         self._kernels.product(out, inputs, self.weight, residual, half=self._half)
 
 
@@ -98,7 +98,7 @@ class QuantisedGate:
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """See `Gate`."""
-        inputs = self._kernels.inputs(self._rooms.of(x, self._up.bits), x, self._up.bits)
+        inputs = self._kernels.inputs(self._rooms.of(x, self._up), x)
         self._kernels.gated(out, inputs, self._gate, self._up, half=self._half)
 
 

@@ -1,8 +1,8 @@
 """Products with weights of 8 or 4 bits on a CPU, through C (`quantised_kernels.c`).
 
 Inputs are made integers, 32 numbers with a scale of their own, and multiplied as bytes: with few inputs a product takes
-what reading its weight takes, with many half of what it takes in fp32. An input's result does not depend on the others,
-so an answer in a batch is that of one alone.
+what reading its weight takes, with many (a prompt) a fraction of what it takes in fp32. Up to `FEW` inputs, a result
+does not depend on the other inputs, so an answer in a batch is that of one alone.
 
 Legend: B inputs (rows), K numbers of each, M outputs.
 """
@@ -21,13 +21,18 @@ from sat_models.c_library import open_library
 SCALE_STEPS, SCALE_OFFSET = 8, 191
 """A scale of 4 bits: steps per doubling, and the code that means 1."""
 
-_WIDE = 128  # as in the C file: what inputs are filled up to
+FEW = 32
+"""Inputs that share each reading of a weight as it is stored. For more it is laid out anew, where the processor can."""
+
+_WIDE, _SHARED, _PANEL = 128, 32, 32  # as in the C file: what inputs are filled up to, share a scale; outputs at once
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _ARGUMENTS = {
     "quantised_plain": [_INT],
     "quantised_inputs": [_POINTER] * 4 + [_LONG] * 2 + [_INT] * 2,
     "quantised_product": [_POINTER] * 7 + [_POINTER] + [_LONG] * 4 + [_INT] * 3,
     "quantised_gated": [_POINTER] * 9 + [_LONG] * 4 + [_INT] * 3,
+    "quantised_has_panels": [],
+    "quantised_panels": [_POINTER] * 8 + [_LONG] * 4 + [_INT] * 2,
 }
 
 
@@ -70,6 +75,15 @@ class QuantisedWeight(NamedTuple):
         """K."""
         return self.codes.shape[1] * (1 if self.bits == 8 else 2)
 
+    @property
+    def each(self) -> int:
+        """Numbers of an input that are added up as integers where it is read as it is stored."""
+        return 4 if self.bits == 8 else 8
+
+
+def _filled_up(inputs: int) -> int:
+    return -(-inputs // _WIDE) * _WIDE
+
 
 class ByteInputs(NamedTuple):
     """Inputs [B, K] as bytes, what is taken off the sums of their products, and scales: room that can be used again."""
@@ -79,10 +93,10 @@ class ByteInputs(NamedTuple):
     scales: Tensor
 
     @classmethod
-    def room(cls, rows: int, inputs: int, bits: int) -> ByteInputs:
-        """For so many rows of so many numbers."""
-        width = -(-inputs // _WIDE) * _WIDE
-        sums = width // (4 if bits == 8 else 8)
+    def room(cls, rows: int, inputs: int, each: int) -> ByteInputs:
+        """For so many rows of so many numbers, `each` of which are added up as integers."""
+        width = _filled_up(inputs)
+        sums = width // each
         return cls(
             torch.empty(rows, width, dtype=torch.int8, device="cpu"),
             torch.empty(rows, sums, dtype=torch.int32, device="cpu"),
@@ -95,13 +109,16 @@ class QuantisedKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._inputs, self._product = library.quantised_inputs, library.quantised_product
-        self._gated = library.quantised_gated
+        self._gated, self._panels = library.quantised_gated, library.quantised_panels
+        self._has_panels = library.quantised_has_panels
+        self._has_panels.restype = _INT
         self.plain = library.quantised_plain
         self._table = scale_table()
 
-    def inputs(self, room: ByteInputs, x: Tensor, bits: int) -> ByteInputs:
-        """x fp32 [B, K], as bytes for products with weights of so many bits."""
-        self._inputs(*(part.data_ptr() for part in room), x.data_ptr(), *x.shape, bits, torch.get_num_threads())
+    def inputs(self, room: ByteInputs, x: Tensor) -> ByteInputs:
+        """x fp32 [B, K], as bytes."""
+        each = room.codes.shape[1] // room.less.shape[1]
+        self._inputs(*(part.data_ptr() for part in room), x.data_ptr(), *x.shape, each, torch.get_num_threads())
         return room
 
     def product(
@@ -127,7 +144,18 @@ class QuantisedKernels:
     def multiply(self, x: Tensor, weight: QuantisedWeight) -> Tensor:
         """`x W^T`: […, K] -> […, M] in the dtype of x. No gradients."""
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
-        room = ByteInputs.room(len(rows), weight.inputs, weight.bits)
         found = rows.new_empty(len(rows), weight.outputs)
-        self.product(found, self.inputs(room, rows, weight.bits), weight)
+        if len(rows) > FEW and self._has_panels():
+            self._by_panels(found, rows, weight)
+        else:
+            self.product(found, self.inputs(ByteInputs.room(*rows.shape, weight.each), rows), weight)
         return found.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _by_panels(self, out: Tensor, x: Tensor, weight: QuantisedWeight) -> None:
+        inputs, threads = self.inputs(ByteInputs.room(*x.shape, _SHARED), x), torch.get_num_threads()
+        room = torch.empty(threads, _filled_up(weight.inputs), _PANEL + 4, dtype=torch.uint8, device="cpu")
+        self._panels(
+            out.data_ptr(), *(part.data_ptr() for part in inputs), weight.codes.data_ptr(), weight.scales.data_ptr(),
+            self._table.data_ptr(), room.data_ptr(), len(x), weight.outputs, weight.inputs, weight.block, weight.bits,
+            threads,
+        )  # fmt: skip
