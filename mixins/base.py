@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mixins.cache_form import CacheForm
 from mixins.sat_compat import HOOKS_DEFAULT, BaseMixin, BaseModel
 
 _LOOKS_LIKE_A_HOOK = ("_forward", "_fn")
@@ -40,9 +41,12 @@ class ZooModel(BaseModel):
 
     Attributes:
         quantised_head: the C decode step makes itself an output projection of 8 bits; who loads the weights says so.
+        cache_form: how decoding keeps keys and values; None: in bytes where the C decode step multiplies quantised
+            weights, else as they are.
     """
 
     quantised_head: bool = False
+    cache_form: CacheForm | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_hook_names(self)

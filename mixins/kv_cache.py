@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixins.base import ZooModel
+from mixins.cache_form import CacheForm
 from mixins.sat_compat import BaseMixin, non_conflict
 
 CACHE_NAME = "auto-regressive"
@@ -31,16 +32,17 @@ class KVStore:
     Args:
         num_layers: of the language model.
         max_length: most tokens of a row.
+        form: how they are kept; cross-attention's are kept as they are.
     """
 
-    def __init__(self, num_layers: int, max_length: int) -> None:
-        self.num_layers, self.max_length, self.length = num_layers, max_length, 0
+    def __init__(self, num_layers: int, max_length: int, form: CacheForm = CacheForm.MODEL) -> None:
+        self.num_layers, self.max_length, self.length, self.form = num_layers, max_length, 0, form
         self.keys: list[Tensor | None] = [None] * num_layers
         self.values: list[Tensor | None] = [None] * num_layers
         self.cross: CrossMemory = [None] * num_layers
 
     def append(self, layer_id: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v [B, N, S, H] behind what layer `layer_id` has; all of it, [B, N, T + S, H] each.
+        """Write k and v [B, N, S, H] behind what layer `layer_id` has; all of it as it is kept, [B, N, T + S, H] each.
 
         Raises:
             ValueError: more tokens than there is room for.
@@ -49,14 +51,14 @@ class KVStore:
         if stop > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} tokens, but {stop} are needed")
         if self.keys[layer_id] is None:
-            shape = (*k.shape[:2], self.max_length, k.shape[3])
-            self.keys[layer_id], self.values[layer_id] = k.new_zeros(shape), v.new_zeros(shape)
+            shape = (*k.shape[:2], self.max_length)
+            self.keys[layer_id], self.values[layer_id] = self.form.room(k, *shape), self.form.room(v, *shape)
         keys, values = self.keys[layer_id], self.values[layer_id]
         if (rows := k.shape[0]) < keys.shape[0]:
             keys, values = keys[:rows], values[:rows]
-        keys.narrow(2, self.length, k.shape[2]).copy_(k)
-        values.narrow(2, self.length, k.shape[2]).copy_(v)
-        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
+        keys.narrow(2, self.length, k.shape[2]).copy_(self.form.kept(k))
+        values.narrow(2, self.length, k.shape[2]).copy_(self.form.kept(v))
+        return self.form.read(keys.narrow(2, 0, stop), k.dtype), self.form.read(values.narrow(2, 0, stop), v.dtype)
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as cached, after a forward over them."""
@@ -112,7 +114,7 @@ class KVStore:
 
     def extract(self, row: int, start: int, stop: int, *, max_length: int) -> KVStore:
         """A store of its own, for `max_length` tokens, with the tokens `start` to `stop` of a row."""
-        taken = KVStore(self.num_layers, max_length)
+        taken = KVStore(self.num_layers, max_length, self.form)
         taken.length = stop - start
         for mine, theirs in ((self.keys, taken.keys), (self.values, taken.values)):
             for layer, part in enumerate(mine):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sat_models.generation.sampling import SamplingOptions
 
 DEFAULT_MODEL = "cogvlm-tiny"
-_LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "quant_head", "version")
+_LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "quant_head", "cache", "version")
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
 MODEL_FLAGS = frozenset(("from_pretrained", *_LOADING))
 """Names of what `add_model_flags` adds."""
@@ -47,6 +47,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         parser, "quant_head", action=argparse.BooleanOptionalAction, default=None,
         help="decode on a CPU with an output projection of 8 bits (default: where the linears are quantised)",
+    )  # fmt: skip
+    flag(
+        parser, "cache", choices=("auto", "model", "bf16", "int8"), default="auto",
+        help="keys and values while decoding: as the model computes them, in bf16, or in bytes (default: int8 where "
+        "quantised linears are multiplied on a CPU, else model)",
     )  # fmt: skip
     add_device_flags(parser)
 

@@ -36,6 +36,7 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         "bits": stored.bits if stored else None,
         "full_precision": list(stored.skip) if stored else [],
         "head_of_8_bits": vlm.model.quantised_head,
+        "cache": vlm.model.cache_form or "auto",
         "device": vlm.device.type,
         "prompt_style": vlm.processor.version,
         "boxes": vlm.processor.form.boxes,

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mixins.kv_cache import CACHE_NAME, kv_cache
+from mixins.cache_form import CacheForm
+from mixins.kv_cache import CACHE_NAME, KVStore, kv_cache
 from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.prefixes import PrefixCache
@@ -53,6 +54,7 @@ class AnsweringModel:
         self.tokenizer = tokenizer
         self.prefixes = PrefixCache(keep_prefixes, max_bytes=prefix_bytes)
         self._graphs = graphs
+        self._form: CacheForm | None = None  # chosen once: what is kept of one answer serves the next
 
     def row(self, request: Request) -> AnswerRow:
         """A row for a request, checked.
@@ -94,12 +96,14 @@ class AnsweringModel:
         if CACHE_NAME in self.model.mixins:
             raise RuntimeError("this model is generating already; finish or close that answer first")
         with evaluation_mode(self.model), kv_cache(self.model, 0) as cache:
-            yield Stepper(self.model, cache, graphs=self._graphs)
+            stepper = Stepper(self.model, cache, graphs=self._graphs)
+            if self._form is None:
+                self._form = stepper.cache_form
+            yield stepper
 
-    @property
-    def num_layers(self) -> int:
-        """Layers of the language model."""
-        return len(self.model.transformer.layers)
+    def new_store(self, max_length: int) -> KVStore:
+        """An empty one for so many tokens, once the model was `occupied`."""
+        return KVStore(len(self.model.transformer.layers), max_length, self._form)
 
     @property
     def float_dtype(self) -> torch.dtype | None:

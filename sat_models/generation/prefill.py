@@ -58,7 +58,7 @@ def compute_one(row: AnswerRow, engine: AnsweringModel, stepper: Stepper, *, gro
     """
     inputs = row.request.inputs
     room = inputs.length + (min(row.budget, FIRST_ROOM) if grows else row.budget)
-    store, cached = engine.prefixes.start(inputs, room) or (KVStore(engine.num_layers, room), 0)
+    store, cached = engine.prefixes.start(inputs, room) or (engine.new_store(room), 0)
     row.cached_tokens = cached
     stepper.cache.store = store
     if cached:  # what is left is text
@@ -78,7 +78,7 @@ def compute_together(rows: list[AnswerRow], engine: AnsweringModel, stepper: Ste
     """
     inputs = collate([row.request.inputs for row in rows], pad_id=0, side="right")
     ends = torch.tensor([row.prompt_tokens - 1 for row in rows], device=engine.device)
-    store = KVStore(engine.num_layers, inputs.length)
+    store = engine.new_store(inputs.length)
     stepper.cache.store = store
     given = inputs.to(engine.device, engine.float_dtype).model_kwargs()
     output = engine.model(**given, last_positions=ends, max_position=int(inputs.position_ids.max()))

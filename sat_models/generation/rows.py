@@ -23,14 +23,19 @@ class RowGroup:
 
     All that a step reads is on the device already, unless rows came or left since the last one.
 
+    Args:
+        model: what answers.
+        device: where it lies.
+        store: an empty one, for the rows that come.
+
     Attributes:
         rows: numbers of the rows, in the order of the batch dimension.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, store: KVStore) -> None:
         self.rows: list[int] = []
         self._model, self._device = model, device
-        self._store = KVStore(len(model.transformer.layers), 0)
+        self._store = store
         self._places = 0
         self._starts: list[int] = []  # of each row: columns of padding before it
         self._highest: list[int] = []  # of each row: upper bound of the next token's position ids

@@ -178,7 +178,7 @@ class BatchSession:
         cross = first.request.inputs.cross_image
         key = 0 if cross is None else len(cross)  # rows with other numbers of high-resolution pictures decode apart
         if key not in self._groups:
-            self._groups[key] = RowGroup(self._engine.model, self._engine.device)
+            self._groups[key] = RowGroup(self._engine.model, self._engine.device, self._engine.new_store(0))
         for index, (number, row) in enumerate(group):
             self._groups[key].join(number, row, store, index if len(group) > 1 else None)
             self._samplers[number] = RowSampler(row.request.options, self._engine.device)

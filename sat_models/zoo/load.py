@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mixins.base import ZooModel
+from mixins.cache_form import CacheForm
 from mixins.sat_compat import mpu
 from sat_models import registry, runtime
 from sat_models.checkpoint.adapter import find_adapter, read_adapter
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 ROTARY_TABLES = ("model", "fp32")
 """How rotary angles are computed: as the weights were trained, or in fp32."""
+CACHES = ("auto", *CacheForm)
+"""How keys and values may be kept."""
 
 
 def load_pretrained(
@@ -42,6 +45,7 @@ def load_pretrained(
     quant: int | None = None,
     quant_skip: Sequence[str] = (),
     quant_head: bool | None = None,
+    cache: str = "auto",
     rotary_table: str = "model",
     version: str | None = None,
 ) -> VLM:
@@ -60,6 +64,8 @@ def load_pretrained(
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
         quant_head: decode on a CPU with an output projection of 8 bits (a copy in memory; prompts and files keep the
             full one). None: where the linears are quantised; True refuses a model whose linears are not.
+        cache: how decoding keeps keys and values: "model" as it computes them, "bf16", or "int8", with a scale for each
+            vector. "auto" is "int8" where quantised linears are multiplied on a CPU, else "model".
         rotary_table: "model" computes rotary angles in `dtype`, as the released weights were trained; "fp32" is the
             departure of docs/numerics.md.
         version: prompt style; None takes the checkpoint's, else the model's usual one, else "base".
@@ -67,8 +73,8 @@ def load_pretrained(
     Raises:
         UnknownNameError: neither a path nor a name, with near matches.
         CheckpointError: absent, damaged or unfitting files.
-        ConfigError: a bad config, device, dtype, quant or rotary_table, or a number of processes that the model cannot
-            be split over.
+        ConfigError: a bad config, device, dtype, quant, cache or rotary_table, or a number of processes that the model
+            cannot be split over.
         InputError: an unusable `local_tokenizer`.
         MissingPackageError: quantised weights without bitsandbytes.
 
@@ -77,7 +83,7 @@ def load_pretrained(
     device = torch.device(runtime.choose_device(device))
     dtype = runtime.choose_dtype(dtype, device)
     asked = Quantisation.asked(quant, quant_skip)
-    _check_asked(rotary_table, version)
+    _check_asked(rotary_table, cache, version)
     runtime.init_distributed(device)
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
@@ -89,13 +95,16 @@ def load_pretrained(
     )
     model, config = runtime.in_step(lambda: source.load(device, dtype))
     _prepare(model, Quantisation.of(config), rotary_table, quant_head)
+    model.cache_form = None if cache == "auto" else CacheForm(cache)
     logger.info("loaded %s on %s, split over %d process(es)", checkpoint.step_folder, device, size)
     return VLM(
         model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
     )
 
 
-def _check_asked(rotary_table: str, version: str | None) -> None:
+def _check_asked(rotary_table: str, cache: str, version: str | None) -> None:
+    if cache not in CACHES:
+        raise ConfigError(f"cache is {cache!r}; allowed: {', '.join(CACHES)}")
     if rotary_table not in ROTARY_TABLES:
         raise ConfigError(f"rotary_table is {rotary_table!r}; allowed: {', '.join(ROTARY_TABLES)}")
     if version is not None:

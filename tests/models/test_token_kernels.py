@@ -422,7 +422,7 @@ class TestBf16:
             query.float(), *(cache[:, :, : place + 1].float() for cache in wanted)
         ).reshape(rows, -1)
         out, scores = torch.empty(rows, heads * width), torch.empty(rows * heads * columns)
-        kernels.attend(out, mixed, table, *caches, place, None, scores)
+        kernels.attend(out, mixed, table, *caches, place, None, scores, half=True)
         self.same_but_for_the_last_bit(out, half(found), zero=1e-6)
         self.same_but_for_the_last_bit(caches[0].float(), wanted[0].float())
         assert torch.equal(caches[1], wanted[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.graphs import GraphedStep
@@ -41,6 +42,13 @@ class Stepper:
     def way(self) -> str:
         """What a step goes through: the name of a class, or "hooks"."""
         return "hooks" if self._flat is None else type(self._flat).__name__
+
+    @property
+    def cache_form(self) -> CacheForm:
+        """How keys and values are best kept: as who loaded the model said, else in bytes where weights are read so."""
+        if (asked := getattr(self.model, "cache_form", None)) is not None:
+            return asked
+        return CacheForm.INT8 if isinstance(self._flat, KernelStep) and self._flat.reads_bytes else CacheForm.MODEL
 
     def __call__(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
         """No vision weight is read.

@@ -18,6 +18,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVStore
 from sat_models.generation.steps.flat import TokenStep
 
@@ -88,6 +89,8 @@ class GraphedStep:
         self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
     ) -> Tensor:
         """As `TokenStep.__call__`. The logits are overwritten by the next call."""
+        if store.form is not CacheForm.MODEL:  # a recording writes keys and values as they are
+            return self._step(ids, position_ids, store, may_look, max_position=max_position)
         columns = min(-(-(store.length + 1) // BUCKET) * BUCKET, store.max_length)
         memory = tuple(part.data_ptr() for part in (*store.keys, *store.values))
         key = (len(ids), columns, memory, store.max_length, max_position // BUCKET)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVStore
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.native import MAX_HEAD_DIM, TokenKernels, load
-from sat_models.generation.steps.products import Gate, Product, Products
+from sat_models.generation.steps.products import Gate, Product, Products, QuantisedGate, QuantisedProduct
 
 MAX_ROWS = 32
 """With more, torch's products in fp32 are as fast or faster (`scripts/measure_kernels.py`)."""
@@ -41,6 +42,9 @@ class KernelStep:
         kernels: the loaded library.
         products: of each layer.
         head: the output projection.
+
+    Attributes:
+        reads_bytes: whether linears of its layers are quantised.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class KernelStep:
              layer.norm_again.variance_epsilon, *own)
             for layer, own in zip(step.layers, products, strict=True)
         ]  # fmt: skip
+        self.reads_bytes = any(isinstance(part, QuantisedGate | QuantisedProduct) for own in products for part in own)
         self._words, self._head = step.words.detach(), head
         self._last_norm, self._last_epsilon = step.last_norm.weight.detach(), step.last_norm.variance_epsilon
         self._sizes = len(self._last_norm), products[0].mix.outputs, products[0].gate.outputs
@@ -106,8 +111,9 @@ class KernelStep:
             kernels.rms_norm(normed, hidden, norm, epsilon)
             mix.into(mixed, normed)
             kernels.attend(
-                context, mixed, turns, keys, values, store.length, may_look, self._scores, neighbours=neighbours
-            )
+                context, mixed, turns, keys, values, store.length, may_look, self._scores,
+                neighbours=neighbours, half=self._words.dtype == torch.bfloat16,
+            )  # fmt: skip
             dense.into(hidden, context, residual=hidden)
             kernels.rms_norm(normed, hidden, norm_again, epsilon_again)
             gate.into(inner, normed)
@@ -118,11 +124,13 @@ class KernelStep:
         return logits.to(self._words.dtype)
 
     def _can_use(self, store: KVStore, rows: int) -> bool:
-        """Whether there is a cache with room for one more token, in the weights' dtype (autocast may have another)."""
+        """Whether there is a cache with room for one more token, in the weights' dtype (autocast may have another) or
+        in a form that does not depend on it."""
         if store.length >= store.max_length:
             return False
+        own = store.form is not CacheForm.MODEL
         return all(
-            part is not None and part.dtype == self._words.dtype and part.is_contiguous() and len(part) >= rows
+            part is not None and (own or part.dtype == self._words.dtype) and part.is_contiguous() and len(part) >= rows
             for part in (*store.keys, *store.values)
         )
 

@@ -5,8 +5,9 @@
    several places at once than from one, so each thread goes through its share of the rows of a matrix in STREAMS
    places, and asks for what it needs a little later. A row's sum does not depend on the number of threads.
 
-   With `half` set, weights and caches are bf16. What goes from one kernel to the next is fp32 in either case, rounded
-   to bf16 where torch's operators would have; `half` is a constant wherever it is read in a loop.
+   With `half` set, weights are bf16. What goes from one kernel to the next is fp32 in either case, rounded to bf16 where
+   torch's operators would have. A cache has a form of its own (`mixins/cache_form.py`). Both are constants wherever they
+   are read in a loop.
 
    Vectors are written in the language extension that GCC and Clang share and compiled for several processors; which
    one is here is found out when the library is loaded. Nothing is checked: the callers know their tensors. */
@@ -31,6 +32,7 @@
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int places __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #ifdef __clang__
 #define CHOSEN(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -40,20 +42,36 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 
 INLINE lanes at(const float *x) { return *(const lanes *)x; }
 
-/* Stored numbers: place `i` of fp32 or bf16. */
-INLINE const void *stored(const void *x, long i, int half) {
-    return half ? (const void *)((const uint16_t *)x + i) : (const void *)((const float *)x + i);
+/* Forms of stored numbers. */
+enum { SINGLE = 0, HALF = 1, BYTE = 2 };
+
+/* Place `i` of stored numbers. */
+INLINE const void *stored(const void *x, long i, int form) {
+    if (form == BYTE) return (const int8_t *)x + i;
+    return form == HALF ? (const void *)((const uint16_t *)x + i) : (const void *)((const float *)x + i);
 }
 
-INLINE float one_of(const void *x, long i, int half) {
-    if (!half) return ((const float *)x)[i];
+INLINE float one_of(const void *x, long i, int form) {
+    if (form == SINGLE) return ((const float *)x)[i];
+    if (form == BYTE) return ((const int8_t *)x)[i];
     union { uint32_t bits; float number; } found = {(uint32_t)((const uint16_t *)x)[i] << 16};
     return found.number;
 }
 
-INLINE lanes some_of(const void *x, long i, int half) {
-    if (!half) return at((const float *)x + i);
+INLINE lanes some_of(const void *x, long i, int form) {
+    if (form == SINGLE) return at((const float *)x + i);
+    if (form == BYTE) return __builtin_convertvector(*(const bytes *)((const int8_t *)x + i), lanes);
     return (lanes)(__builtin_convertvector(*(const halves *)((const uint16_t *)x + i), places) << 16);
+}
+
+/* A vector of a cache: how far it is to the next one, and what its numbers are multiplied by. */
+INLINE long step_of(long width, int form) { return form == BYTE ? width + 4 : width; }
+
+INLINE float scale_of(const void *vector, long width, int form) {
+    if (form != BYTE) return 1;
+    float scale;
+    memcpy(&scale, (const int8_t *)vector + width, 4);
+    return scale;
 }
 
 /* To the nearest bf16, to the even one of two, as torch. */
@@ -69,11 +87,21 @@ INLINE float rounded(float x, int half) {
     return found.number;
 }
 
-INLINE void store(void *to, long i, float x, int half) {
-    if (half)
-        ((uint16_t *)to)[i] = half_of(x);
-    else
-        ((float *)to)[i] = x;
+/* A vector into a cache. */
+INLINE void keep_vector(void *to, const float *x, long width, int form) {
+    if (form == SINGLE) memcpy(to, x, width * sizeof(float));
+    for (long i = 0; form == HALF && i < width; i++) ((uint16_t *)to)[i] = half_of(x[i]);
+    if (form != BYTE) return;
+    float largest = 0;
+    int sound = 1; /* all are numbers */
+    for (long i = 0; i < width; i++) {
+        float size = fabsf(x[i]);
+        sound &= size <= 3.4e38f;
+        largest = size > largest ? size : largest;
+    }
+    float factor = 127 / (largest > 1e-30f ? largest : 1e-30f), scale = sound ? largest / 127 : NAN;
+    for (long i = 0; i < width; i++) ((int8_t *)to)[i] = sound ? (int8_t)(int)rintf(x[i] * factor) : 0;
+    memcpy((int8_t *)to + width, &scale, 4);
 }
 
 /* The sums of four vectors, each four times. */
@@ -196,30 +224,33 @@ static void gated_part(float *out, const float *x, const void *gate, const void 
 }
 
 /* Sum of all values, each times its weight, over `total`. */
-INLINE void mix(float *out, const float *weights, float total, const void *values, long width, long count, int half) {
+INLINE void mix(float *out, const float *weights, float total, const void *values, long width, long count, int form,
+                int half) {
     float sums[STREAMS][MAX_WIDTH];
     long step = (count + STREAMS - 1) / STREAMS;
     memset(sums, 0, sizeof sums);
     for (long t = 0; t < step; t++)
         for (int s = 0; s < STREAMS && t + s * step < count; s++) {
-            const void *value = stored(values, (t + s * step) * width, half);
-            for (long i = 0; i < width; i++) sums[s][i] += one_of(value, i, half) * weights[t + s * step];
+            const void *value = stored(values, (t + s * step) * step_of(width, form), form);
+            float weight = weights[t + s * step] * scale_of(value, width, form);
+            for (long i = 0; i < width; i++) sums[s][i] += one_of(value, i, form) * weight;
         }
     for (long i = 0; i < width; i++)
         out[i] = rounded((sums[0][i] + sums[1][i] + sums[2][i] + sums[3][i]) / total, half);
 }
 
 INLINE void attend_at(float *out, float *scores, const float *query, const void *keys, const void *values,
-                      const uint8_t *may_look, long width, long count, int half) {
+                      const uint8_t *may_look, long width, long count, int form, int half) {
     float scale = 1 / sqrtf((float)width), highest = -INFINITY, total = 0;
     long step = (count + STREAMS - 1) / STREAMS;
     for (long t = 0; t < step; t++) {
         const void *from[STREAMS];
         float found[1][STREAMS];
         for (int s = 0; s < STREAMS; s++)
-            from[s] = stored(keys, (t + s * step < count ? t + s * step : t) * width, half);
-        dots(found, from, query, width, 1, half);
-        for (int s = 0; s < STREAMS && t + s * step < count; s++) scores[t + s * step] = found[0][s] * scale;
+            from[s] = stored(keys, (t + s * step < count ? t + s * step : t) * step_of(width, form), form);
+        dots(found, from, query, width, 1, form);
+        for (int s = 0; s < STREAMS && t + s * step < count; s++)
+            scores[t + s * step] = found[0][s] * (scale * scale_of(from[s], width, form));
     }
     for (long t = 0; may_look && t < count; t++)
         if (!may_look[t]) scores[t] = -INFINITY;
@@ -229,45 +260,55 @@ INLINE void attend_at(float *out, float *scores, const float *query, const void 
     for (; t + LANES <= count; t += LANES) totals += *(lanes *)(scores + t) = exp_of(at(scores + t) - highest);
     for (; t < count; t++) total += scores[t] = expf(scores[t] - highest);
     for (int i = 0; i < LANES; i++) total += totals[i];
-    mix(out, scores, total, values, width, count, half);
+    mix(out, scores, total, values, width, count, form, half);
 }
 
 EACH_PROCESSOR
 static void attend_head(float *out, float *scores, const float *query, const void *keys, const void *values,
-                        const uint8_t *may_look, long width, long count, int half) {
+                        const uint8_t *may_look, long width, long count, int form, int half) {
     /* A width that is known is unrolled: those of the bundled model, of the benchmark, of LLaMA-7B. */
-    if (half && width == 128) return attend_at(out, scores, query, keys, values, may_look, 128, count, 1);
-    if (half) return attend_at(out, scores, query, keys, values, may_look, width, count, 1);
-    if (width == 24) return attend_at(out, scores, query, keys, values, may_look, 24, count, 0);
-    if (width == 64) return attend_at(out, scores, query, keys, values, may_look, 64, count, 0);
-    if (width == 128) return attend_at(out, scores, query, keys, values, may_look, 128, count, 0);
-    attend_at(out, scores, query, keys, values, may_look, width, count, 0);
+#define KNOWN(given_width, given_form) \
+    if (width == given_width && form == given_form) \
+        return attend_at(out, scores, query, keys, values, may_look, given_width, count, given_form, half)
+    KNOWN(24, SINGLE);
+    KNOWN(64, SINGLE);
+    KNOWN(128, SINGLE);
+    KNOWN(128, HALF);
+    KNOWN(64, BYTE);
+    KNOWN(128, BYTE);
+    if (form == BYTE) return attend_at(out, scores, query, keys, values, may_look, width, count, BYTE, half);
+    if (form == HALF) return attend_at(out, scores, query, keys, values, may_look, width, count, HALF, half);
+    attend_at(out, scores, query, keys, values, may_look, width, count, SINGLE, half);
 }
 
 /* How heads turn: the first `turned` of `width` numbers, neighbours together or the halves of them. */
 typedef struct { const float *cos, *sin; long width, turned; int neighbours; } turns;
 
-INLINE void turn_pair(void *to, long i, const float *x, const float *cos, const float *sin, long a, long b, int half) {
+INLINE void turn_pair(float *to, const float *x, const float *cos, const float *sin, long a, long b) {
     float first = x[a], second = x[b];
-    store(to, i + a, first * cos[a] + second * sin[a], half);
-    store(to, i + b, second * cos[b] + first * sin[b], half);
+    to[a] = first * cos[a] + second * sin[a];
+    to[b] = second * cos[b] + first * sin[b];
 }
 
-/* x times cos, and x with its pairs exchanged times sin, to place `i` of what is stored; the rest as it is. */
-INLINE void turn(void *to, long i, const float *x, const turns *by, long row, int half) {
+/* x times cos, and x with its pairs exchanged times sin; the rest as it is. */
+INLINE void turn(float *to, const float *x, const turns *by, long row, int half) {
     const float *cos = by->cos + row * by->turned, *sin = by->sin + row * by->turned;
     if (by->neighbours)
-        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, i, x, cos, sin, 2 * j, 2 * j + 1, half);
+        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, x, cos, sin, 2 * j, 2 * j + 1);
     else
-        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, i, x, cos, sin, j, j + by->turned / 2, half);
-    for (long j = by->turned; j < by->width; j++) store(to, i + j, x[j], half);
+        for (long j = 0; j < by->turned / 2; j++) turn_pair(to, x, cos, sin, j, j + by->turned / 2);
+    for (long j = by->turned; j < by->width; j++) to[j] = x[j];
+    for (long j = 0; j < by->width; j++) to[j] = rounded(to[j], half);
 }
 
-/* Puts the turned key and the value of a head into the caches, at place `now`. */
+/* Puts the turned key and the value of a head into the caches, as vector number `now`. */
 INLINE void keep(void *keys, void *values, long now, const float *key, const float *value, const turns *by, long row,
-                 int half) {
-    turn(keys, now, key, by, row, half);
-    for (long i = 0; i < by->width; i++) store(values, now + i, value[i], half);
+                 int form, int half) {
+    float turned[MAX_WIDTH];
+    long place = now * step_of(by->width, form);
+    turn(turned, key, by, row, half);
+    keep_vector((void *)stored(keys, place, form), turned, by->width, form);
+    keep_vector((void *)stored(values, place, form), value, by->width, form);
 }
 
 /* The checksum of this file, by which an old build is told apart. */
@@ -300,33 +341,32 @@ void token_gated(float *out, const float *x, const void *gate, const void *up, l
 
 /* `mixed`: queries of `heads`, then keys and values of `groups` for each row; `heads / groups` queries share a key. The
    caches hold `columns` tokens for each row and group, `place` of them in front of the new one; `scores` is room for as
-   many floats for each row and head. `may_look` has `mask_stride` bytes for each row, or 0: one line for all.
+   many floats for each row and head; `form` is that of the caches. `may_look` has `mask_stride` bytes for each row, or 0: one line for all.
 
    Queries that share keys go through them one after the other on one thread, while those are near; with fewer such
    groups than threads, each on its own. */
 void token_attend(float *out, const float *mixed, const float *cos, const float *sin, void *keys, void *values,
                   const uint8_t *may_look, float *scores, long rows, long heads, long groups, long width, long turned,
-                  long place, long columns, long mask_stride, int neighbours, int half, int threads) {
+                  long place, long columns, long mask_stride, int neighbours, int form, int half, int threads) {
     const turns by = {cos, sin, width, turned, neighbours};
     long group = heads / groups, together = rows * groups >= threads ? group : 1, all = (heads + 2 * groups) * width;
     if (together < group)
         for (long one = 0; one < rows * groups; one++) {
             const float *key = mixed + one / groups * all + (heads + one % groups) * width;
-            keep(keys, values, (one * columns + place) * width, key, key + groups * width, &by, one / groups, half);
+            keep(keys, values, one * columns + place, key, key + groups * width, &by, one / groups, form, half);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long one = 0; one < rows * heads / together; one++) {
         long first = one * together, row = first / heads, head = first % heads / group;
-        long start = (row * groups + head) * columns * width;
+        long start = (row * groups + head) * columns, place_of = start * step_of(width, form);
         const float *part = mixed + row * all, *key = part + (heads + head) * width;
-        if (together == group) keep(keys, values, start + place * width, key, key + groups * width, &by, row, half);
+        if (together == group) keep(keys, values, start + place, key, key + groups * width, &by, row, form, half);
         for (long each = first; each < first + together; each++) {
             float query[MAX_WIDTH];
-            turn(query, 0, part + each % heads * width, &by, row, 0);
-            for (long i = 0; i < width; i++) query[i] = rounded(query[i], half);
-            attend_head(out + each * width, scores + each * columns, query, stored(keys, start, half),
-                        stored(values, start, half), may_look ? may_look + row * mask_stride : 0, width, place + 1,
-                        half);
+            turn(query, part + each % heads * width, &by, row, half);
+            attend_head(out + each * width, scores + each * columns, query, stored(keys, place_of, form),
+                        stored(values, place_of, form), may_look ? may_look + row * mask_stride : 0, width, place + 1,
+                        form, half);
         }
     }
 }

@@ -4,8 +4,9 @@ With few rows torch reads a weight more slowly than these, above all bf16 on pro
 attention for one query; and each small operator in between costs (`scripts/measure_kernels.py`). Without a C compiler
 at installation there is no library, and decoding runs through torch's operators.
 
-Tensors are contiguous and on the CPU: weights and caches in fp32 or bf16, all others in fp32. With bf16 weights
-results are rounded to bf16. Nothing is checked here (`KernelStep` does). Results go into `out`.
+Tensors are contiguous and on the CPU: weights in fp32 or bf16, caches in either or in bytes (`mixins/cache_form.py`),
+all others in fp32. With bf16 weights results are rounded to bf16. Nothing is checked here (`KernelStep` does). Results
+go into `out`.
 
 Legend: B rows, N heads, G key/value heads, H head dim (at most `MAX_HEAD_DIM`), R of it that turns, C columns of the
 cache, K inputs, M outputs.
@@ -20,16 +21,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mixins.cache_form import SCALE_BYTES
 from mixins.rotary import RotaryRows
 from sat_models.c_library import open_library
 
 MAX_HEAD_DIM = 256
+_FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of caches, as in the C file
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
     "token_rms_norm": [_POINTER] * 3 + [_FLOAT] + [_LONG] * 2 + [_INT],
     "token_product": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
     "token_gated": [_POINTER] * 4 + [_LONG] * 3 + [_INT] * 2,
-    "token_attend": [_POINTER] * 8 + [_LONG] * 8 + [_INT] * 3,
+    "token_attend": [_POINTER] * 8 + [_LONG] * 8 + [_INT] * 4,
 }
 
 
@@ -81,7 +84,7 @@ class TokenKernels:
 
     def attend(
         self, out: Tensor, mixed: Tensor, turns: RotaryRows, keys: Tensor, values: Tensor, place: int,
-        may_look: Tensor | None, scores: Tensor, *, neighbours: bool = False,
+        may_look: Tensor | None, scores: Tensor, *, neighbours: bool = False, half: bool = False,
     ) -> None:  # fmt: skip
         """Turn queries and keys, put the new keys and values at `place` of the cache, and attend to all up to there.
 
@@ -89,20 +92,22 @@ class TokenKernels:
             out: [B, N * H].
             mixed: [B, (N + 2 * G) * H], queries, keys and values.
             turns: [B, …, R] each.
-            keys, values: [at least B, G, C, H].
+            keys, values: [at least B, G, C, H], or in bytes.
             place: less than C.
             may_look: bool [B or 1, …, place + 1], one line after the other in any distance; None: all.
             scores: room for B * N * C numbers.
             neighbours: whether those turn together, and not the halves of what turns.
+            half: round to bf16, as a model in bf16 does.
         """
-        _, groups, columns, width = keys.shape
+        _, groups, columns, _ = keys.shape
+        width = keys.shape[3] - (SCALE_BYTES if keys.dtype == torch.int8 else 0)
         mask, stride = None, 0
         if may_look is not None:
             mask, stride = may_look.data_ptr(), may_look.stride(0) if len(may_look) > 1 else 0
         self._attend(
             out.data_ptr(), mixed.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), keys.data_ptr(),
             values.data_ptr(), mask, scores.data_ptr(), len(mixed), out.shape[1] // width, groups, width,
-            turns[0].shape[-1], place, columns, stride, neighbours, _is_half(keys), torch.get_num_threads(),
+            turns[0].shape[-1], place, columns, stride, neighbours, _FORMS[keys.dtype], half, torch.get_num_threads(),
         )  # fmt: skip
 
 

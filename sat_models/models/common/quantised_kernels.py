@@ -1,8 +1,8 @@
 """Products with weights of 8 or 4 bits on a CPU, through C (`quantised_kernels.c`).
 
 Inputs are made integers, 32 numbers with a scale of their own, and multiplied as bytes: with few inputs a product takes
-what reading its weight takes, with many (a prompt) a fraction of what it takes in fp32. Up to `FEW` inputs, a result
-does not depend on the other inputs, so an answer in a batch is that of one alone.
+what reading its weight takes, with many (a prompt) a fraction of what it takes in fp32. An input's result does not
+depend on the others, so an answer in a batch is that of one alone.
 
 Legend: B inputs (rows), K numbers of each, M outputs.
 """
@@ -20,9 +20,6 @@ from sat_models.c_library import open_library
 
 SCALE_STEPS, SCALE_OFFSET = 8, 191
 """A scale of 4 bits: steps per doubling, and the code that means 1."""
-
-FEW = 32
-"""Inputs that share each reading of a weight as it is stored. For more it is laid out anew, where the processor can."""
 
 _WIDE, _SHARED, _PANEL = 128, 32, 32  # as in the C file: what inputs are filled up to, share a scale; outputs at once
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
@@ -142,10 +139,14 @@ class QuantisedKernels:
         )  # fmt: skip
 
     def multiply(self, x: Tensor, weight: QuantisedWeight) -> Tensor:
-        """`x W^T`: […, K] -> […, M] in the dtype of x. No gradients."""
+        """`x W^T`: […, S, K] -> […, S, M] in the dtype of x. No gradients.
+
+        With S > 1 (prompts) the weight is laid out for many inputs, where the processor can. That adds up in another
+        order, so the choice must not hang on how many rows there are besides.
+        """
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
         found = rows.new_empty(len(rows), weight.outputs)
-        if len(rows) > FEW and self._has_panels():
+        if x.dim() > 1 and x.shape[-2] > 1 and self._has_panels():
             self._by_panels(found, rows, weight)
         else:
             self.product(found, self.inputs(ByteInputs.room(*rows.shape, weight.each), rows), weight)
