@@ -57,15 +57,15 @@ def load_pretrained(
             adapter of `save_adapter` or of PEFT, which is merged into the base model that it names. LoRA matrices that
             lie beside the weights, as the original scripts save them, are merged, too.
         device: "auto" is this process's GPU where there is one, else the CPU.
-        dtype: "auto" is fp32 on the CPU, bf16 on a GPU that has it, else fp16.
+        dtype: "auto": fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
         quant: 8 or 4 bits per weight of the linears (language, experts, vision), quantised one by one while loading;
             None takes the weights as they are stored, quantised or not.
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
-        quant_head: decode on a CPU with an output projection of 8 bits (a copy in memory; prompts and files keep the
-            full one). None: where the linears are quantised; True refuses a model whose linears are not.
-        cache: how decoding keeps keys and values: "model" as it computes them, "bf16", or "int8", with a scale for each
-            vector. "auto" is "int8" where quantised linears are multiplied on a CPU, else "model".
+        quant_head: decode on a CPU with an output projection of 8 bits (a copy; prompts and files keep the full one).
+            None: where the linears are quantised; True refuses a model whose linears are not.
+        cache: keys and values of decoding: as computed ("model"), in "bf16", or "int8" with a scale for each vector.
+            "auto" is "int8" where quantised linears are multiplied on a CPU, else "model".
         rotary_table: "model" computes rotary angles in `dtype`, as the released weights were trained; "fp32" is the
             departure of docs/numerics.md.
         version: prompt style; None takes the checkpoint's, else the model's usual one, else "base".
@@ -73,8 +73,7 @@ def load_pretrained(
     Raises:
         UnknownNameError: neither a path nor a name, with near matches.
         CheckpointError: absent, damaged or unfitting files.
-        ConfigError: a bad config, device, dtype, quant, cache or rotary_table, or a number of processes that the model
-            cannot be split over.
+        ConfigError: a bad config or argument, or a number of processes that the model cannot be split over.
         InputError: an unusable `local_tokenizer`.
         MissingPackageError: quantised weights without bitsandbytes.
 
@@ -94,8 +93,7 @@ def load_pretrained(
         lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
     )
     model, config = runtime.in_step(lambda: source.load(device, dtype))
-    _prepare(model, Quantisation.of(config), rotary_table, quant_head)
-    model.cache_form = None if cache == "auto" else CacheForm(cache)
+    _prepare(model, Quantisation.of(config), rotary_table, quant_head, cache)
     logger.info("loaded %s on %s, split over %d process(es)", checkpoint.step_folder, device, size)
     return VLM(
         model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
@@ -111,13 +109,16 @@ def _check_asked(rotary_table: str, cache: str, version: str | None) -> None:
         prompt_style(version)
 
 
-def _prepare(model: ZooModel, bits: Quantisation | None, rotary_table: str, quant_head: bool | None) -> None:
+def _prepare(
+    model: ZooModel, bits: Quantisation | None, rotary_table: str, quant_head: bool | None, cache: str
+) -> None:
     """For answers, and as the caller asked."""
     if quant_head and bits is None:
         raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
     if rotary_table == "fp32":
         model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
     model.quantised_head = bits is not None and quant_head is not False
+    model.cache_form = None if cache == "auto" else CacheForm(cache)
     model.eval().requires_grad_(False)
     kind = next(model.parameters()).dtype
     logger.info("weights in %s", f"{kind}, linears of {bits.bits} bits" if bits else kind)
