@@ -54,8 +54,8 @@ def load_pretrained(
     Args:
         name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
             Hugging Face folder or id (which is looked up in SAT_HOME, then in the hub's cache, then on the hub), or an
-            adapter of `save_adapter` or of PEFT, which is merged into the base model that it names. LoRA matrices that
-            lie beside the weights, as the original scripts save them, are merged, too.
+            adapter of `save_adapter` or of PEFT, merged into the base model that it names. LoRA matrices that lie beside
+            the weights, as the original scripts save them, are merged, too.
         device: "auto" is this process's GPU where there is one, else the CPU.
         dtype: "auto": fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
@@ -66,8 +66,7 @@ def load_pretrained(
             None: where the linears are quantised; True refuses a model whose linears are not.
         cache: keys and values of decoding: as computed ("model"), in "bf16", or "int8" with a scale for each vector.
             "auto" is "int8" where quantised linears are multiplied on a CPU, else "model".
-        rotary_table: "model" computes rotary angles in `dtype`, as the released weights were trained; "fp32" is the
-            departure of docs/numerics.md.
+        rotary_table: of angles: "model" in `dtype`, as the weights were trained; "fp32", see docs/numerics.md.
         version: prompt style; None takes the checkpoint's, else the model's usual one, else "base".
 
     Raises:
@@ -76,8 +75,7 @@ def load_pretrained(
         ConfigError: a bad config or argument, or a number of processes that the model cannot be split over.
         InputError: an unusable `local_tokenizer`.
         MissingPackageError: quantised weights without bitsandbytes.
-
-    A failure on one process is raised on all.
+        All of them: on all processes, wherever it failed.
     """
     device = torch.device(runtime.choose_device(device))
     dtype = runtime.choose_dtype(dtype, device)
