@@ -54,8 +54,8 @@ def load_pretrained(
     Args:
         name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
             Hugging Face folder or id (which is looked up in SAT_HOME, then in the hub's cache, then on the hub), or an
-            adapter of `save_adapter` or of PEFT, merged into the base model that it names. LoRA matrices that lie beside
-            the weights, as the original scripts save them, are merged, too.
+            adapter of `save_adapter` or of PEFT, merged into the base model that it names. LoRA matrices beside the
+            weights, as the original scripts save them, are merged, too.
         device: "auto" is this process's GPU where there is one, else the CPU.
         dtype: "auto": fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer: sentencepiece file, its folder, or a Hugging Face repository; None looks beside the weights.
