@@ -98,6 +98,15 @@ def _glm4v(name: str, summary: str) -> ModelSpec:
     )  # fmt: skip
 
 
+def _internvl(hub: str, summary: str, version: str, language: str) -> ModelSpec:
+    originals = (f"OpenGVLab/{hub}-hf",) if hub.startswith("InternVL3-") else ()  # in transformers' own layout
+    return ModelSpec(
+        name=hub.lower(), summary=summary, default_version=version, image_size=448,
+        licence=f"MIT (code, InternViT), {language}", source=f"{_HUB}/OpenGVLab/{hub}", hf_name=hub,
+        owners=("OpenGVLab",), originals=originals,
+    )  # fmt: skip
+
+
 def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
@@ -134,6 +143,30 @@ def _minigpt4(name: str, summary: str, version: str, size: int = 224) -> ModelSp
     )  # fmt: skip
 
 
+_YI, _INTERNLM2 = "Apache-2.0 (Yi)", "InternLM2's model licence (language model)"
+_QWEN, _QWEN_3B = "Apache-2.0 (Qwen)", "Qwen research licence (language model)"
+_QWEN_72B = "Qwen licence (language model)"
+
+
+def _internvls() -> tuple[ModelSpec, ...]:
+    """InternVL (README of github.com/OpenGVLab/InternVL at 2410d1d)."""
+    later = {"1B": _QWEN, "2B": _INTERNLM2, "4B": _QWEN_3B, "8B": _INTERNLM2, "26B": _INTERNLM2, "38B": _QWEN}
+    three = {"1B": _QWEN, "2B": _QWEN, "8B": _QWEN, "14B": _QWEN, "38B": _QWEN, "78B": _QWEN_72B}
+    two = {"1B": _QWEN, "2B": _INTERNLM2, "8B": _INTERNLM2, "26B": _INTERNLM2, "40B": _YI}
+    styles = {"1B": "Hermes-2", "40B": "Hermes-2"}
+    tiled = "dialogue about images, cut into tiles"
+    return (
+        _internvl("InternVL-Chat-V1-2", "dialogue about an image, InternViT-6B and Yi 34B", "Hermes-2", _YI),
+        _internvl("InternVL-Chat-V1-2-Plus", "the same after more fine-tuning", "Hermes-2", _YI),
+        _internvl("InternVL-Chat-V1-5", tiled, "internlm2-chat", _INTERNLM2),
+        _internvl("Mini-InternVL-Chat-2B-V1-5", tiled, "internlm2-chat", _INTERNLM2),
+        *(_internvl(f"InternVL2-{n}", tiled, styles.get(n, "internlm2-chat"), which) for n, which in two.items()),
+        *(_internvl(f"InternVL2_5-{n}", tiled, "internvl2_5", which) for n, which in later.items()),
+        _internvl("InternVL2_5-78B", tiled, "internvl2_5", _QWEN_72B),
+        *(_internvl(f"InternVL3-{n}", tiled, "internvl2_5", which) for n, which in three.items()),
+    )
+
+
 _GROUNDING_ALIASES = (
     "cogvlm-grounding-generalist-v1.1",
     *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS),
@@ -157,6 +190,7 @@ _SPECS = (
     _cogvlm2("cogvlm2-llama3-chat-19b", "dialogue about an image at 1344 px, on Llama 3"),
     _cogvlm2("cogvlm2-llama3-chinese-chat-19b", "the same in Chinese and English"),
     _glm4v("glm-4v-9b", "dialogue about an image at 1120 px in any turn, Chinese and English, on GLM-4"),
+    *_internvls(),
     _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
     _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
     ModelSpec(

@@ -36,6 +36,9 @@ RELEASED = [spec for spec in registry.specs() if not spec.bundled]
         ("THUDM/visualglm-6b", "visualglm-6b"),
         ("liuhaotian/llava-v1.5-7b", "llava-v1.5-7b"),
         ("llava-hf/llava-1.5-13b-hf", "llava-v1.5-13b"),
+        ("OpenGVLab/InternVL2-8B", "internvl2-8b"),
+        ("OpenGVLab/InternVL3-8B", "internvl3-8b"),
+        ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"),
     ],
 )
 def test_every_name_that_users_type(given, name):
@@ -56,6 +59,9 @@ def test_every_name_that_users_type(given, name):
         ("llava-v1.0-7b", "llava_v0"),
         ("minigpt4-13b", "minigpt4"),
         ("minigpt-v2", "minigpt4_llama2"),
+        ("internvl-chat-v1-2", "Hermes-2"),
+        ("internvl2-8b", "internlm2-chat"),
+        ("internvl2_5-78b", "internvl2_5"),
     ],
 )
 def test_the_usual_prompt_style_of_each(name, version):
@@ -113,6 +119,9 @@ def test_the_released_model_has_its_number_of_parameters(name):
         ("visualglm-6b", 7_802_193_408),
         ("llava-v1.5-7b", 7_063_427_072 - 2 * 64 * 4096),  # the hub's form has 64 more words
         ("minigpt4-7b", 7_832_679_936),
+        ("internvl2-1b", 938_158_976),
+        ("internvl2-8b", 8_075_365_376),
+        ("internvl-chat-v1-5", 25_514_186_112),
     ],
 )
 def test_the_other_released_models_have_theirs(name, count):

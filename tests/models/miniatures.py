@@ -178,6 +178,16 @@ MINIATURES = (
         "llava-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ("LLaVAModel",),
         frozen=("mixins.eva.vit_model.transformer.layers.2.", "mixins.eva.vit_model.mixins.early.post_layernorm."),
     ),
+    Miniature(
+        "internvl-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ("InternVLModel",),
+        frozen=tuple(
+            f"mixins.eva.vit_model.{part}.2."
+            for part in (
+                "transformer.layers", "mixins.scaled.scales", "mixins.qk_norm.query_norm", "mixins.qk_norm.key_norm"
+            )
+        ),
+    ),
+    Miniature("internvl2-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ()),
     Miniature("minigpt4-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ("MiniGPT4Model",), stacks=3),
     Miniature("minigpt4-llama2-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ()),
 )  # fmt: skip

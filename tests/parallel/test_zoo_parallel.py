@@ -17,7 +17,10 @@ WORKER = Path(__file__).with_name("zoo_worker.py")
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 import miniatures  # noqa: E402
 
-NAMES = ("cogvlm2-tiny", "glm4v-tiny", "visualglm-mini", "llava-tiny", "minigpt4-tiny", "minigpt4-llama2-tiny")
+NAMES = (
+    "cogvlm2-tiny", "glm4v-tiny", "visualglm-mini", "llava-tiny", "minigpt4-tiny", "minigpt4-llama2-tiny",
+    "internvl-tiny", "internvl2-tiny",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ class InternVLConfig(LLaMAConfig, VisionLanguageConfig):
     overview: bool = True
     square_padding: bool = False
     image_token_id: int | None = None
+    tokenizer_type: str = "OpenGVLab/InternVL"
 
     TOWER: ClassVar[type[InternViTConfig]] = InternViTConfig
     TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ("tokenizer.model", "tokenizer.json")
