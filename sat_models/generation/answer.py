@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn
 from sat_models.processing.tokens import TextStream
+
+if TYPE_CHECKING:
+    from sat_models.generation.prefixes import Prefix
 
 FinishReason = Literal["stop", "length"]
 
@@ -107,6 +110,7 @@ class AnswerRow:
 
     Attributes:
         sampled: all tokens that were chosen, those of a stop string included; what the model was fed with.
+        prefix: what of its prompt is kept, once that was looked up; None before, and where nothing is ever kept.
         cached_tokens: how many tokens of the prompt were not computed; known at the first token.
         finish_reason: None while it runs, and if it was ended from outside or failed.
         error: why it failed, else None.
@@ -117,6 +121,7 @@ class AnswerRow:
     ) -> None:
         self.request, self.budget = request, budget
         self.sampled: list[int] = []
+        self.prefix: Prefix | None = None
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None

@@ -32,7 +32,8 @@ def groups_of(rows: Iterable[Numbered], engine: AnsweringModel) -> list[list[Num
     groups: list[list[Numbered]] = []
     for number, row in rows:
         inputs = row.request.inputs
-        if engine.prefixes.shares(inputs):
+        row.prefix = engine.prefixes.find(inputs)
+        if row.prefix is not None and row.prefix.shared:
             groups.append([(number, row)])
             continue
         images = inputs.vision_image
@@ -58,7 +59,7 @@ def compute_one(row: AnswerRow, engine: AnsweringModel, stepper: Stepper, *, gro
     """
     inputs = row.request.inputs
     room = inputs.length + (min(row.budget, FIRST_ROOM) if grows else row.budget)
-    store, cached = engine.prefixes.start(inputs, room) or (engine.new_store(room), 0)
+    store, cached = engine.prefixes.start(row.prefix, room) or (engine.new_store(room), 0)
     row.cached_tokens = cached
     stepper.cache.store = store
     if cached:  # what is left is text

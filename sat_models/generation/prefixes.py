@@ -71,6 +71,21 @@ class _Kept:
         return self.store.nbytes + self.prompt.tokens.nbytes + pixels
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A prompt, looked up: described and held against what is kept once, whoever asks later.
+
+    Attributes:
+        prompt: its description.
+        kept: the answer that begins like it; None without.
+        shared: how many of its tokens are computed there.
+    """
+
+    prompt: _Prompt
+    kept: _Kept | None = None
+    shared: int = 0
+
+
 class PrefixCache:
     """Keys and values of the last answers. A prompt that begins as one of them goes on from there.
 
@@ -101,21 +116,26 @@ class PrefixCache:
         """Forget all, and free the memory."""
         self._kept = []
 
-    def shares(self, inputs: VLMInputs) -> bool:
-        """A beginning of this prompt is kept."""
-        return self._best(inputs)[1] > 0
+    def find(self, inputs: VLMInputs) -> Prefix | None:
+        """What of a prompt is kept; None for one of a kind that is never kept."""
+        causal = inputs.attention_mask is None and inputs.position_ids.dim() == 2  # a GLM reads its context both ways
+        return self._find(_Prompt.of(inputs)) if self.capacity > 0 and causal else None
 
-    def start(self, inputs: VLMInputs, room: int) -> tuple[KVStore, int] | None:
+    def start(self, found: Prefix | None, room: int) -> tuple[KVStore, int] | None:
         """A store with the first tokens of a prompt, and their number, always less than all; None: nothing is kept.
 
         Args:
-            inputs: one prompt.
+            found: by `find`.
             room: most tokens that the store shall hold.
         """
-        best, shared = self._best(inputs)
-        if not shared:
+        if found is None:
             return None
-        kept = self._kept.pop(best)
+        if found.kept is not None and found.kept not in self._kept:  # it was handed on to another answer meanwhile
+            found = self._find(found.prompt)
+        if found.kept is None:
+            return None
+        kept, shared = found.kept, found.shared
+        self._kept.remove(kept)
         if self.capacity > 1:
             self._kept.append(kept)
             return kept.store.extract(0, 0, shared, max_length=room), shared
@@ -124,21 +144,22 @@ class PrefixCache:
             kept.store.resize(1, room)
         return kept.store, shared
 
-    def takes(self, inputs: VLMInputs, size: int = 0) -> bool:
-        """A prompt of this kind, with a store of so many bytes, would be kept."""
-        causal = inputs.attention_mask is None and inputs.position_ids.dim() == 2  # a GLM reads its context both ways
-        return self.capacity > 0 and causal and (self.max_bytes is None or size <= self.max_bytes)
+    def fits(self, size: int) -> bool:
+        """A store of so many bytes would be kept."""
+        return self.max_bytes is None or size <= self.max_bytes
 
-    def keep(self, inputs: VLMInputs, generated: Sequence[int], store: KVStore) -> None:
+    def keep(self, found: Prefix, generated: Sequence[int], store: KVStore) -> None:
         """Keep a prompt with the beginning of its answer.
 
         Args:
+            found: by `find`, for this prompt.
             generated: tokens of the answer, at least as many as the store holds behind the prompt.
             store: of one row; it belongs to this cache afterwards.
         """
-        if store.length < inputs.length or not self.takes(inputs):
+        length = len(found.prompt.tokens)
+        if store.length < length:
             return
-        prompt = _Prompt.of(inputs).followed_by(generated[: store.length - inputs.length])
+        prompt = found.prompt.followed_by(generated[: store.length - length])
         for kept in self._kept:
             if kept.prompt.covers(prompt):
                 self._kept.remove(kept)
@@ -155,14 +176,11 @@ class PrefixCache:
         while len(self._kept) > self.capacity or self.bytes > most:
             self._kept.pop(0)
 
-    def _best(self, inputs: VLMInputs) -> tuple[int, int]:
-        """Which of those kept has the longest common beginning with a prompt, and its length."""
-        if not self._kept or not self.takes(inputs):
-            return 0, 0
-        prompt = _Prompt.of(inputs)
+    def _find(self, prompt: _Prompt) -> Prefix:
+        """Of those kept, the one with the longest common beginning."""
         common = [kept.prompt.common_with(prompt, len(prompt.tokens) - 1) for kept in self._kept]
-        best = max(common)
-        return common.index(best), best
+        best = max(common, default=0)
+        return Prefix(prompt, self._kept[common.index(best)], best) if best else Prefix(prompt)
 
 
 def _pixels(images: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:

@@ -224,9 +224,9 @@ class BatchSession:
             return
         row = row or self._rows[number]
         key, group = next((key, group) for key, group in self._groups.items() if number in group.rows)
-        inputs, prefixes = row.request.inputs, self._engine.prefixes
-        if row.error is None and prefixes.takes(inputs, group.bytes_of(number) if prefixes.capacity else 0):
-            prefixes.keep(inputs, row.sampled, group.cache_of(number))
+        prefixes = self._engine.prefixes
+        if row.error is None and row.prefix is not None and prefixes.fits(group.bytes_of(number)):
+            prefixes.keep(row.prefix, row.sampled, group.cache_of(number))
         group.leave(number)
         if not group.rows:
             del self._groups[key]

@@ -27,10 +27,16 @@ from sat_models.training.data import Batch, VLMDataset, batches
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
 from sat_models.training.evaluating import Evaluator, token_loss
 from sat_models.training.groups import group_of, vision_groups
-from sat_models.training.loop_parts import Meter, StopRequest, memory_in_use, random_state, restore_random_state
+from sat_models.training.loop_parts import (
+    Meter,
+    StopRequest,
+    learning_rate,
+    memory_in_use,
+    random_state,
+    restore_random_state,
+)
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import Progress, Start
-from sat_models.training.schedule import learning_rate
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.store import CheckpointStore
 from sat_models.training.trainable import GradientWatch

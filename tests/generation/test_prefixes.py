@@ -12,6 +12,7 @@ import torch
 
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
+from sat_models.generation.prefixes import PrefixCache, _Prompt
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.inputs import VLMInputs
 from sat_models.serving.chat import ChatSession
@@ -236,10 +237,12 @@ def test_memory_is_bounded_and_the_oldest_goes_first(vlm: VLM, image: Path) -> N
     for inputs in prompts:
         engine.answer(Request(inputs, OPTIONS))
         assert engine.prefixes.bytes <= 2.5 * size
-    assert [engine.prefixes.shares(inputs) for inputs in prompts] == [False, False, True, True]
+    assert [engine.prefixes.find(inputs).shared > 0 for inputs in prompts] == [False, False, True, True]
     engine.answer(Request(prompts[2], OPTIONS))
     engine.answer(Request(prompts[0], OPTIONS))
-    assert [engine.prefixes.shares(inputs) for inputs in prompts] == [True, False, True, False], "used lately, kept"
+    assert [engine.prefixes.find(inputs).shared > 0 for inputs in prompts] == [True, False, True, False], (
+        "used lately, kept"
+    )
     small = make_engine(vlm, keep=9, most=size - 1)
     small.answer(Request(one, OPTIONS))
     assert len(small.prefixes) == 0
@@ -262,3 +265,32 @@ def test_a_stop_string_keeps_what_was_computed(vlm: VLM, image: Path) -> None:
     following = engine.answer(vlm.request(image, "Where?", history, "chat", OPTIONS))
     assert following.cached_tokens >= request.inputs.length - 2, "words at the border may be cut otherwise"
     assert following.token_ids == vlm.generate(image, "Where?", history, "chat", max_new_tokens=8).token_ids
+
+
+@pytest.mark.parametrize("keep", [1, 4])
+def test_a_prompt_is_looked_up_once(vlm: VLM, image: Path, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is described once and held against what is kept once, though grouping, starting and keeping all ask."""
+    engine, described, looked_up = make_engine(vlm, keep=keep), [], []
+    of, find = _Prompt.of, PrefixCache._find
+    monkeypatch.setattr(_Prompt, "of", lambda inputs: described.append(inputs) or of(inputs))
+    monkeypatch.setattr(PrefixCache, "_find", lambda cache, prompt: looked_up.append(prompt) or find(cache, prompt))
+    for query in ("What is it?", "Where?", "Who is it?"):
+        list(engine.tokens(vlm.processor(image, query, version="chat"), OPTIONS))
+    assert len(described) == len(looked_up) == 3 and len(engine.prefixes) == min(keep, 3)
+
+
+def test_two_that_begin_alike_share_the_only_one_that_is_kept(vlm: VLM, image: Path) -> None:
+    """The first takes it over; the second, which was looked up at the same time, is computed from its start."""
+    engine = make_engine(vlm, keep=1)
+    prompts = [vlm.processor(image, query, version="chat") for query in ("What is it?", "Where?", "Who is it?")]
+    list(engine.tokens(prompts[0], OPTIONS))
+    with engine.session(max_rows=2) as session:
+        numbers = [session.add(Request(inputs, OPTIONS)) for inputs in prompts[1:]]
+        session.step()
+        cached = [session[number].cached_tokens for number in numbers]
+        while session.running:
+            session.step()
+        found = [session.remove(number).result().token_ids for number in numbers]
+    assert cached[0] > 0 and cached[1] == 0
+    alone = make_engine(vlm, keep=0)
+    assert found == [alone.answer(Request(inputs, OPTIONS)).token_ids for inputs in prompts[1:]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sat_models.errors import ConfigError, UnknownNameError
-from sat_models.training.schedule import learning_rate
+from sat_models.training.loop_parts import learning_rate
 from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
 
 NEEDED = ["--from_pretrained", "cogvlm-chat", "--train_data", "data", "--save_path", "out"]
