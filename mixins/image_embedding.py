@@ -39,9 +39,18 @@ class ImageEmbedding(BaseMixin):
         image_embed_mask: Tensor | None = None,
         **kw: Any,
     ) -> Tensor:
-        """input_ids [B, S] -> embeddings [B, S, D]. Without `vision_image` the tower is not run."""
+        """input_ids [B, S] -> embeddings [B, S, D]. Without `vision_image` the tower is not run.
+
+        Raises:
+            ValueError: slots and images that do not fit each other.
+        """
         embeddings = embed(self.transformer.word_embeddings, input_ids)
         if vision_image is None:
+            if image_embed_mask is not None and image_embed_mask.any():
+                raise ValueError(
+                    f"image_embed_mask marks {int(image_embed_mask.bool().sum())} positions, but no vision_image was "
+                    "given. Pass the pixels that belong there, or a mask of zeros."
+                )
             return embeddings
         if image_embed_mask is None:
             raise ValueError("vision_image was given without image_embed_mask, which says where it goes")
@@ -58,7 +67,7 @@ class ImageEmbedding(BaseMixin):
 
     @stands_for("word_embedding_forward")
     def text_token(self) -> nn.Module:
-        """What looks words up: a token of text comes without an image."""
+        """The table that looks words up: a token of text comes without an image."""
         return self.transformer.word_embeddings
 
 

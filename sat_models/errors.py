@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import difflib
+import inspect
 import os
 import subprocess
 import sys
@@ -56,6 +57,25 @@ class UnknownNameError(ZooError):
         listing = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
         shown = name if len(name) <= 200 else name[:200] + "…"
         super().__init__(f"Unknown {kind} '{shown}'. {listing}", hint=hint)
+
+
+class UnknownArgumentError(InputError, TypeError):
+    """A keyword argument that a function does not take; the message lists near matches."""
+
+
+def refuse_unknown(given: Iterable[str], function: Callable[..., object], known: Iterable[str] = ()) -> None:
+    """Raises UnknownArgumentError for keyword arguments that a function does not have.
+
+    Args:
+        given: those that it was called with and has no name for.
+        known: names that it has besides those in its signature.
+    """
+    if unknown := sorted(given):
+        plain = (name for name, each in inspect.signature(function).parameters.items() if each.kind != each.VAR_KEYWORD)
+        names = [name for name in (*plain, *known) if name != "self"]
+        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.5)
+        listing = f"Did you mean {' or '.join(near)}?" if near else f"It takes {', '.join(names)}."
+        raise UnknownArgumentError(f"{function.__name__} was given '{unknown[0]}', which it does not take. {listing}")
 
 
 class MissingPackageError(ZooError, ImportError):

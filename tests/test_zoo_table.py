@@ -52,7 +52,7 @@ def test_rows(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(registry._TABLE, later.name, later)
     monkeypatch.setattr(registry, "specs", lambda: iter([*specs, later]))
     monkeypatch.setattr(zoo_table, "_measure", lambda config: (1_234_567, 7_600_000_000, 0))
-    zoo_table.print_table()
+    assert zoo_table.main([]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.startswith("name ") and header.endswith("what for") and "int4" in header
     assert [line.split()[0] for line in lines] == [*(spec.name for spec in specs), "later-vlm"]
@@ -60,6 +60,16 @@ def test_rows(capsys, monkeypatch, tmp_path):
     assert str(tmp_path / "cogvlm-chat") in lines[1] and "Apache-2.0" in lines[1]
     assert " download " in lines[2] and " not yet " in lines[3]
     assert lines[3].split()[1] == "-"
+
+
+def test_help_is_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        zoo_table.main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.startswith("usage:") and "List the models of the zoo" in said
+    with pytest.raises(SystemExit) as ended:
+        zoo_table.main(["--nonsense"])
+    assert ended.value.code == 2
 
 
 def test_every_model_that_can_run_has_sizes():

@@ -1,6 +1,6 @@
 """`python -m sat_models.zoo` and the console command `sat-zoo`: the zoo as a table."""
 
-from sat_models.zoo.table import print_table
+from sat_models.zoo.table import command
 
 if __name__ == "__main__":
-    print_table()
+    command()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,14 +19,14 @@ from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source, open_source
 from sat_models.config import LanguageConfig, ModelConfig, VisionLanguageConfig, read_json
-from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError
+from sat_models.errors import CheckpointError, ConfigError, InputError, ZooError, refuse_unknown
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokenizer_files import find_tokenizer
 from sat_models.registry import ModelSpec
-from sat_models.zoo.locate import list_models, locate_with_spec, spec_of_name, spec_of_path
+from sat_models.zoo.locate import check_name, list_models, locate_with_spec, spec_of_name, spec_of_path
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def load_pretrained(
     cache: str = "auto",
     rotary_table: str = "model",
     version: str | None = None,
+    **unknown: Any,
 ) -> VLM:
     """Load a model. Under torchrun it is split over the processes, which all make this call.
 
@@ -73,19 +75,19 @@ def load_pretrained(
         UnknownNameError: neither a path nor a name, with near matches.
         CheckpointError: absent, damaged or unfitting files.
         ConfigError: a bad config or argument, or a number of processes that the model cannot be split over.
-        InputError: an unusable `local_tokenizer`.
+        InputError: an unusable `local_tokenizer`, no name or path, or an argument of another name.
         MissingPackageError: quantised weights without bitsandbytes.
         All of them: on all processes, wherever it failed.
     """
+    _check_asked(name_or_path, rotary_table, cache, version, unknown)
     device = torch.device(runtime.choose_device(device))
     dtype = runtime.choose_dtype(dtype, device)
     asked = Quantisation.asked(quant, quant_skip)
-    _check_asked(rotary_table, cache, version)
     runtime.init_distributed(device)
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
     checkpoint, config = source.checkpoint, source.config
-    _check_task(config, checkpoint)
+    _check_opened(config, checkpoint, quant_head, asked)
     runtime.init_model_parallel(size)
     processor, tokenizer_file = runtime.in_step(
         lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
@@ -98,7 +100,11 @@ def load_pretrained(
     )
 
 
-def _check_asked(rotary_table: str, cache: str, version: str | None) -> None:
+def _check_asked(
+    name_or_path: object, rotary_table: str, cache: str, version: str | None, unknown: Collection[str]
+) -> None:
+    refuse_unknown(unknown, load_pretrained)
+    check_name(name_or_path)
     if cache not in CACHES:
         raise ConfigError(f"cache is {cache!r}; allowed: {', '.join(CACHES)}")
     if rotary_table not in ROTARY_TABLES:
@@ -107,12 +113,19 @@ def _check_asked(rotary_table: str, cache: str, version: str | None) -> None:
         prompt_style(version)
 
 
+def _check_opened(
+    config: ModelConfig, checkpoint: SATCheckpoint, quant_head: bool | None, asked: Quantisation | None
+) -> None:
+    """Before any weight is read. Raises ConfigError."""
+    _check_task(config, checkpoint)
+    if quant_head and asked is None and Quantisation.of(config) is None:
+        raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
+
+
 def _prepare(
     model: ZooModel, bits: Quantisation | None, rotary_table: str, quant_head: bool | None, cache: str
 ) -> None:
     """For answers, and as the caller asked."""
-    if quant_head and bits is None:
-        raise ConfigError("quant_head is for models whose linears are quantised; say quant 8 or 4 (--quant), too")
     if rotary_table == "fp32":
         model.get_mixin(model.rotary_name).rotary_emb.table_dtype = torch.float32
     model.quantised_head = bits is not None and quant_head is not False
@@ -125,7 +138,7 @@ def _prepare(
 def _open(
     name_or_path: str | os.PathLike[str], size: int, asked: Quantisation | None
 ) -> tuple[Source, ModelSpec | None]:
-    """What is known of a model before its weights are read."""
+    """A model before its weights are read."""
     file = find_adapter(name_or_path)
     adapter = read_adapter(file) if file else None
     try:
@@ -162,6 +175,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> LanguageConfig:
 
 def _without_weights(name_or_path: str | os.PathLike[str]) -> tuple[SATCheckpoint, ModelSpec | None]:
     """A checkpoint whose config may be read; its weights may be absent."""
+    check_name(name_or_path)
     given = Path(name_or_path).expanduser()
     if not (given / CONFIG_FILE).is_file() and (adapter := find_adapter(name_or_path)):
         return _without_weights(read_adapter(adapter).base_model)

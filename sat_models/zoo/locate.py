@@ -9,7 +9,7 @@ from sat_models import registry
 from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, rank_file
 from sat_models.config import TASKS
-from sat_models.errors import CheckpointError, ConfigError, UnknownNameError
+from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from sat_models.registry import ModelSpec
 
 
@@ -32,6 +32,15 @@ def list_models(*, available_only: bool = False, task: str | None = None) -> lis
 def sat_home() -> Path:
     """Where models lie that are named without a path: SAT_HOME, else `~/.sat_models`."""
     return Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
+
+
+def check_name(name_or_path: object) -> None:
+    """Raises InputError for what can name no model."""
+    if not isinstance(name_or_path, str | os.PathLike) or not os.fspath(name_or_path):
+        raise InputError(
+            f"A model was given as {name_or_path!r:.80}. Give a name of the zoo, such as cogvlm-tiny (list_models() "
+            "knows them all), or the path of a checkpoint."
+        )
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:

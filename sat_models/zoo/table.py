@@ -1,16 +1,18 @@
-"""What `python -m sat_models.zoo` prints: every model with its sizes, its licence and where its weights are."""
+"""The table of the zoo, `sat-zoo`: every model with its sizes, its licence and where its weights are."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from sat_models import registry, runtime
 from sat_models.config import read_json
-from sat_models.errors import CheckpointError, ConfigError
+from sat_models.errors import CheckpointError, ConfigError, run_script
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation, make_quantised
 from sat_models.registry import ModelSpec
@@ -20,12 +22,27 @@ _HEADER = ("name", "parameters", "picture", "version", "bf16", "int4", "weights"
 _NOT_SIZES = ("text_processor_version", "tokenizer_type")
 
 
-def print_table() -> None:
-    """Print the zoo, columns aligned. Memory is that of the weights; pictures and text come on top."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the zoo, columns aligned. Memory is that of the weights; pictures and text come on top.
+
+    Returns:
+        Exit code.
+    """
+    argparse.ArgumentParser(
+        description="List the models of the zoo: sizes, prompt style, memory of the weights in bf16 and with linears "
+        "of 4 bits, where the weights are on this machine (SAT_HOME), licence.",
+        allow_abbrev=False,
+    ).parse_args(argv)
     rows = [_HEADER, *map(_row, registry.specs())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def command() -> None:
+    """The console command `sat-zoo`, and `python -m sat_models.zoo`."""
+    run_script(main)
 
 
 def _row(spec: ModelSpec) -> tuple[str, ...]:

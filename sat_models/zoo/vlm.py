@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -12,6 +12,7 @@ import torch
 from mixins.base import ZooModel
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.config import LanguageConfig
+from sat_models.errors import InputError, refuse_unknown
 from sat_models.models.families import family_of
 from sat_models.processing.boxes import Box, parse_boxes
 from sat_models.processing.intake import Images, MaxTiles
@@ -46,7 +47,7 @@ class SamplingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says about its image.
+    """An answer taken apart: its boxes, and what its family writes in a form of its own.
 
     Attributes:
         boxes: those in its text.
@@ -122,10 +123,11 @@ class VLM:
             "length"), `.logprobs` (one a token).
 
         Raises:
-            InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option.
+            InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option, or
+                one that there is not.
         """
         how = {"system": system, "max_tiles": max_tiles, "logprobs": True}
-        request = self.request(image, query, history, version, self._sampling(options), **how)
+        request = self.request(image, query, history, version, self._sampling(options, self.generate), **how)
         return self.engine().answer(request)
 
     def stream(
@@ -141,7 +143,7 @@ class VLM:
     ) -> Iterator[str]:
         """As `generate`, but gives pieces of text as they are decoded; bad arguments raise at the call."""
         how = {"system": system, "max_tiles": max_tiles}
-        request = self.request(image, query, history, version, self._sampling(options), **how)
+        request = self.request(image, query, history, version, self._sampling(options, self.stream), **how)
         return self.engine().stream(request).pieces()
 
     def generate_batch(
@@ -168,15 +170,14 @@ class VLM:
         Raises:
             InputError: lists of different length, or as `generate`.
         """
-        from sat_models.errors import InputError
-
         histories = [()] * len(queries) if histories is None else histories
         if not len(images) == len(queries) == len(histories):
             raise InputError(
                 f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
                 "histories; it needs one of each per answer (None is an image that is not there)."
             )
-        chosen, how = self._sampling(options), {"system": system, "max_tiles": max_tiles, "logprobs": True}
+        chosen = self._sampling(options, self.generate_batch)
+        how = {"system": system, "max_tiles": max_tiles, "logprobs": True}
         requests = [
             self.request(image, query, history, version, chosen, **how)
             for image, query, history in zip(images, queries, histories, strict=True)
@@ -213,7 +214,7 @@ class VLM:
         return Request.of(self.processor, image, query, history=history, version=version, options=options, **how)
 
     def engine(self, *, keep_prefixes: int = 0, prefix_bytes: int | None = None) -> Engine:
-        """What answers `request`s behind `generate`; see `AnsweringModel` for the arguments.
+        """The engine that answers `request`s behind `generate`; see `AnsweringModel` for the arguments.
 
         Raises InputError without a tokenizer (it knows the end).
         """
@@ -229,7 +230,10 @@ class VLM:
             prefix_bytes=prefix_bytes,
         )
 
-    def _sampling(self, options: SamplingKeywords) -> SamplingOptions:
+    @staticmethod
+    def _sampling(options: SamplingKeywords, asked: Callable[..., object]) -> SamplingOptions:
         from sat_models.generation.sampling import SamplingOptions
 
+        known = SamplingKeywords.__annotations__
+        refuse_unknown(options.keys() - known.keys(), asked, known)
         return SamplingOptions(**options)

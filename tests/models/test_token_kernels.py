@@ -21,6 +21,7 @@ from mixins.heads import HeadLayout, repeated
 from mixins.kv_cache import KVStore, kv_cache
 from mixins.rotary import RotaryEmbedding, RotaryRows, choose_rotate, rotate_half_split, widen
 from sat_models import c_library
+from sat_models.checkpoint.source import Source
 from sat_models.errors import ConfigError
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
@@ -39,7 +40,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
 
 def can_compile(folder: Path) -> bool:
-    """Whether there is a C compiler here that knows OpenMP."""
+    """True if there is a C compiler here that knows OpenMP."""
     (folder / "tried.c").write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
     command = ["cc", "-fopenmp", "-shared", "-fPIC", str(folder / "tried.c"), "-o", str(folder / "tried.so")]
     return shutil.which("cc") is not None and subprocess.run(command, capture_output=True).returncode == 0
@@ -354,7 +355,9 @@ def test_quantised_weights_take_the_kernels_too(bits: int, dtype: str, monkeypat
         assert list(engine.tokens(prompt, options)) == ids
 
 
-def test_the_output_projection_is_quantised_with_the_linears_unless_told_otherwise() -> None:
+def test_the_output_projection_is_quantised_with_the_linears_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def head(**options: object) -> object:
         vlm = load_pretrained(GOLDEN / "cogvlm-mini", device="cpu", dtype="float32", **options)
         return step_of(vlm)._head
@@ -364,6 +367,10 @@ def test_the_output_projection_is_quantised_with_the_linears_unless_told_otherwi
     assert isinstance(made, QuantisedProduct) and made.weight.bits == 8
     with pytest.raises(ConfigError, match="quant_head is for models whose linears are quantised"):
         head(quant_head=True)
+    with monkeypatch.context() as patch:  # before any weight is read
+        patch.setattr(Source, "load", lambda *_: pytest.fail("weights were read"))
+        with pytest.raises(ConfigError, match="quant_head is for"):
+            head(quant_head=True)
 
 
 def test_the_output_projection_is_made_once_and_again_when_the_weight_changes() -> None:
