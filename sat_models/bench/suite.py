@@ -31,7 +31,7 @@ from sat_models.errors import InputError
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.steps.graphs import PATIENCE
+from sat_models.generation.steps.graphs import RECORD_AFTER
 from sat_models.models.cogvlm.model import CogVLMModel
 from sat_models.processing.inputs import VLMInputs
 
@@ -147,7 +147,7 @@ class Bench:
     def _profile(self) -> Iterator[Row]:
         """A decode step, and what it consists of."""
         what, inputs = self._shortest()
-        count = PATIENCE + 4 + 2 * _PROFILED
+        count = RECORD_AFTER + 4 + 2 * _PROFILED
         stream = self._engine.tokens(inputs, SamplingOptions(max_new_tokens=count))
         times = []
         for _ in range(count - _PROFILED):  # the first ones record a graph, where there are graphs
@@ -239,7 +239,7 @@ class Bench:
         return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def _prompts(self) -> list[tuple[str, VLMInputs]]:
-        """What is decoded, text first, from short to long."""
+        """The prompts that are decoded, text first, from short to long."""
         config = self.model.config
         smallest = config.sequence_form.fixed_tokens([config.images.plan()]) + 1
         if short := [n for n in self.settings.contexts if n < smallest]:

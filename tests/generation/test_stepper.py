@@ -115,7 +115,7 @@ class LouderMlp(LlamaVisionExpertFCMixin):
 
 
 class OtherValues(LlamaVisionExpertAttnMixin):
-    """What the hook calls is relied upon too."""
+    """The code that the hook calls is relied upon too."""
 
     def _project_qkv(self, hidden_states: Tensor, **kw: Any) -> Tensor:
         return super()._project_qkv(hidden_states, **kw)
@@ -215,7 +215,7 @@ class TestRecorded:
         monkeypatch.setattr(TokenStep, "of", recorded)
         monkeypatch.setattr(KernelStep, "of", lambda step: None)
         monkeypatch.setattr(graphs, "BUCKET", 8)
-        monkeypatch.setattr(graphs, "PATIENCE", patience)
+        monkeypatch.setattr(graphs, "RECORD_AFTER", patience)
 
     def test_gives_what_the_step_gives(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
         plain, wanted = answers(vlm)
@@ -251,7 +251,7 @@ class TestRecorded:
     def compare(vlm: VLM, monkeypatch: pytest.MonkeyPatch, masked: Any, set_back: int | None = None) -> None:
         """Eight steps, those of `masked` without the first two columns, with the store shifted before one of them."""
         monkeypatch.setattr(graphs, "BUCKET", 64)
-        monkeypatch.setattr(graphs, "PATIENCE", 2)
+        monkeypatch.setattr(graphs, "RECORD_AFTER", 2)
         layers, recordings = len(vlm.model.transformer.layers), itertools.count()
 
         def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -283,7 +283,7 @@ class TestRecorded:
             next(recordings)
             return action
 
-        self.made(monkeypatch, record, graphs.PATIENCE)
+        self.made(monkeypatch, record, graphs.RECORD_AFTER)
         monkeypatch.setattr(graphs, "BUCKET", 64)
         list(engine_of(vlm).tokens(prompts(vlm)[0], SamplingOptions(max_new_tokens=8)))  # a prompt and 7 steps
         assert next(recordings) == 0
@@ -292,7 +292,7 @@ class TestRecorded:
 
     def test_keeps_the_rotary_table_that_was_recorded(self, vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graphs, "BUCKET", 64)
-        monkeypatch.setattr(graphs, "PATIENCE", 1)
+        monkeypatch.setattr(graphs, "RECORD_AFTER", 1)
         rotary, read = vlm.model.get_mixin("rotary").rotary_emb, []
         of = rotary.rows
 

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 BUCKET = 256
 """Columns by which what attention reads grows: 1.6 % too many on average at 8000 tokens, 10 % at 1300."""
 
-PATIENCE = 8
+RECORD_AFTER = 8
 """Steps of one kind in a row, the last of which is recorded. That runs it twice more, waits for the device and
-empties the allocator's cache; short answers, and lanes whose rows come and go, would not earn that back."""
+empties the allocator's cache; short answers, and batches whose rows come and go, would not earn that back."""
 
 Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 
@@ -97,7 +97,7 @@ class GraphedStep:
         if key != self._key:
             self._key, self._times, self._recording = key, 0, None
         self._times += 1
-        if self._recording is None and self._times >= PATIENCE and self._step.model not in _unrecordable:
+        if self._recording is None and self._times >= RECORD_AFTER and self._step.model not in _unrecordable:
             self._recording = self._try_to_record(ids, position_ids, store, columns, max_position)
         if self._recording is None:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
