@@ -37,12 +37,15 @@ def each_folder(*families: str) -> Callable[[Any], Any]:
     return pytest.mark.parametrize("folder", given)
 
 
-def each_case(*families: str, kind: str = "cases") -> Callable[[Any], Any]:
-    """Runs a test with `folder` and `case`, an entry of its reference.json."""
+def each_case(
+    *families: str, kind: str = "cases", wanted: Callable[[dict[str, Any]], bool] = lambda case: True
+) -> Callable[[Any], Any]:
+    """Runs a test with `folder` and `case`, an entry of its reference.json; of those that are `wanted`."""
     given = []
     for family in families:
         found = [(folder, case) for folder in folders(family) for case in reference(folder).get(kind, ())]
-        reason = f"the set {SET} has no {kind} of {family}-*"
+        found = [(folder, case) for folder, case in found if wanted(case)]
+        reason = f"the set {SET} has no such {kind} of {family}-*"
         given += [pytest.param(folder, case, id=f"{folder.name}-{case['key']}") for folder, case in found] or [
             pytest.param(None, None, id=family, marks=pytest.mark.skip(reason=reason))
         ]

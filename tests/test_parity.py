@@ -147,6 +147,8 @@ def test_answers_as_text(folder: Path, case: dict[str, Any]) -> None:
     asked = (folder / "image.png", case["query"], case["history"], case["version"])
     answer = vlm.generate(*asked, max_new_tokens=len(case["generated"]))
     assert answer.text == case["text"] == "".join(vlm.stream(*asked, max_new_tokens=len(case["generated"])))
+    assert answer.token_ids == [token for token in case["generated"] if token not in vlm.config.eos_token_ids]
+    assert answer.finish_reason == ("stop" if case["generated"][-1] in vlm.config.eos_token_ids else "length")
     stream = vlm.processor.tokenizer.stream()
     assert "".join(map(stream.push, case["generated"])) + stream.flush() == case["text"]
 

@@ -56,16 +56,8 @@ def _edit_shard(folder: Path, change) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_are_the_originals(golden, name):
+def test_the_prompt_style_is_the_templates(golden, name):
     vlm = load_pretrained(golden / f"{name}-hf", device="cpu", dtype="float32")
-    data = load_file(golden / name / "reference.safetensors")
-    images = {f"{kind}_image": data[f"pixels.{kind}"] for kind in ("vision", "cross") if f"pixels.{kind}" in data}
-    for case in read_json(golden / name / "reference.json")["cases"]:
-        fields = ("input_ids", "position_ids", "vision_expert_mask", "image_embed_mask")
-        with torch.inference_mode():
-            logits = vlm.model(**{field: data[f"{case['key']}.{field}"][None] for field in fields}, **images)[0][0]
-        # The same operations; another processor or number of threads sums in another order.
-        assert (logits - data[f"{case['key']}.logits"]).abs().max() <= 2e-5
     assert vlm.processor.version == {"cogvlm-mini": "chat_old", "cogagent-mini": "chat"}[name]
 
 

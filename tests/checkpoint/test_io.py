@@ -12,7 +12,6 @@ import numpy
 import pytest
 import torch
 
-from mixins.rotary import RotaryEmbedding
 from sat_models.checkpoint import io
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights, read_weights, save_checkpoint
@@ -223,20 +222,3 @@ def test_loading_into_a_model_that_has_memory_already(folder, whole):
     model = build_model(make_config(checkpoint.config), device="cpu")
     load_weights(model, checkpoint, device="cpu")
     assert _same(model, whole)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rotary_tables_are_the_originals(golden, dtype):
-    from safetensors.torch import load_file
-
-    name = {
-        torch.float32: ("fp32", "float32"),
-        torch.bfloat16: ("bf16", "bfloat16"),
-        torch.float16: ("fp16", "float16"),
-    }
-    tables = load_file(golden / "rotary_table_head128_700.safetensors")
-    cos, sin = RotaryEmbedding(128).to(dtype).table(700)
-    wanted = [key for key in tables if any(part in name[dtype] for part in key.replace("_", ".").split("."))]
-    assert len(wanted) == 2
-    for key in wanted:
-        assert torch.equal(tables[key], cos if "cos" in key else sin), key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden_set import SET
+
 from mixins.heads import HeadLayout
 from mixins.rotary import RotaryEmbedding, choose_rotate, rotate_half_split, rotate_neighbours
 from mixins.rotary_triton import rotate_triton
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = load_file(ROOT / "tests" / "golden" / "rotary_table_head128_700.safetensors")
+TABLES = sorted(SET.glob("rotary_table_head*_*.safetensors"))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -28,30 +32,48 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def assert_is_golden(cos: Tensor, sin: Tensor, name: str, *, rows: slice = slice(None)) -> None:
-    assert torch.equal(cos, GOLDEN[f"cos_{name}"][rows]) and torch.equal(sin, GOLDEN[f"sin_{name}"][rows])
+class Golden:
+    """A table of the originals: its name says the width of a head and the number of rows."""
+
+    def __init__(self, file: Path) -> None:
+        self.head_dim, self.rows = map(int, re.fullmatch(r"rotary_table_head(\d+)_(\d+)", file.stem).groups())
+        self.tables = load_file(file)
+
+    def check(self, cos: Tensor, sin: Tensor, name: str) -> None:
+        assert torch.equal(cos, self.tables[f"cos_{name}"][: len(cos)])
+        assert torch.equal(sin, self.tables[f"sin_{name}"][: len(sin)])
 
 
-def test_the_table_is_the_originals_bit_for_bit(name: str) -> None:
-    assert_is_golden(*RotaryEmbedding(128).to(DTYPES[name]).table(700), name)
+@pytest.fixture(params=TABLES or [None], ids=lambda file: file.stem if file else "none")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each table of the set in turn."""
+    if request.param is None:
+        pytest.skip(f"the set {SET} has no rotary_table_head*")
+    return Golden(request.param)
 
 
-def test_growing_changes_no_row(name: str) -> None:
-    embedding = RotaryEmbedding(128).to(DTYPES[name])
-    assert_is_golden(*embedding.table(1), name, rows=slice(1))
-    assert_is_golden(*embedding.table(5), name, rows=slice(5))
+def test_the_table_is_the_originals_bit_for_bit(golden: Golden, name: str) -> None:
+    table = RotaryEmbedding(golden.head_dim).to(DTYPES[name]).table(golden.rows)
+    assert len(table[0]) == golden.rows
+    golden.check(*table, name)
+
+
+def test_growing_changes_no_row(golden: Golden, name: str) -> None:
+    embedding = RotaryEmbedding(golden.head_dim).to(DTYPES[name])
+    golden.check(*embedding.table(1), name)
+    golden.check(*embedding.table(5), name)
     kept = embedding._table[0]
-    assert_is_golden(*embedding.table(3), name, rows=slice(3))
+    golden.check(*embedding.table(3), name)
     assert embedding._table[0] is kept, "a shorter table must not be computed anew"
-    assert_is_golden(*embedding.table(700), name)
+    golden.check(*embedding.table(golden.rows), name)
 
 
-def test_casting_the_model_makes_the_table_anew() -> None:
-    embedding = RotaryEmbedding(128)
-    assert_is_golden(*embedding.table(700), "fp32")
+def test_casting_the_model_makes_the_table_anew(golden: Golden) -> None:
+    embedding = RotaryEmbedding(golden.head_dim)
+    golden.check(*embedding.table(golden.rows), "fp32")
     embedding.to(torch.bfloat16)
     # inv_freq goes fp32 -> bf16 once, as when a checkpoint is cast
-    assert_is_golden(*embedding.table(700), "bf16")
+    golden.check(*embedding.table(golden.rows), "bf16")
 
 
 def test_bf16_positions_collide_as_the_released_weights_know_them() -> None:
@@ -59,21 +81,22 @@ def test_bf16_positions_collide_as_the_released_weights_know_them() -> None:
     assert len(torch.unique(torch.cat((cos, sin), dim=1).float(), dim=0)) == 641
 
 
-def test_an_fp32_table_can_be_asked_for() -> None:
-    embedding = RotaryEmbedding(128, table_dtype=torch.float32).to(torch.bfloat16)
+def test_an_fp32_table_can_be_asked_for(golden: Golden) -> None:
+    embedding = RotaryEmbedding(golden.head_dim, table_dtype=torch.float32).to(torch.bfloat16)
     assert embedding.inv_freq.dtype == torch.bfloat16
-    assert_is_golden(*embedding.table(700), "fp32")
+    golden.check(*embedding.table(golden.rows), "fp32")
     assert RotaryEmbedding(128).table_dtype is None, "it is never chosen silently"
 
 
-def test_rows_follow_the_position_ids() -> None:
+def test_rows_follow_the_position_ids(golden: Golden) -> None:
     """Image tokens share position 2; rows of a batch may differ."""
     positions = torch.tensor([[0, 1, 2, 2, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
-    cos, sin = RotaryEmbedding(128).rows(positions, 6)
-    assert cos.shape == sin.shape == (2, 1, 7, 128)
-    for half, sign in ((slice(64), -1), (slice(64, 128), 1)):
-        assert torch.equal(cos[:, 0, :, half], GOLDEN["cos_fp32"][positions])
-        assert torch.equal(sin[:, 0, :, half], sign * GOLDEN["sin_fp32"][positions])
+    width, middle = golden.head_dim, golden.head_dim // 2
+    cos, sin = RotaryEmbedding(width).rows(positions, 6)
+    assert cos.shape == sin.shape == (2, 1, 7, width)
+    for half, sign in ((slice(middle), -1), (slice(middle, width), 1)):
+        assert torch.equal(cos[:, 0, :, half], golden.tables["cos_fp32"][positions])
+        assert torch.equal(sin[:, 0, :, half], sign * golden.tables["sin_fp32"][positions])
 
 
 def test_a_position_beyond_the_stated_bound_is_an_error() -> None:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -61,7 +60,7 @@ class Miniature:
 
     @property
     def is_golden(self) -> bool:
-        """Whether the original's weights and logits are known."""
+        """True if the original's weights and logits are known."""
         return (self.folder / "reference.json").is_file()
 
     @property
@@ -80,13 +79,6 @@ class Miniature:
         model = build_model(config, dtype=dtype)
         load_weights(model, find_checkpoint(self.folder), device="cpu")
         return model
-
-    def cases(self) -> list[str]:
-        """Names of the golden cases."""
-        return [case["key"] for case in self._described()]
-
-    def _described(self) -> list[dict[str, Any]]:
-        return json.loads((self.folder / "reference.json").read_text())["cases"]
 
     def reference(self) -> Given:
         """Golden tensors."""

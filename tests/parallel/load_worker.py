@@ -33,11 +33,12 @@ def furthest(vlm: VLM, golden: Path) -> float:
 
 
 def answers_equal(vlm: VLM, golden: Path) -> list[bool]:
-    """Whether greedy ids are the original's, case by case (the first four)."""
+    """Greedy ids that are the original's, case by case (the first four)."""
     equal = []
     for case in json.loads((golden / "reference.json").read_text())["cases"][:4]:
-        result = vlm.generate(golden / "image.png", case["query"], case["history"], case["version"], max_new_tokens=20)
-        equal.append(result.token_ids == [token for token in case["generated"] if token != vlm.config.eos_token_id])
+        asked, said = (golden / "image.png", case["query"], case["history"], case["version"]), case["generated"]
+        result = vlm.generate(*asked, max_new_tokens=len(said))
+        equal.append(result.token_ids == [token for token in said if token not in vlm.config.eos_token_ids])
     return equal
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +13,20 @@ import pytest
 from sat_models.zoo import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from golden_set import each_folder, twin  # noqa: E402
+
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def _torchrun(processes: int, tmp_path: Path, name: str = "cogvlm-mini") -> list[dict]:
+def _torchrun(processes: int, tmp_path: Path, folder: Path) -> list[dict]:
     """The workers' reports, by rank."""
-    halves = tmp_path / "halves"
-    shutil.copytree(GOLDEN / f"{name}-mp2", halves)
-    shutil.copy(GOLDEN / name / "model_config.json", halves)
+    halves = twin(folder, "mp2", tmp_path)
+    twin(folder, "hf", tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [
         str(Path(__file__).with_name("load_worker.py")),
-        str(GOLDEN / name),
+        str(folder),
         str(halves),
         str(tmp_path),
     ]
@@ -35,9 +36,9 @@ def _torchrun(processes: int, tmp_path: Path, name: str = "cogvlm-mini") -> list
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("name", ["cogvlm-mini", "cogagent-mini"])
-def test_two_processes(tmp_path, name):
-    reports = _torchrun(2, tmp_path, name)
+@each_folder("cogvlm", "cogagent")
+def test_two_processes(tmp_path, folder):
+    reports = _torchrun(2, tmp_path, folder)
     for report in reports:
         for source in ("from_one", "from_two", "from_hf", "saved"):
             assert report[source] <= 2e-5, source
@@ -47,11 +48,11 @@ def test_two_processes(tmp_path, name):
     assert "does not exist" in reports[1]["one_fails"]
     assert sorted(os.listdir(tmp_path / "saved" / "5")) == ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"]
     saved = load_pretrained(tmp_path / "saved", device="cpu").model.state_dict()
-    original = load_pretrained(GOLDEN / name, device="cpu").model.state_dict()
+    original = load_pretrained(folder, device="cpu").model.state_dict()
     assert all(saved[name].equal(original[name]) for name in original)
 
 
 @pytest.mark.slow
 def test_three_processes_cannot_share_four_heads(tmp_path):
-    for report in _torchrun(3, tmp_path):
+    for report in _torchrun(3, tmp_path, GOLDEN / "cogvlm-mini"):
         assert "model-parallel size 3 does not divide num_attention_heads = 4" in report["error"]

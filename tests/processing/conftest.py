@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file
 
 from sat_models.config import SquareImages
 from sat_models.models.cogvlm.prompts import STYLES
@@ -31,8 +30,6 @@ def _golden(name: str) -> SimpleNamespace:
     )
     return SimpleNamespace(
         folder=folder,
-        reference=json.loads((folder / "reference.json").read_text()),
-        tensors=load_file(folder / "reference.safetensors"),
         tokenizer=tokenizer,
         processor=processor,
         image=folder / "image.png",
@@ -42,7 +39,7 @@ def _golden(name: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="session", params=["cogvlm-mini", "cogagent-mini"])
 def golden(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """Each miniature in turn: folder, reference, tensors, tokenizer, processor, image, image_length."""
+    """Each miniature in turn: folder, tokenizer, processor, image, image_length."""
     return _golden(request.param)
 
 

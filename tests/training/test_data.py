@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import sys
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from data_helpers import GOLDEN, image_file, processor, record, write_json, write_jsonl
-from safetensors.torch import load_file
+from data_helpers import image_file, processor, record, write_json, write_jsonl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden_set import each_case, tensors
 
 from sat_models.errors import ConfigError, InputError, UnknownNameError
 from sat_models.processing.layout import IGNORE, collate
@@ -19,6 +22,7 @@ from sat_models.training.data import VLMDataset, batches, evaluation_batches
 from sat_models.training.formats import read_records
 from sat_models.training.sampler import LengthGroupedSampler
 from sat_models.training.split import group_by_common, load_train_valid, split_records, validation_beside
+from sat_models.zoo.load import load_processor
 
 TURNS = [("What is it?", "A dog."), ("Where?", "On the left."), ("Colour?", "red")]
 
@@ -81,14 +85,13 @@ def test_without_history_each_turn_is_a_sample(dialogue: Path, version: str) -> 
         assert sample.labels[0].tolist() == [IGNORE] * len(head) + answer
 
 
-def test_a_captcha_is_the_golden_training_sample(tmp_path: Path) -> None:
-    reference = json.loads((GOLDEN / "cogvlm-mini" / "reference.json").read_text())
-    (case,) = [c for c in reference["train_cases"] if c["prompt"] == "CAPTCHA:"]
-    expected = load_file(GOLDEN / "cogvlm-mini" / "reference.safetensors")
-    (tmp_path / f"{case['answer']}.png").write_bytes((GOLDEN / "cogvlm-mini" / "image.png").read_bytes())
+@each_case("cogvlm", kind="train_cases", wanted=lambda case: case["prompt"] == "CAPTCHA:")
+def test_a_captcha_is_the_golden_training_sample(folder: Path, case: dict[str, Any], tmp_path: Path) -> None:
+    expected, own = tensors(folder), load_processor(folder)
+    (tmp_path / f"{case['answer']}.png").write_bytes((folder / "image.png").read_bytes())
     records = read_records(tmp_path)
-    (sample,) = VLMDataset(records, processor(), version=case["version"], max_length=case["max_length"])
-    padded = collate([sample], processor().tokenizer.pad_id, case["max_length"])
+    (sample,) = VLMDataset(records, own, version=case["version"], max_length=case["max_length"])
+    padded = collate([sample], own.tokenizer.pad_id, case["max_length"])
     for field in ("input_ids", "labels", "position_ids", "image_embed_mask", "vision_expert_mask"):
         assert torch.equal(getattr(padded, field), expected[f"{case['key']}.{field}"]), field
     assert torch.equal(padded.vision_image, expected["pixels.vision"])
