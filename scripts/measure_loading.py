@@ -1,72 +1,13 @@
-"""Peak memory of loading a checkpoint, against the bytes that the loaded part needs.
-
-Without --from_pretrained a synthetic checkpoint of --gigabytes is written to a temporary folder and removed again.
-Under torchrun each process measures its own part. Linux only; pages of mapped files do not count.
-"""
+"""Measure the peak memory of loading a checkpoint. `--help` lists the flags."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import run_script
-from sat_models.flags import check_numbers
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from_pretrained", "--from-pretrained", metavar="NAME_OR_PATH", help="measure this one")
-    parser.add_argument("--gigabytes", type=float, default=3.0, help="of a synthetic one (default: %(default)s)")
-    parser.add_argument("--parts", type=int, default=1, help="of a synthetic one (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="load a synthetic one so (default: %(default)s)")
-    parser.add_argument("--dtype", default="bf16", help="to load in (default: %(default)s)")
-    parser.add_argument("--quant", type=int, choices=(4, 8), help="quantise while loading")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    args = parser.parse_args()
-    check_numbers(args, {"parts": 1, "processes": 1}, above={"gigabytes": 0})
-    return args
-
-
-def measure(args: argparse.Namespace) -> None:
-    from sat_models import runtime
-    from sat_models.checkpoint.memory import AnonymousPeak
-    from sat_models.zoo import load_pretrained
-
-    if args.quant:
-        from sat_models.models.common.quantised import bitsandbytes
-
-        bitsandbytes()  # its import is no part of loading
-    with AnonymousPeak() as peak:
-        vlm = load_pretrained(args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant)
-    needed = sum(value.nbytes for value in [*vlm.model.parameters(), *vlm.model.buffers()])
-    report = {"rank": runtime.rank(), "needed": needed, "peak": peak.bytes, "ratio": round(peak.bytes / needed, 3)}
-    sys.stdout.write(json.dumps(report) + "\n")  # in one piece: `print` of another rank may come between line and end
-    sys.stdout.flush()
-
-
-def main() -> int:
-    args = parse_args()
-    if args.from_pretrained:
-        measure(args)
-        return 0
-    from sat_models.bench.synthetic import write_synthetic
-
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        write_synthetic(folder, gigabytes=args.gigabytes, parts=args.parts)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
-        flags = [f"--dtype={args.dtype}", f"--device={args.device}", *([f"--quant={args.quant}"] if args.quant else [])]
-        command = [sys.executable, *(launcher if args.processes > 1 else []), __file__, "--from_pretrained", folder]
-        return subprocess.run([*command, *flags], env={**os.environ}, check=False).returncode
-
+from sat_models.commands.measure_loading import command
 
 if __name__ == "__main__":
-    run_script(main)
+    command()

@@ -1,40 +1,13 @@
-"""Draw what scripts/evaluate.py wrote: bars of the scores, and a gallery of true (green) and predicted (red) boxes."""
+"""Draw what scripts/evaluate.py wrote. `--help` lists the flags."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import ConfigError, run_script
-from sat_models.evaluation.plots import grounding_gallery, score_bars
-from sat_models.flags import check_numbers
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", help="folders that scripts/evaluate.py wrote")
-    parser.add_argument("--bars", type=Path, metavar="FILE", help="picture with the scores of all folders")
-    parser.add_argument("--gallery", type=Path, metavar="FILE", help="picture with the boxes of the first folder")
-    parser.add_argument("--count", type=int, default=12, help="pictures in the gallery (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=4, help="of the gallery (default: %(default)s)")
-    args = parser.parse_args()
-    check_numbers(args, {"count": 1, "columns": 1})
-    return args
-
-
-def main() -> int:
-    args = parse_args()
-    if not (args.bars or args.gallery):
-        raise ConfigError("nothing to draw: add --bars FILE, --gallery FILE, or both.")
-    if args.bars:
-        print(f"wrote {score_bars(args.folders, args.bars)}")
-    if args.gallery:
-        print(f"wrote {grounding_gallery(args.folders[0], args.gallery, count=args.count, columns=args.columns)}")
-    return 0
-
+from sat_models.commands.plot_evaluation import command
 
 if __name__ == "__main__":
-    run_script(main)
+    command()

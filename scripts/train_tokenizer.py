@@ -1,29 +1,13 @@
-"""Trains the tokenizer of cogvlm-tiny on text of the synthetic world."""
+"""Train the bundled model's tokenizer. `--help` lists the flags."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sat_models.errors import run_script
-from sat_models.flags import check_numbers
-from sat_models.shapes.tokenizer import train_tokenizer
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="file to write, usually named tokenizer.model")
-    parser.add_argument("--vocab-size", type=int, default=576, help="number of pieces (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=4000, help="pictures to take text from (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    check_numbers(args, {"vocab_size": 1, "count": 1})
-    train_tokenizer(args.output, vocab_size=args.vocab_size, count=args.count, seed=args.seed)
-    print(f"wrote {args.output}")
-
+from sat_models.commands.train_tokenizer import command
 
 if __name__ == "__main__":
-    run_script(main)
+    command()

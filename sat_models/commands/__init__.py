@@ -1,1 +1,1 @@
-"""What the console commands run."""
+"""The console commands."""

@@ -56,7 +56,7 @@ def add_output_flags(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def chosen_dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """What --dtype means. Raises ConfigError."""
+    """The dtype that --dtype names. Raises ConfigError."""
     import torch
 
     from sat_models import runtime

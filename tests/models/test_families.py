@@ -27,7 +27,7 @@ KNOWS = {
     "sat_models.checkpoint.minigpt4": {"minigpt4"},  # released in several places
     "sat_models.serving.web_texts": {"cogagent"},  # an example question of the page
     "sat_models.shapes": {"cogvlm"},  # the bundled model is one
-    "scripts.train_tiny": {"cogvlm"},
+    "sat_models.commands.train_tiny": {"cogvlm"},
     "sat_models.bench": {"cogvlm"},  # measured beside SAT's own CogVLM
 }
 """Modules and packages that may know one."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sat_models.commands.numerics import main
+from sat_models.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED_IN_FP32 = 2e-5  # what the originals meet between model-parallel sizes 1 and 2
 
@@ -28,8 +31,15 @@ def test_help_measures_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert said.startswith("usage: numerics.py") and not rows_of(said)
 
 
-def test_the_table_is_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(ROOT / "scripts" / "numerics.py"))["main"]()
+def test_a_set_without_the_tables_models_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_GOLDEN", str(tmp_path))
+    with pytest.raises(InputError, match=r"holds no cogvlm-mini with its reference.json.*ZOO_GOLDEN"):
+        main([])
+
+
+def test_the_table_is_what_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_GOLDEN", raising=False)
+    assert main([]) == 0
     measured = rows_of(capsys.readouterr().out)
     written = rows_of((ROOT / "docs" / "numerics.md").read_text(encoding="utf-8"))
     assert measured.keys() == {row for row in written if row[1] == "1"}
