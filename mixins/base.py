@@ -1,4 +1,4 @@
-"""What every model of the zoo gains over SAT's `BaseModel`: refused typos; changes that succeed or leave no trace."""
+"""SAT's `BaseModel` as every model of the zoo extends it: typos are refused, changes succeed or leave no trace."""
 
 from __future__ import annotations
 

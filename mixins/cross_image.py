@@ -34,7 +34,7 @@ class CrossImageMixin(BaseMixin):
         return self.vit(cross_image) + self.pos_embed
 
     def memory(self, cross_image: Tensor, batch: int) -> Tensor:
-        """What each row of the batch may read: [B, N / B * P, V].
+        """The features that each row of the batch may read: [B, N / B * P, V].
 
         Args:
             cross_image: [N, 3, H, W], row by row; each row has the same number of pictures.

@@ -27,7 +27,7 @@ def _unchanged(tokens: Tensor) -> Tensor:
 
 
 def _can_be_summed_later(linear: nn.Module) -> bool:
-    """Whether the ranks' products may be added after others are put beside them; not those of a wrapped linear."""
+    """True if the ranks' products may be added after others are put beside them; not those of a wrapped linear."""
     if mpu.get_model_parallel_world_size() == 1 or not isinstance(linear, RowParallelLinear):
         return False
     known = type(linear).forward is RowParallelLinear.forward or hasattr(linear, "product")
@@ -78,7 +78,7 @@ class ExpertRouting:
 
     @property
     def has_vision(self) -> bool:
-        """Whether any token goes to the vision expert."""
+        """True if any token goes to the vision expert."""
         return self.span is not None or self.vision_index is not None
 
     def apply(self, hidden_BSD: Tensor, language: Expert, vision: Expert) -> Tensor:

@@ -34,7 +34,7 @@ class LLaMAMlpMixin(BaseMixin):
 
     @stands_for("mlp_forward", "_language_mlp", "_language_inner")
     def text_token(self, layer_id: int) -> GatedPart:
-        """What a token of text passes in a layer."""
+        """The parts that a token of text passes in a layer."""
         mlp = self.transformer.layers[layer_id].mlp
         return GatedPart(mlp.activation_func, self.gate_proj[layer_id], mlp.dense_h_to_4h, mlp.dense_4h_to_h)
 
@@ -44,7 +44,7 @@ class LLaMAMlpMixin(BaseMixin):
         return project_with(down, inner, added, "dense_4h_to_h", layer_id)
 
     def _language_inner(self, hidden_states: Tensor, layer_id: int, added: Added | None = None) -> Tensor:
-        """What the down projection takes."""
+        """The input of the down projection."""
         mlp = self.transformer.layers[layer_id].mlp
         gate = project_with(self.gate_proj[layer_id], hidden_states, added, "gate_proj", layer_id)
         up = project_with(mlp.dense_h_to_4h, hidden_states, added, "dense_h_to_4h", layer_id)

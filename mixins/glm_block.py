@@ -1,4 +1,4 @@
-"""What a layer of ChatGLM-6B does differently: rotary in two dimensions, residuals scaled up after the norms.
+"""Layers of ChatGLM-6B: rotary in two dimensions, residuals scaled up after the norms.
 
 Source: GLM-130B, arXiv 2210.02414 (section 2.1), and ChatGLM-6B as SAT 0.4.12 has it; positions as in GLM,
 arXiv 2103.10360 section 2.1.2.

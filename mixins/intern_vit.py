@@ -45,7 +45,7 @@ class ScaledLayerMixin(BaseMixin):
 
     @property
     def never_run(self) -> tuple[nn.Module, ...]:
-        """What the checkpoint holds beyond the features that are read."""
+        """Layers that the checkpoint holds and no forward reads."""
         return (*self.transformer.layers[self.layers_run :], *self.scales[self.layers_run :])
 
     def layer_forward(self, hidden_states: Tensor, mask: Tensor, *args: Any, **kw: Any) -> Tensor:

@@ -181,7 +181,7 @@ class KVCacheMixin(BaseMixin):
 
     @property
     def cross_memory(self) -> CrossMemory | None:
-        """What later forwards read instead of the picture; None before there was one."""
+        """Keys and values that later forwards read instead of the picture; None before there was one."""
         return self.store.cross if any(self.store.cross) else None
 
     def advance(self, tokens: int) -> None:

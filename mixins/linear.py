@@ -37,7 +37,7 @@ def qkv_linear(in_size: int, heads: HeadLayout, *, bias: bool, module: nn.Module
 
 
 Added = Callable[[str, int, Tensor, Tensor], Tensor]
-"""What a mixin beside those of a layer makes of a linear's product: name of the linear, layer, what went in and came
+"""A mixin's change to a linear's product: name of the linear, layer, what went in and came
 out -> what takes its place. It travels with the keywords of a forward."""
 
 
@@ -72,7 +72,7 @@ def embed(words: nn.Module, input_ids: Tensor) -> Tensor:
 
 
 def is_whole(linear: nn.Module) -> bool:
-    """Whether it is SAT's own linear and this process has all of it. One whose product is summed has no bias then."""
+    """True if it is SAT's own linear and this process has all of it. One whose product is summed has no bias then."""
     if type(linear) is ColumnParallelLinear:
         return linear.output_size_per_partition == linear.output_size
     return (

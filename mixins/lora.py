@@ -79,7 +79,7 @@ class LoRALinear(nn.Module):
             parameter.model_parallel = parameter.tensor_model_parallel = key in dims
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What this wrapper adds, by name relative to it."""
+        """The parameters that this wrapper adds, by name relative to it."""
         return ((key, p) for key, p in self.named_parameters() if not key.startswith("original."))
 
     def split_dims(self) -> dict[str, int]:
@@ -111,7 +111,7 @@ class LoRALinear(nn.Module):
         return output + update if self.magnitude is None else self._rescale(output, update)
 
     def delta(self) -> Tensor:
-        """What the update adds to this rank's weight, fp32, without DoRA's rescaling."""
+        """The update of this rank's weight, fp32, without DoRA's rescaling."""
         return self.scale * low_rank_product(self.matrix_A, self.matrix_B)
 
     def merged_weight(self) -> Tensor:

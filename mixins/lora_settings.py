@@ -1,4 +1,4 @@
-"""What LoRA adapts: its settings, and shell patterns over the names of a model's parts."""
+"""Settings of LoRA, and shell patterns over the names of a model's parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings:
-    """What is adapted and how; the same for all wrapped linears.
+    """The linears that are adapted, and how; the same for all of them.
 
     Attributes:
         targets: shell patterns (`*` also spans dots) over names of linears or of their weights, such as

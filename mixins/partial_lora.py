@@ -70,7 +70,7 @@ class PartialLoRAMixin(BaseMixin):
         self.dense_4h_to_h = layers(lambda: row(inner_hidden_size, rank, hidden_size))
 
     def adding(self, image_mask: Tensor | None) -> Added | None:
-        """What is added in a forward over tokens [B, S] of which these are an image's; None: there are none.
+        """The addition in a forward over tokens [B, S] of which these are an image's; None: there are none.
 
         Args:
             image_mask: [B, S], 1 where a token is an image's; None: nowhere. The host reads it once.

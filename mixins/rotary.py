@@ -174,7 +174,7 @@ class RotaryMixin(BaseMixin):
 
     @stands_for("attention_forward", "_rotate", "_project_qkv", "_project_out")
     def text_token(self, layer_id: int) -> AttentionPart:
-        """What a token of text passes in a layer."""
+        """The parts that a token of text passes in a layer."""
         attention = self.transformer.layers[layer_id].attention
         return AttentionPart(attention.query_key_value, attention.dense, self.heads, self.rotary_emb)
 

@@ -1,4 +1,4 @@
-"""What a token of text passes in a mixin, said by the mixin itself, so that decoding can do without its hooks.
+"""The path of a text token through a mixin, said by the mixin itself, so that decoding can do without its hooks.
 
 A mixin says it with a method `text_token`, marked with the methods that it stands for: the hook, and what the hook
 calls. A class that overrides one of those without an answer of its own has none, and is decoded through its hooks.
@@ -48,7 +48,7 @@ def stands_for(*methods: str) -> Callable[[_Method], _Method]:
 
 
 def says(mixin: Any, hook: str) -> bool:
-    """Whether `mixin.text_token` says what a token of text passes in this hook of the mixin."""
+    """True if `mixin.text_token` says what a token of text passes in this hook of the mixin."""
     methods = getattr(getattr(mixin, "text_token", None), "stands_for", ())
     if hook not in methods:
         return False

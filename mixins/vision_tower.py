@@ -1,4 +1,4 @@
-"""What the layers of a vision tower (EVA2-CLIP, EVA ViT-g, CLIP) do differently from SAT's default.
+"""Layers of a vision tower (EVA2-CLIP, EVA ViT-g, CLIP), where they differ from SAT's default.
 
 Legend: N images, P patches, V vision width.
 """
@@ -83,7 +83,7 @@ class EarlyFeatureMixin(BaseMixin):
 
     @property
     def never_run(self) -> tuple[nn.Module, ...]:
-        """What the checkpoint holds beyond the features that are read."""
+        """Layers that the checkpoint holds and no forward reads."""
         norms = () if self.post_layernorm is None else (self.post_layernorm,)
         return (*self.transformer.layers[self.layers_run :], *norms)
 

@@ -55,7 +55,7 @@ class WholeEmbedding(nn.Embedding):
 
 
 def is_indivisible(number: int) -> bool:
-    """Whether the processes that share the model do not divide it."""
+    """True if the processes that share the model do not divide it."""
     return bool(number % mpu.get_model_parallel_world_size())
 
 

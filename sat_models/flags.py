@@ -115,7 +115,7 @@ def add_sampling_flags(
 
 
 def sampling_options(args: argparse.Namespace, **others: Any) -> SamplingOptions:
-    """What the flags say; `others` are further fields.
+    """Sampling as the flags say; `others` are further fields.
 
     Raises:
         InputError: a value out of its range.

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8."""
+    """True if a text can be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What quantisation costs: memory, logits, and answers about the synthetic world, against full precision."""
+"""The cost of quantisation: memory, logits, and answers about the synthetic world, against full precision."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class Floors:
 
 
 def language_weights(model: ZooModel) -> list[Tensor]:
-    """What one token of text reads: layers, gate projections, head; scales of quantised weights included."""
+    """The bytes that one token of text reads: layers, gate projections, head; scales of quantised weights included."""
     parts: list[nn.Module] = [*model.transformer.layers, model.transformer.final_layernorm, model.get_mixin("lm")]
     parts.append(model.get_mixin("mlp").gate_proj)
     tensors: list[Tensor] = []

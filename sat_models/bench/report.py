@@ -21,7 +21,7 @@ _COLUMNS = ("what", "ours", "stock", "times faster", "floor", "of the floor", "p
 def surroundings(
     device: torch.device, dtype: torch.dtype, clock: str, parameters: int, floors: Floors, step: str
 ) -> dict[str, Any]:
-    """What a figure means nothing without; `step` is the way of `Stepper`."""
+    """Facts without which a figure means nothing; `step` is the way of `Stepper`."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,4 +1,4 @@
-"""What a benchmark measures, and the lines that it gives."""
+"""The measurements of a benchmark, and the lines that it gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = (*USUAL_CASES, "profile")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """What is measured.
+    """The measurements of one run.
 
     Attributes:
         cases: of `CASES`.

@@ -106,7 +106,7 @@ def adapter_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What an adapter of `model` holds: LoRA matrices, prefixes, and every other parameter that requires a gradient."""
+    """Parameters in an adapter of `model`: LoRA matrices, prefixes, and every other one that requires a gradient."""
     wrappers = [(f"{n}.", m) for n, m in model.named_modules() if isinstance(m, LoRALinear | PTuningMixin)]
     added = {
         start + key

@@ -63,7 +63,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Whether a folder is in Hugging Face's form: `config.json` without SAT's `model_config.json`."""
+    """True if a folder is in Hugging Face's form: `config.json` without SAT's `model_config.json`."""
     return (path / HF_CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
 
 

@@ -59,5 +59,5 @@ class SATCheckpoint:
         return [read_weights(file) for file in self.files]
 
     def stored_name(self, name: str) -> str:
-        """What the files call the weight that SAT calls `name`, for messages."""
+        """The files' name of the weight that SAT calls `name`, for messages."""
         return name

@@ -37,7 +37,7 @@ Fetch = Callable[[str, SplitRule], Tensor]
 
 
 def is_unmerged_lora(names: Sequence[str] | Mapping[str, Any]) -> bool:
-    """Whether these are the names of weights with LoRA matrices beside them."""
+    """True if these are the names of weights with LoRA matrices beside them."""
     return any(_MATRIX.match(name) for name in names)
 
 

@@ -120,7 +120,7 @@ def _files_in(folder: Path) -> set[str]:
 
 
 def _written(folder: Path) -> set[str]:
-    """What the marker of a folder lists; nothing without one."""
+    """The files that the marker of a folder lists; none without one."""
     try:
         files = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))["files"]
         return {name for name in files if isinstance(name, str)}

@@ -22,7 +22,7 @@ _AGAIN = "Copy or download it again."
 
 
 def _allowed() -> list[Any]:
-    """What training files carry besides tensors (random states, parsed arguments): plain data, none of it runs code."""
+    """Classes in training files besides tensors (random states, parsed arguments): plain data, none of it runs code."""
     reconstruct, scalar = numpy._core.multiarray._reconstruct, numpy._core.multiarray.scalar
     names = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
     dtypes = [cls for name, cls in vars(numpy.dtypes).items() if name.endswith("DType")]
@@ -47,7 +47,7 @@ def load_file(path: Path) -> Any:
 
 
 def _check_header(path: Path) -> bool:
-    """Whether the file can be memory-mapped (torch's zip form). Raises CheckpointError for what is no checkpoint."""
+    """True if the file can be memory-mapped (torch's zip form). Raises CheckpointError for what is no checkpoint."""
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -44,7 +44,7 @@ class Quantiser:
         self._linears = {f"{name}.weight": m for name, m in linears_to_quantise(model, settings, size).items()}
 
     def __contains__(self, key: str) -> bool:
-        """Whether the weight of this name is (still) to be quantised."""
+        """True if the weight of this name is (still) to be quantised."""
         return key in self._linears
 
     def tensors(self, key: str, part: PartOf, rank: int, size: int) -> dict[str, Tensor]:

@@ -55,11 +55,11 @@ class SplitRule:
         return tuple(math.lcm(heads, size) for heads in self.part_heads) if self.heads else self.parts
 
     def has_copies(self, size: int) -> bool:
-        """Whether some of `size` ranks hold the same heads."""
+        """True if some of `size` ranks hold the same heads."""
         return self.held(size) != self.part_heads
 
     def whole_at(self, size: int) -> bool:
-        """Whether each of `size` ranks holds the whole."""
+        """True if each of `size` ranks holds the whole."""
         return self.dim is None or bool(self.divisible_by and self.divisible_by % size)
 
     def full_shape(self, local: Sequence[int], size: int) -> tuple[int, ...]:
@@ -126,7 +126,7 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
 
 @dataclass(frozen=True)
 class RankPart:
-    """What belongs to one rank of a weight that is stored in any number of parts; a slice of its rows is read there.
+    """One rank's part of a weight that is stored in any number of parts; a slice of its rows is read there.
 
     Attributes:
         stored: the M stored shards in rank order, all of one shape (the whole weight if M is 1).
@@ -225,7 +225,7 @@ class StoredWeights:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> RankPart:
-        """What belongs to `rank` of `size`, still to be read; `dtype` is for floating-point weights."""
+        """The part of `rank` of `size`, still to be read; `dtype` is for floating-point weights."""
         stored = [part[name] for part in self.parts]
         kind = stored_kind(name, stored[0], dtype)
         return RankPart(self._rows(name, stored), self.rules[name], rank, size, kind, device)
@@ -236,7 +236,7 @@ class StoredWeights:
             release_pages(part[name])
 
     def _rows(self, name: str, stored: Sequence[Tensor]) -> Sequence[Rows]:
-        """What the parts of a weight are read from."""
+        """The stored parts that a weight is read from."""
         return stored
 
 

@@ -62,7 +62,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a model before its weights are read.
+    """A model before its weights are read.
 
     Attributes:
         config: with the prompt style of the adapter, where it names one.

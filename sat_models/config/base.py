@@ -54,7 +54,7 @@ def require_flags(name: str, given: Any, num_layers: int) -> bool | tuple[bool, 
 
 
 def take_known(cls: type, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of `data` is a field of `cls`, and the rest."""
+    """The part of `data` that is fields of `cls`, and the rest."""
     names = {f.name for f in dataclasses.fields(cls) if f.init and f.name != "extra"}
     return {k: v for k, v in data.items() if k in names}, {k: v for k, v in data.items() if k not in names}
 

@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessing:
-    """What happens to an image's pixels. The defaults are CLIP's.
+    """The way of an image's pixels to the tower. The defaults are CLIP's.
 
     Attributes:
         fit: how a whole image becomes a square: "stretch" it, "pad" it with `colour`, or "crop" its middle.
@@ -42,13 +42,13 @@ class ImageProcessing:
 
     @property
     def background(self) -> tuple[int, int, int]:
-        """What lies around an image, 0 to 255."""
+        """The colour around an image, 0 to 255."""
         return self.colour or tuple(int(channel * 255) for channel in self.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePlan:
-    """What one image becomes.
+    """The plan for one image.
 
     Attributes:
         length: tokens that tower and projector make of it, learned begin and end vectors not counted.

@@ -21,7 +21,7 @@ from sat_models.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig(ModelConfig):
-    """What every language model of the zoo has. `layernorm_epsilon` is absent in released configs and is 1e-5 there.
+    """The config of a language model of the zoo. `layernorm_epsilon` is absent in released configs and is 1e-5 there.
 
     Attributes:
         eos_token_id: what ends an answer; one id, or several, of which training takes the first.
@@ -48,7 +48,7 @@ class LanguageConfig(ModelConfig):
     qkv_bias: ClassVar[bool] = False
     _REQUIRED_VALUES: ClassVar[dict[str, Any]] = {}
     ROTARY_DIVISOR: ClassVar[int] = 2
-    """What the width of a head must be divisible by."""
+    """The number that the width of a head must be divisible by."""
     TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ("tokenizer.model",)
     RELEASED_TOKENIZER: ClassVar[tuple[int, str]] = (32000, "lmsys/vicuna-7b-v1.5")
     """Where the tokenizer of a released model with so large a vocabulary is to be had."""
@@ -161,7 +161,7 @@ class LLaMAConfig(LanguageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VisionLanguageConfig(LanguageConfig):
-    """What a model with a picture has besides its language model.
+    """The part of a config that a model with pictures has besides its language model's.
 
     Attributes:
         image_length: tokens that a picture takes in the sequence, begin and end vectors not counted.

@@ -1,4 +1,4 @@
-"""What the config of every model has, whatever the model is for."""
+"""The root of all configs, whatever the model is for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sat_models.config.base import build, fields_to_dict, take_known
 from sat_models.errors import ConfigError
 
 TASKS = ("dialogue", "drawing", "film")
-"""What a model is for: it talks (about images), or makes images or films from text."""
+"""The tasks of models: to talk (about images), or makes images or films from text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +48,5 @@ class ModelConfig:
                 )
 
     def _split_sizes(self) -> dict[str, int]:
-        """What is divided among the processes, by its name."""
+        """The numbers that are divided among the processes, by name."""
         return {}

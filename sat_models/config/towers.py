@@ -127,7 +127,7 @@ class CLIPTowerConfig(EarlyTowerConfig):
 
     MODEL_CLASS: ClassVar[str] = "CLIPViT"
     LAST_NORM: ClassVar[bool] = True
-    """Whether checkpoints have the norm behind the last layer, which no forward reads."""
+    """True if checkpoints have the norm behind the last layer, which no forward reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class Entry:
         return key in self.fields
 
     def value(self, key: str) -> Any:
-        """What stands under a key, whatever it is.
+        """The value under a key, whatever it is.
 
         Raises:
             InputError: there is no such key.

@@ -1,4 +1,4 @@
-"""What the answers of a run depend on, as fingerprints, so that an old answer never passes for a new one."""
+"""Fingerprints of all that the answers of a run depend on, so that an old answer never passes for a new one."""
 
 from __future__ import annotations
 

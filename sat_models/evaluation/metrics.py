@@ -25,7 +25,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether two answers are the same once normalised."""
+    """True if two answers are the same once normalised."""
     return normalise(answer) == normalise(expected)
 
 
@@ -83,7 +83,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def yes_or_no(answer: str) -> str:
-    """What an answer to a yes-no question means: "no" where its first sentence holds "no" or "not", else "yes".
+    """The meaning of an answer to a yes-no question: "no" where its first sentence holds "no" or "not", else "yes".
 
     This is the rule of POPE's own script (arXiv 2305.10355).
     """
@@ -133,7 +133,7 @@ def box_iou(answer: str, box: Sequence[float]) -> float:
 
 
 def listed_names(text: str) -> list[str]:
-    """What a sentence enumerates: `A red circle and a blue square.` -> `red circle`, `blue square`; boxes left out."""
+    """The things that a sentence lists: `A red circle and a blue square.` -> `red circle`, `blue square`; no boxes."""
     parts = _SEPARATORS.split(strip_boxes(text).lower())
     names = (_ARTICLE.sub("", " ".join(part.split())) for part in parts)
     return [name for name in names if name]

@@ -19,7 +19,7 @@ from sat_models.processing.image import load_image
 TRUE, SAID = "#2ca02c", "#d62728"
 _SIDE, _TEXT = 240, 34
 OUT_OF = {"cider": 10}
-"""What a score can be at most, where that is not 1."""
+"""The highest possible scores, where that is not 1."""
 
 
 def grounding_gallery(folder: Path, output: Path, *, count: int = 12, columns: int = 4) -> Path:

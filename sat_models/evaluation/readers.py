@@ -247,7 +247,7 @@ def _image_file(folder: Path, *stems: str) -> Path:
 
 
 def _refuse(path: Path, form: str, **given: Any) -> None:
-    """What the form of a file gives no use for must not be asked for.
+    """Refuse arguments that the form of a file gives no use for.
 
     Raises:
         ConfigError: it was.

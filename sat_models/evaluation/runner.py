@@ -140,7 +140,7 @@ def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dic
 def settings_of(
     task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions
 ) -> dict[str, Any]:
-    """What predictions depend on, but for the model's fingerprint (`identity.model_identity`): kept beside them, so
+    """All that predictions depend on but the model's fingerprint (`identity.model_identity`): kept beside them, so
     that a folder never mixes two runs. What is right is no part of it: scores are made anew each time."""
     return {
         "task": task,
@@ -224,7 +224,7 @@ def predict(
 def _entry(
     task: str, sample: Sample, size: Sequence[int], question: str, answer: dict[str, Any], boxes: str
 ) -> dict[str, Any]:
-    """What is kept of an answer.
+    """The record that is kept of an answer.
 
     Args:
         size: of the picture.

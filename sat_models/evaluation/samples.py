@@ -101,7 +101,7 @@ def read_plain_pickle(path: Path) -> Any:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is one; a name that no file can have is none."""
+    """True if it is one; a name that no file can have is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -40,7 +40,7 @@ class Task:
 
 
 def question_of(prompt: str, sample: Sample, size: Size, form: BoxForm | None = None) -> str:
-    """What the model is asked: the sample's own prompt where it has one, else `prompt`, filled in.
+    """The question to the model: the sample's own prompt where it has one, else `prompt`, filled in.
 
     Args:
         form: how the model is told boxes; None is CogVLM's.
@@ -62,7 +62,7 @@ def question_of(prompt: str, sample: Sample, size: Size, form: BoxForm | None = 
 
 
 def score_caption(sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> dict[str, float]:
-    """Whether the answer is one of the captions, and whether it lists the same things as one, all of them, or none but
+    """Scores of an answer: it is one of the captions; it lists the same things as one, all of them, or none but
     them; the usual scores are the corpus'."""
     exact = any(metrics.exact_match(answer, reference) for reference in sample.references)
     listed = [metrics.caption_scores(answer, metrics.listed_names(reference)) for reference in sample.references]
@@ -157,7 +157,7 @@ POINTING_PROMPT = "{question} answer in [[x0,y0,x1,y1]] format."
 
 
 def default_prompt(task: str, samples: Sequence[Sample]) -> str:
-    """What the model is asked unless the user says otherwise."""
+    """The question to the model unless the user says otherwise."""
     pointing = task == "visual7w" and samples and samples[0].boxes
     return POINTING_PROMPT if pointing else TASKS[task].prompt
 

@@ -29,7 +29,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a model.
+    """One request to a model.
 
     Attributes:
         inputs: one prompt (batch of one), on any device.

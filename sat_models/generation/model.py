@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnsweringModel:
-    """What sessions share.
+    """The model as all sessions share it.
 
     Args:
         model: a model of the zoo.
@@ -107,7 +107,7 @@ class AnsweringModel:
 
     @property
     def float_dtype(self) -> torch.dtype | None:
-        """What the pixels must be cast to: the type of the weights, quantised ones aside."""
+        """The dtype that pixels must be cast to: the type of the weights, quantised ones aside."""
         return next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), None)
 
 

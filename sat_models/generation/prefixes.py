@@ -21,7 +21,7 @@ Images = tuple[tuple[Tensor, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """What keys and values depend on.
+    """All that keys and values depend on.
 
     Attributes:
         tokens: [T, 3] long on the CPU: id, position, image_embed_mask of each.
@@ -117,7 +117,7 @@ class PrefixCache:
         self._kept = []
 
     def find(self, inputs: VLMInputs) -> Prefix | None:
-        """What of a prompt is kept; None for one of a kind that is never kept."""
+        """A prompt with the kept answer that begins like it; None for a prompt of a kind that is never kept."""
         causal = inputs.attention_mask is None and inputs.position_ids.dim() == 2  # a GLM reads its context both ways
         return self._find(_Prompt.of(inputs)) if self.capacity > 0 and causal else None
 

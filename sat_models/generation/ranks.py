@@ -50,7 +50,7 @@ class SharedEngine:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one in front."""
+        """True if this process is the one in front."""
         return runtime.rank() == 0
 
     def stream(self, request: Request) -> AnswerStream:
@@ -132,7 +132,7 @@ class SharedEngine:
             raise RuntimeError("the processes that share this model have ended; start the program again")
 
     def share(self, message: Any) -> Any:
-        """What process 0 passes in, on every process."""
+        """The argument of process 0, on every process."""
         box = [message]
         try:
             dist.broadcast_object_list(box, src=0, group=self._messages)

@@ -16,7 +16,7 @@ from sat_models.errors import InputError
 
 _TINY = torch.finfo(torch.float32).tiny
 NO_TOKEN = -1
-"""What `sample` gives for a row whose logits are not numbers: no token id, so nobody can mistake it for one."""
+"""The result of `sample` for a row whose logits are not numbers: no token id, so nobody can mistake it for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class SamplingOptions:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time, so that no randomness is involved."""
+        """True if the likeliest token is taken each time, so that no randomness is involved."""
         return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
     def make_generator(self, device: torch.device | str) -> torch.Generator | None:

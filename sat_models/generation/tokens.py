@@ -43,7 +43,7 @@ class RowSampler:
 
     @property
     def plain(self) -> bool:
-        """Whether it takes the likeliest token and nothing else."""
+        """True if it takes the likeliest token and nothing else."""
         return self.options.greedy and self.options.repetition_penalty == 1.0
 
     def draw(self, logits: Tensor) -> Tensor:

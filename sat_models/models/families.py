@@ -98,7 +98,7 @@ def prompt_style(version: str) -> PromptStyle:
 
 
 def version_help() -> str:
-    """What `--help` says of `--version`."""
+    """The help of `--version`."""
     return f"prompt style: {', '.join(prompt_styles())} (default: the model's own)"
 
 

@@ -12,7 +12,7 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class BoxForm:
-    """What a family's boxes mean, and how it is told one.
+    """The meaning of a family's boxes, and how it is told one.
 
     Attributes:
         scale: what a side is divided into.

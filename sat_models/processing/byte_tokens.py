@@ -26,7 +26,7 @@ CL100K = (
 
 
 class ByteTokenizer:
-    """What both kinds share; a kind adds `encode`.
+    """The common part of both kinds; a kind adds `encode`.
 
     Attributes:
         vocab_size, bos_id, eos_ids, pad_id: as `Tokenizer`.
@@ -234,7 +234,7 @@ def added_tokens(folder: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def has_begin(folder: str | os.PathLike[str]) -> bool:
-    """Whether texts of a folder in transformers' layout have a begin token (`add_bos_token` of its
+    """True if texts of a folder in transformers' layout have a begin token (`add_bos_token` of its
     `tokenizer_config.json`; they have where it does not say). Raises as `added_tokens`."""
     config = Path(folder) / "tokenizer_config.json"
     return not config.is_file() or _read_json(config).get("add_bos_token") is not False

@@ -70,7 +70,7 @@ def answer_ids(answer: Answer, tokenizer: Tokenizer) -> list[int]:
 
 
 def _joins_text(part: Part) -> bool:
-    """Whether a part is encoded together with the text beside it."""
+    """True if a part is encoded together with the text beside it."""
     return isinstance(part, str) or (isinstance(part, Answer) and not part.lead)
 
 

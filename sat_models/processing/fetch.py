@@ -93,7 +93,7 @@ def data_url(text: str) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not this machine, a private network, link-local, multicast,
+    """True if an IP address is one of the public internet: not this machine, a private network, link-local, multicast,
     reserved, nor an IPv6 form that carries such an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:

@@ -76,7 +76,7 @@ def load_image(
 
 
 def kind_of(source: str | os.PathLike[str]) -> Literal["data", "url", "path"]:
-    """What a picture's text is: a `data:` URL, another URL (`scheme://…`), or a path of this machine.
+    """The kind of a picture's text: a `data:` URL, another URL (`scheme://…`), or a path of this machine.
 
     The one place that decides, so that nobody who refuses paths lets through what somebody else opens as one. Spaces
     around a URL do not count, as in browsers; a `Path` is a path whatever it looks like.
@@ -103,7 +103,7 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
 
 
 def _read(file: BinaryIO, max_bytes: int) -> bytes:
-    """What an open file holds, from where it stands and where it is left; a byte more than allowed tells too much."""
+    """The content of an open file, from where it stands and is left; a byte more than allowed tells too much."""
     try:
         start = file.tell() if file.seekable() else None
         data = file.read(max_bytes + 1)

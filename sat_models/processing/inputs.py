@@ -34,7 +34,7 @@ class TokenLayout:
 
 @dataclass
 class VLMInputs:
-    """What a model of the zoo reads, with its batch dimension.
+    """The inputs of a model of the zoo, with their batch dimension.
 
     Attributes:
         input_ids: [B, S] long.

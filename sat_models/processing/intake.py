@@ -15,7 +15,7 @@ from sat_models.processing.image import ImageSource, load_image
 from sat_models.processing.pixels import image_to_tensor, planned_pixels
 
 Images = ImageSource | Sequence[ImageSource] | None
-"""What callers may pass as `image`: one, several, or none (text only)."""
+"""The values that callers may pass as `image`: one, several, or none (text only)."""
 MaxTiles = int | Sequence[int] | None
 """Most tiles of one image, an overview not counted: a number, one for each image, or the model's own choice."""
 
@@ -34,7 +34,7 @@ def sources_of(image: Images, form: ImageForm) -> list[ImageSource]:
 
 
 def plans_of(sources: Sequence[ImageSource], form: ImageForm, max_tiles: MaxTiles = None) -> list[ImagePlan]:
-    """What becomes of each image.
+    """The plan of each image.
 
     Raises:
         InputError: `max_tiles` is no such thing, or above 1 for a model that does not cut; an image that has to be

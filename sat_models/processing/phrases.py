@@ -86,7 +86,7 @@ def phrase_before(segment: str, *, use_spacy: bool | None = None) -> str | None:
 
 
 def _asked_for(segment: str) -> str:
-    """What a question or request is about: "Where is the man with a hat?" -> "the man with a hat", else ""."""
+    """The subject of a question or request: "Where is the man with a hat?" -> "the man with a hat", else ""."""
     sentence = re.split(r"(?<=[.!?])\s+(?=\S)|\n", segment.strip())[-1].strip()
     if not sentence.endswith("?"):
         return ""
@@ -121,7 +121,7 @@ def _last_clause(segment: str) -> str:
 
 
 def _breaks(lower: list[str], index: int) -> bool:
-    """Whether the word ends a noun phrase; right behind an article it belongs to one ("a parked car", "the left")."""
+    """True if the word ends a noun phrase; right behind an article it belongs to one ("a parked car", "the left")."""
     if lower[index] not in _BREAKS:
         return False
     while index > 0 and lower[index] in _PLACES and lower[index - 1] in _PLACES:

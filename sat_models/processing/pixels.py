@@ -46,7 +46,7 @@ def image_to_tensor(
 
 
 def planned_pixels(image: Image.Image, plan: ImagePlan, how: ImageProcessing = CLIP) -> Tensor:
-    """What a tower sees of an image: [T, 3, h, w] in fp32, tiles row by row, the overview last."""
+    """The pixels of an image for the tower: [T, 3, h, w] in fp32, tiles row by row, the overview last."""
     image, (columns, rows), (width, height) = flatten(image), plan.grid, plan.tile
     if plan.box is not None:
         canvas = placed(image, plan, how)

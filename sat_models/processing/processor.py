@@ -166,7 +166,7 @@ class Processor:
         return self.form.fixed_tokens(plans) + num_text
 
     def plans(self, image: Images, max_tiles: MaxTiles = None) -> list[ImagePlan]:
-        """What becomes of the images of a call. Raises as `plans_of`."""
+        """The plans of the images of a call. Raises as `plans_of`."""
         return plans_of(as_list(image), self.images, max_tiles)
 
     def training_samples(

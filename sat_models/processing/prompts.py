@@ -51,7 +51,7 @@ class Answer:
 
 Part = str | Special | Apart | Answer | Mark
 Words = str | tuple[str | Special | Apart | Mark, ...]
-"""What a template says: text, or text between special tokens."""
+"""A piece of a template: text, or text between special tokens."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PromptStyle:
 
     @property
     def keeps_history(self) -> bool:
-        """Whether earlier turns are part of the prompt (else they are left out and each turn stands alone)."""
+        """True if earlier turns are part of the prompt (else they are left out and each turn stands alone)."""
         return self.after_past is not None
 
     def parts(
@@ -148,7 +148,7 @@ class PromptStyle:
 
 
 BASE = PromptStyle("", "", None, "", "the question as it is; no history")
-"""What every model understands that has been taught no dialogue."""
+"""The style that every model understands that has been taught no dialogue."""
 
 
 def find_style(styles: Mapping[str, PromptStyle], version: str) -> PromptStyle:

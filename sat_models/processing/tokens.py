@@ -31,7 +31,7 @@ class TextStream(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What the zoo needs of a tokenizer, whatever file it came from.
+    """The zoo's view of a tokenizer, whatever file it came from.
 
     Attributes:
         vocab_size: one past its largest id (a model's embedding may have more rows: the rest is padding).
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token_id: int) -> tuple[bytes, bool]:
-        """What one id stands for in UTF-8 (nothing, if special), and whether that may be a part of a character."""
+        """The bytes of one id in UTF-8 (none, if special), and whether that may be a part of a character."""
         ...
 
 

@@ -72,7 +72,7 @@ def create_app(
 
     @app.get("/v1/models")
     def list_models() -> dict[str, Any]:
-        """What can be asked."""
+        """The models that can be asked."""
         return {"object": "list", "data": models}
 
     @app.get("/v1/models/{name:path}")
@@ -179,7 +179,7 @@ class Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What an answer says besides its body: how many tokens it could have at most."""
+        """The headers of an answer: how many tokens it could have at most."""
         return {"X-Max-Tokens": str(self.most)}
 
     async def start(self, core: ServerCore) -> tuple[int, Event]:

@@ -46,7 +46,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """What tells it from others: its `id` if it has one, else picture and question."""
+        """The key that tells it from others: its `id` if it has one, else picture and question."""
         return _key(self.record)
 
 
@@ -56,7 +56,7 @@ def _key(record: dict[str, Any]) -> str:
 
 
 def read_tasks(source: Path, query: str) -> list[Task]:
-    """What there is to do.
+    """The questions of a folder or file.
 
     Args:
         source: a folder, whose pictures are taken from all its subfolders, or a file with a JSON object per line:
@@ -100,7 +100,7 @@ def _task_of_line(line: str, source: Path, number: int, query: str) -> Task:
 
 
 def parts_of(output: Path) -> list[Path]:
-    """What other groups of processes have written."""
+    """The parts that other groups of processes have written."""
     return sorted(output.parent.glob(f"{output.name}.*.part"))
 
 
@@ -120,7 +120,7 @@ def gather_parts(output: Path) -> set[str]:
 
 
 def prepare(source: Path, output: Path, query: str) -> list[Task]:
-    """What there is to do, and a place for it; called before weights are read, too. Raises as `caption`."""
+    """The questions, and a place for the answers; called before weights are read, too. Raises as `caption`."""
     tasks = read_tasks(source, query)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

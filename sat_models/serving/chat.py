@@ -32,7 +32,7 @@ class Answer(GenerationResult):
     parts: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, and `parts`."""
+        """The line of `--json`: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, and `parts`."""
         return {
             "text": self.text,
             "token_ids": self.token_ids,
@@ -93,7 +93,7 @@ class ChatSession:
 
     @property
     def usable(self) -> bool:
-        """Whether another question can be asked; False once the processes of a split model have lost each other."""
+        """True if another question can be asked; False once the processes of a split model have lost each other."""
         return self._engine.usable
 
     def clear(self) -> None:

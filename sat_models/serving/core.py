@@ -1,4 +1,4 @@
-"""What page and API share: one model, its queue, and the limits of one server."""
+"""The common part of page and API: one model, its queue, and the limits of one server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take.
+    """The limits of one request.
 
     Attributes:
         max_new_tokens: most tokens of an answer, and what a request gets that does not say or wants more.
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: the pictures of the conversation, its earlier turns, the question now, and how to answer.
+    """One question: the pictures of the conversation, its earlier turns, the question now, and how to answer.
 
     Attributes:
         system: None is the model's own system text; another one is for prompt styles with a place for it.
@@ -131,7 +131,7 @@ def choices_of(request: Request, count: int) -> list[Request]:
 
 
 async def answer_events(core: ServerCore, question: Question) -> AsyncGenerator[Event, None]:
-    """What happens to a question, for callers in an event loop; closing it frees the request's place.
+    """The events of a question, for callers in an event loop; closing it frees the request's place.
 
     Raises:
         InputError, UnknownNameError: a question that cannot be asked.

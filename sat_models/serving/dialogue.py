@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wording:
-    """What the dialogue says in one language."""
+    """The words of the dialogue in one language."""
 
     welcome: str
     image: str

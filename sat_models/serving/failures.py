@@ -1,4 +1,4 @@
-"""What a client of the API reads when there is no answer: a status and a short message, never a flag of our command."""
+"""Failures as a client of the API reads them: a status and a short message, never a flag of our command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _problems(found: Sequence[dict[str, Any]]) -> str:
-    """What the validation of a body found, in a few short lines."""
+    """The findings of a body's validation, in a few short lines."""
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(_problem(problem)[:300] for problem in found[:3]) + more
 

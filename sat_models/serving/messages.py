@@ -51,7 +51,7 @@ def open_images(
 
 
 def system_text(messages: Sequence[Message]) -> str | None:
-    """What the system messages say, a line each; None where they say nothing."""
+    """The text of the system messages, a line each; None where they say nothing."""
     return "\n".join(filter(None, (_text(message) for message in messages if message.role in SYSTEM))) or None
 
 

@@ -1,4 +1,4 @@
-"""What the server measures about itself, in Prometheus' format."""
+"""The server's measurements of itself, in Prometheus' format."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Listener = Callable[[Event], object]
 
 
 class Observer(Protocol):
-    """What is told for statistics; see `metrics.Metrics`."""
+    """A listener for statistics; see `metrics.Metrics`."""
 
     def load(self, waiting: int, running: int) -> None:
         """How many requests wait and run."""

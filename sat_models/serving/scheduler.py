@@ -68,7 +68,7 @@ class Scheduler:
 
     @property
     def usable(self) -> bool:
-        """Whether requests are taken."""
+        """True if requests are taken."""
         return self._fatal is None and not self._closing and self._thread.is_alive()
 
     @property
@@ -188,7 +188,7 @@ class Scheduler:
             self._finish(self._running.pop(number), self._session.remove(number))
 
     def _tell_text(self, ticket: Ticket, row: AnswerRow) -> None:
-        """What is new of an answer's text."""
+        """The new part of an answer's text."""
         if not ticket.begun:
             ticket.begun = True
             self._observer.first_token(time.monotonic() - ticket.started)

@@ -90,7 +90,7 @@ def _refuse_others(given: dict[str, Any], known: set[str], place: str) -> None:
 
 
 def _parts(content: Any) -> Any:
-    """What a message says, as parts."""
+    """The content of a message, as parts."""
     if content is None or isinstance(content, str):
         return [TextPart(text=content)] if content else []
     if not isinstance(content, list):

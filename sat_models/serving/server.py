@@ -158,7 +158,7 @@ def require_packages(*names: str, purpose: str) -> None:
 
 
 def served_names(args: argparse.Namespace) -> list[str]:
-    """What clients may call the model: as asked for, else as it was loaded (a path by its last part, too)."""
+    """Names for the model that clients may use: as asked for, else as it was loaded (a path by its last part, too)."""
     if getattr(args, "served_model_name", None):
         return list(args.served_model_name)
     given = str(args.from_pretrained)

@@ -95,7 +95,7 @@ class ClientGone(Exception):
 
 
 async def unless_gone(wanted: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """What `wanted` gives; it is cancelled as soon as the client has closed its connection.
+    """The result of `wanted`; it is cancelled as soon as the client has closed its connection.
 
     Raises:
         ClientGone: it has.

@@ -41,7 +41,7 @@ _STYLE = "footer {display: none !important}"
 
 
 class Page:
-    """What the page does; one object for all its users, whose conversations live in their browsers' sessions."""
+    """The actions of the page; one object for all its users, whose conversations live in their browsers' sessions."""
 
     def __init__(self, core: ServerCore, *, language: str = "english") -> None:
         self._core = core

@@ -1,4 +1,4 @@
-"""What the web page shows below an answer: its boxes, and what else the model's family says in a form of its own."""
+"""The tables of the web page below an answer: its boxes, and what else the model's family says in a form of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the web page says, in English and Chinese, and the questions that it suggests."""
+"""The words of the web page, in English and Chinese, and the questions that it suggests."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class EvalItem:
 
     @property
     def phrases(self) -> list[tuple[str, ShapeObject]]:
-        """What a caption names, as it stands there, with the object."""
+        """The phrases of a caption, as they stand there, with their objects."""
         named = [(article(thing.name), thing) for thing in self.scene.objects]
         first, thing = named[0]
         return [(first[0].upper() + first[1:], thing), *named[1:]]
@@ -100,7 +100,7 @@ class EvalItem:
         return x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down
 
     def sample(self) -> Sample:
-        """What is right, as a reader of the task's public format gives it; without id and file."""
+        """The right answer, as a reader of the task's public format gives it; without id and file."""
         qa = self.qa
         if qa.task == "rec":
             expression = qa.meta["expression"]

@@ -1,4 +1,4 @@
-"""What the embedded model is trained towards: answers, what lies on each patch, what each name means.
+"""The objective of the embedded model: answers, what lies on each patch, what each name means.
 
 Legend: B rows, S tokens, C patches, V a width.
 """

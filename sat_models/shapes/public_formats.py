@@ -46,7 +46,7 @@ class Question:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What COCO says of a picture."""
+        """COCO's entry of a picture."""
         return {"id": self.image, "width": self.item.size[0], "height": self.item.size[1], "file_name": self.file}
 
 

@@ -25,7 +25,7 @@ LOOKUPS = TaskMix(
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRecipe:
-    """What is done when. Steps count from 0 over both stages."""
+    """The schedule of the recipe. Steps count from 0 over both stages."""
 
     seed: int = 0
     tower_steps: int = 500
@@ -60,11 +60,11 @@ class TinyRecipe:
         return (1, 8, 2) if self.looks_up(step) else (1, 5, 5)
 
     def looks_up(self, step: int) -> bool:
-        """Whether a step of the full stage asks short questions only."""
+        """True if a step of the full stage asks short questions only."""
         return step < self.tower_steps + self.lookup_steps
 
     def mix(self, step: int) -> TaskMix:
-        """What is asked at a step of the full stage."""
+        """The tasks at a step of the full stage."""
         return LOOKUPS if self.looks_up(step) else TaskMix()
 
     def learning_rate_at(self, step: int) -> float:

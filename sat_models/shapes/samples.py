@@ -1,4 +1,4 @@
-"""What a picture of the synthetic world teaches: questions as tokens with their targets, and what lies on each patch.
+"""The lessons of a picture of the synthetic world: questions as tokens with their targets, and what lies on each patch.
 
 Text is tokenised as inference does: the whole prompt in one piece, the answer on its own.
 Legend: P patches of the picture (row by row).
@@ -28,7 +28,7 @@ TASK_ID = {task: index for index, task in enumerate(TASKS)}
 
 
 class TextTokenizer(Protocol):
-    """What this module needs of a tokenizer."""
+    """This module's view of a tokenizer."""
 
     bos_id: int
     eos_id: int
@@ -66,7 +66,7 @@ class TaskMix:
 
 
 class Mention(NamedTuple):
-    """What the token at `index` means: classes and box as in `dense_targets`; all 0 for a thing that is not there."""
+    """The meaning of the token at `index`: classes and box as in `dense_targets`; all 0 for a thing not there."""
 
     index: int
     classes: tuple[int, int, int, int]
@@ -156,7 +156,7 @@ def object_classes(obj: ShapeObject) -> tuple[int, int, int, int]:
 
 
 def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """What lies on each patch of a `grid` x `grid` picture.
+    """The object on each patch of a `grid` x `grid` picture.
 
     A patch belongs to the object that covers its centre or at least half of it; an object that has no patch by this
     rule gets the one that it covers most.
@@ -182,7 +182,7 @@ def dense_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inside(scene: Scene, obj: ShapeObject, ticks: np.ndarray) -> np.ndarray:
-    """Whether the points (ticks x ticks, relative to the canvas) lie inside the object: [y, x] bool."""
+    """True if the points (ticks x ticks, relative to the canvas) lie inside the object: [y, x] bool."""
     x0, y0, x1, y1 = obj.box
     u = ((ticks * scene.width - x0) / (x1 - x0))[None, :]  # 0..1 across the box
     v = ((ticks * scene.height - y0) / (y1 - y0))[:, None]

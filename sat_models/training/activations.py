@@ -1,4 +1,4 @@
-"""What a model keeps for its backward pass, found without computing anything: a forward pass over tensors that have
+"""The memory of a model's backward pass, found without computing anything: a forward pass over tensors that have
 shapes and no memory, with a count of what autograd holds on to. So it knows every model, plan and checkpointing flag.
 
 Legend: B batch, S tokens, V vocabulary.

@@ -1,4 +1,4 @@
-"""What a run says before any weight is read: data, what trains, memory."""
+"""The announcement of a run before any weight is read: data, what trains, memory."""
 
 from __future__ import annotations
 

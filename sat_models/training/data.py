@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank reads in one step.
+    """One rank's samples of one step.
 
     Attributes:
         inputs: on the CPU, pixels in fp32. `vision_image` is None in a batch of text alone.
@@ -172,7 +172,7 @@ class VLMDataset:
         raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[record.source]}")
 
     def _fits(self, record: Record, question: str) -> bool:
-        """Whether the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
+        """True if the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
         room, system = self.max_length - MIN_ANSWER_ROOM, self.system_of(record)
         shown = self.processor.system if system is None and self._system_apart else system
         try:
@@ -203,7 +203,7 @@ class VLMDataset:
 
 
 def too_long(needed: int, max_length: int, images: int) -> str:
-    """What is said of a question that leaves no room for an answer, by training and validator alike."""
+    """The message about a question that leaves no room for an answer, for training and validator alike."""
     return (
         f"the question alone takes {needed} tokens with {images} picture(s), so that it cannot be trained on: "
         f"max_length {max_length} leaves {max_length - MIN_ANSWER_ROOM}; raise max_length or shorten it"

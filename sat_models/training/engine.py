@@ -48,7 +48,7 @@ def choose_precision(settings: FinetuneSettings, device: torch.device) -> str:
 
 
 def deepspeed_settings(settings: FinetuneSettings, precision: str) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: the chosen file, completed by the flags.
+    """The config for `deepspeed.initialize`: the chosen file, completed by the flags.
 
     Raises:
         ConfigError: no such file, or one that says what a flag says.

@@ -35,7 +35,7 @@ QUESTION_KEYS = ("prompt", "question")
 ANSWER_KEYS = ("text", "label", "answer")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 TRAINED_KEYS = ("loss", "weight", "train")
-"""Whether an answer is trained."""
+"""Keys that say if an answer is trained."""
 _FILMS = ("video", "videos", "audio", "audios", "speech")
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 _CHOICES = ("rejected", "rejected_response", "rejected_messages", "chosen")
@@ -46,7 +46,7 @@ _STYLES_HINT = "an entry has 'prompt' and 'text', 'conversations', 'messages', o
 
 @dataclass
 class _Said:
-    """What an entry says.
+    """The content of an entry.
 
     Attributes:
         turns: with `<image>` still in the questions.
@@ -231,7 +231,7 @@ def _asked(said: _Said, text: str, named: list[str | None], where: str) -> str:
 
 
 def _is_trained(fields: Mapping[str, Any], where: str, *, answer: bool = True) -> bool:
-    """What "loss", "weight" or "train" say of an answer; without them it is trained."""
+    """True if an answer is trained, as "loss", "weight" or "train" say; without them it is."""
     trained = True
     for key in TRAINED_KEYS:
         value = fields.get(key)

@@ -179,7 +179,7 @@ def _step_to_merge(store: CheckpointStore, outcome: Outcome) -> int:
 
 
 def plan_from(settings: FinetuneSettings) -> TrainablePlan:
-    """What trains, by rank, TRAINABLE and what is added to them."""
+    """The plan of what trains, by rank, TRAINABLE and what is added to them."""
     options: dict[str, Any] = {
         "prefix_length": settings.pre_seq_len,
         "rate_scales": settings.rate_scales or {},
@@ -277,7 +277,7 @@ def _write_config(settings: FinetuneSettings, vlm: VLM) -> None:
 def _identity(
     settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, train: VLMDataset
 ) -> dict[str, Any]:
-    """What a checkpoint and a run that resumes it must have in common, the same on all ranks."""
+    """The facts that a checkpoint and a run that resumes it must have in common, the same on all ranks."""
 
     def own() -> dict[str, Any] | None:
         if runtime.rank():

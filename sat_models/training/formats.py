@@ -273,7 +273,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _fault(error: json.JSONDecodeError) -> str:
-    """What is wrong, in a line."""
+    """The fault, in a line."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     hint = ""
     if after[:1] in ("]", "}") and before.endswith(","):

@@ -17,7 +17,7 @@ def named_groups() -> dict[str, ParameterGroup]:
 
 
 def vision_groups() -> tuple[str, ...]:
-    """What a batch without pictures gives no gradient."""
+    """Groups to which a batch without pictures gives no gradient."""
     return tuple(name for name, group in named_groups().items() if group.vision)
 
 
@@ -51,7 +51,7 @@ def select_parameters(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
 
 
 def no_match(pattern: str, names: Sequence[str]) -> str:
-    """What to say of a group or pattern that fits none of `names`."""
+    """The message about a group or pattern that fits none of `names`."""
     present = ", ".join(dict.fromkeys(group_of(name) for name in names))
     if pattern in named_groups():
         return f"this model has no parameters of the group '{pattern}'; it has: {present}"

@@ -45,7 +45,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _names_something(value: Any) -> bool:
-    """Whether a value may name a picture: text, or a list or object with some in it."""
+    """True if a value may name a picture: text, or a list or object with some in it."""
     if isinstance(value, dict):
         value = list(value.values())
     return bool(value) and (isinstance(value, str) or (isinstance(value, list) and any(map(_names_something, value))))

@@ -58,7 +58,7 @@ class Meter:
 
 
 class StopRequest:
-    """Whether SIGTERM came. The first one asks for an end after the step at hand, a second one ends the process."""
+    """True if SIGTERM came. The first one asks for an end after the step at hand, a second one ends the process."""
 
     def __init__(self) -> None:
         self.came = False

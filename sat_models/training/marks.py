@@ -29,7 +29,7 @@ _UNREAD = re.compile(
     r"<\|?(?:video|audio|sound|speech|bbox|ref-object|quad|point|box_ref)\|?\s*/?>|<\|(?:video|audio)_pad\|>", re.I
 )
 _IN_ANSWERS = re.compile(r"<image>|<ImageHere>|<IMG_CONTEXT>|<\|(?:image|img)(?:_pad|_\d+)?\|>|<image_\d+>")
-"""What an answer may not hold: a picture cannot be written. Marks that are also HTML may stand in text about HTML."""
+"""Marks that no answer may hold: a picture cannot be written. Marks that are also HTML may stand in text about HTML."""
 
 
 def with_slots(text: str, where: str) -> tuple[str, list[str | None]]:

@@ -57,7 +57,7 @@ class MemoryEstimate:
 
     @property
     def host_total(self) -> int:
-        """What offloading needs on the host."""
+        """The memory that offloading needs on the host."""
         return sum(self.host.values())
 
     @property
@@ -116,7 +116,7 @@ def estimate_memory(
     bucket: int = BUCKET,
     device: str | None = None,
 ) -> MemoryEstimate:
-    """What training needs at its peak on one rank; the model-parallel share is that of `model`.
+    """The memory of training at its peak on one rank; the model-parallel share is that of `model`.
 
     Args:
         model: this rank's part, with its plan applied; on any device, or on meta.

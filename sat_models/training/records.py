@@ -48,7 +48,7 @@ class Record:
         return ((self.first_question, self.turns[0][1]), *self.turns[1:]), self.system
 
     def fault(self) -> str | None:
-        """What is wrong with its texts, if anything: half of a surrogate pair, which JSON and file names can hold,
+        """The fault of its texts, if there is one: half of a surrogate pair, which JSON and file names can hold,
         cannot be written as UTF-8."""
         for number, turn in enumerate(self.turns, 1):
             for what, text in zip(("question", "answer"), turn, strict=True):
@@ -87,7 +87,7 @@ PROBLEM_KINDS = {
 PROBLEMS_SHOWN = 10
 """So many are said one by one, and the rest counted."""
 OnProblem = Callable[[Problem], None]
-"""What is done about a problem; when it returns, the record is left out and reading goes on."""
+"""A handler of problems; when it returns, the record is left out and reading goes on."""
 
 
 def raise_problem(problem: Problem) -> None:
@@ -155,7 +155,7 @@ class ImageFinder:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is one; a name that no file can have is none."""
+    """True if it is one; a name that no file can have is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases, a curve as a picture. Written by rank 0 alone."""
+"""The reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, a curve as a picture. Written by rank 0 alone."""
 
 from __future__ import annotations
 

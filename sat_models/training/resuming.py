@@ -43,7 +43,7 @@ REASONS = {
     "optimizer": "another optimiser keeps another state",
     "seed": "the order of the data hangs on it",
 }
-"""What a run and the checkpoint it goes on from must have in common, and why."""
+"""The facts that a run and the checkpoint it goes on from must have in common, and why."""
 SAID = (
     "batch_size", "accumulate", "learning_rate", "muon_rate", "min_learning_rate", "schedule", "warmup",
     "weight_decay", "adam_betas", "clip", "rate_scales", "lora_dropout", "max_length", "group_by_length",
@@ -147,7 +147,7 @@ def check_identity(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any
 
 
 def changes(saved: Mapping[str, Any], settings: FinetuneSettings) -> str:
-    """What differs from the settings of a checkpoint and may, for people; "" where nothing does."""
+    """The differences from a checkpoint's settings that are allowed, for people; "" where nothing does."""
     plain = json.loads(json.dumps(settings.to_dict()))
     differ = [name for name in SAID if name in saved and saved[name] != plain[name]]
     return ", ".join(f"{name} {saved[name]} -> {plain[name]}" for name in differ)

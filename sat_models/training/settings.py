@@ -23,7 +23,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy")
-"""What the best checkpoint is chosen by; of the loss less is better, of the others more."""
+"""The scores that the best checkpoint may be chosen by; of the loss less is better, of the others more."""
 
 
 def _setting(default: Any, text: str, kind: Any = str, **flag: Any) -> Any:

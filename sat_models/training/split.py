@@ -102,7 +102,7 @@ def group_by_common(items: Sequence[T], keys: Sequence[Iterable[Hashable]]) -> l
 
 
 def validation_folders(train: Sequence[PathLike]) -> list[Path]:
-    """What lies beside the training data to validate on, each once."""
+    """Data to validate on that lies beside the training data, each once."""
     return list(dict.fromkeys(path for path in map(validation_beside, train) if path))
 
 

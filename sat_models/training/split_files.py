@@ -36,7 +36,7 @@ DEFAULT_RATIO = (0.8, 0.05, 0.15)
 
 @dataclass
 class Item:
-    """What goes into one part as a whole.
+    """A group that goes into one part as a whole.
 
     Attributes:
         files: (file, its place within the part).

@@ -98,7 +98,7 @@ class CheckpointStore:
             )
 
     def _bytes_there(self) -> int:
-        """What the steps take that are on the disk: new ones will replace them."""
+        """The space of the steps on the disk: new ones will replace them."""
         paths = (path for step in self.steps() for path in (self.folder / str(step)).rglob("*"))
         return sum(path.stat().st_size for path in paths if path.is_file())
 

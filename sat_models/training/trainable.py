@@ -1,4 +1,4 @@
-"""What trains: declared, counted, logged and checked.
+"""The plan of what trains: declared, counted, logged and checked.
 
 A plan names groups (or shell patterns over parameter names) that train in full, and groups that get LoRA; all else is
 frozen.
@@ -37,7 +37,7 @@ TRAINABLE = ("expert", ALL)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainablePlan:
-    """What trains.
+    """The plan of what trains.
 
     Attributes:
         full: groups or shell patterns over parameter names that train in full.
@@ -153,7 +153,7 @@ def _never_run(model: nn.Module) -> set[str]:
 
 
 def mark_model_parallel(model: nn.Module) -> None:
-    """What training over several ranks needs of the parameters.
+    """Marks on the parameters that training over several ranks needs.
 
     Each says whether it is divided (DeepSpeed counts whole ones once in gradient norms). A row-parallel bias that SAT
     divides by the number of ranks before the sum gets its whole gradient: SAT's own is too small by that number. So do

@@ -29,7 +29,7 @@ _BAR = 40
 
 @dataclass
 class Report:
-    """What was found.
+    """The findings.
 
     Attributes:
         path, format: what was read, and as what.
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def validate(
 
 
 def images_warning(count: int, with_images: int) -> str | None:
-    """What to say where some or all of so many samples have no picture: mostly it was left out by mistake."""
+    """The warning where some or all of so many samples have no picture: mostly it was left out by mistake."""
     without = count - with_images
     if not without:
         return None

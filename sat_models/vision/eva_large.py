@@ -154,7 +154,7 @@ class EVALargeTransformer(nn.Module):
 
     @property
     def never_run(self) -> tuple[nn.Module, ...]:
-        """What the checkpoint holds beyond the features that are read."""
+        """Layers that the checkpoint holds and no forward reads."""
         return self.blocks[-1], self.norm, self.head
 
     def forward(self, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the towers made of SAT's transformer share: patches, learned positions, attention of all to all.
+"""The common part of towers made of SAT's transformer: patches, learned positions, attention of all to all.
 
 Legend: N images, P patches, V vision width.
 """

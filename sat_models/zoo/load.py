@@ -89,15 +89,13 @@ def load_pretrained(
     checkpoint, config = source.checkpoint, source.config
     _check_opened(config, checkpoint, quant_head, asked)
     runtime.init_model_parallel(size)
-    processor, tokenizer_file = runtime.in_step(
+    processor, file = runtime.in_step(
         lambda: _make_processor(checkpoint, config, local_tokenizer, _choose_version(version, config, spec))
     )
     model, config = runtime.in_step(lambda: source.load(device, dtype))
     _prepare(model, Quantisation.of(config), rotary_table, quant_head, cache)
     logger.info("loaded %s on %s, split over %d process(es)", checkpoint.step_folder, device, size)
-    return VLM(
-        model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=tokenizer_file
-    )
+    return VLM(model, processor, config, device=device, dtype=dtype, checkpoint=checkpoint, tokenizer_file=file)
 
 
 def _check_asked(

@@ -149,7 +149,7 @@ def _original_style(whole: dict[str, Tensor], rank: int = 4) -> tuple[dict[str, 
 
 
 def _merged(file: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is read where `stored` lies in the file."""
+    """The class that is read where `stored` lies in the file."""
     torch.save({"module": stored}, file)
     weights = open_source(file.parent).open().weights
     return {name: weights.part(name).read() for name in weights.names}

@@ -31,7 +31,7 @@ SIZES = ("aten::nonzero", "aten::masked_select", "aten::_unique2")
 
 
 def is_wait(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether an operator on tensors of a device stops until the device has reached it."""
+    """True if an operator on tensors of a device stops until the device has reached it."""
     if name.startswith("aten::index") and len(args) > 1 and isinstance(args[1], list | tuple):
         by_mask = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
         filled = len(args) > 2 and args[2].numel() == 1  # torch makes a masked fill of it

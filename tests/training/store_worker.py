@@ -53,7 +53,7 @@ def die_at(number: int, log: Path) -> None:
 
 
 def survives(number: int, step: int, folder: Path, log: Path) -> bool:
-    """Whether a save of `step` in `folder`, killed at that call, came to its end."""
+    """True if a save of `step` in `folder`, killed at that call, came to its end."""
     child = os.fork()
     if child == 0:
         die_at(number, log)

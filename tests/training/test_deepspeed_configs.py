@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 PRESETS = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
 OFFLOADED = {"zero2-offload": (True, False), "zero3-offload": (True, True)}
-"""Whether the optimiser and the parameters lie on the host."""
+"""Configs that put something on the host: (the optimiser, the parameters)."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -40,7 +40,7 @@ class Stepper:
 
     @property
     def way(self) -> str:
-        """What a step goes through: the name of a class, or "hooks"."""
+        """The way that a step goes: the name of a class, or "hooks"."""
         return "hooks" if self._flat is None else type(self._flat).__name__
 
     @property

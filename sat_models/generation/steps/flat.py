@@ -47,7 +47,7 @@ _EMBEDDINGS = {VocabParallelEmbedding, nn.Embedding}
 
 
 class Layer(NamedTuple):
-    """What a token goes through in one layer, in this order."""
+    """The parts of one layer that a token goes through, in this order."""
 
     norm: RMSNorm
     mix: nn.Module
@@ -153,14 +153,14 @@ class TokenStep:
 
 
 def _operator(part: Any) -> Product:
-    """What a part does to [B, …]: norms and whole linears as one operator each; what else there is, as it is."""
+    """The function of a part on [B, …]: norms and whole linears as one operator each; what else there is, as it is."""
     if isinstance(part, RMSNorm):
         return partial(F.rms_norm, normalized_shape=part.weight.shape, weight=part.weight, eps=part.variance_epsilon)
     return partial(F.linear, weight=part.weight, bias=part.bias) if is_whole(part) else part
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether all that takes part in a token of text is said or known here, and nobody listens in between."""
+    """True if all that takes part in a token of text is said or known here, and nobody listens in between."""
     if not isinstance(model, DecoderModel) or mpu.get_model_parallel_world_size() > 1:
         return False
     if "forward" in vars(model) or not type(model).forward.__module__.startswith("sat_models.models."):
@@ -181,7 +181,7 @@ def _is_plain(model: nn.Module) -> bool:
 
 
 def _attends_with_a_cache(model: DecoderModel) -> bool:
-    """Whether positions and attention are those of every decoder, with a cache before it and nothing else."""
+    """True if positions and attention are those of every decoder, with a cache before it and nothing else."""
     positions, attention = model.hooks["position_embedding_forward"], model.hooks["attention_fn"]
     return (
         _function(positions) is DecoderModel.position_embedding_forward
@@ -196,5 +196,5 @@ def _mixin_of(hook: Any) -> Any:
 
 
 def _function(hook: Any) -> Any:
-    """What a hook runs: the function of a bound method, or of the one that a `partial` wraps."""
+    """The code that a hook runs: the function of a bound method, or of the one that a `partial` wraps."""
     return getattr(hook.func if isinstance(hook, partial) else hook, "__func__", None)

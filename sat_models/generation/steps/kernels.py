@@ -124,7 +124,7 @@ class KernelStep:
         return logits.to(self._words.dtype)
 
     def _can_use(self, store: KVStore, rows: int) -> bool:
-        """Whether there is a cache with room for one more token, in the weights' dtype (autocast may have another) or
+        """True if there is a cache with room for one more token, in the weights' dtype (autocast may have another) or
         in a form that does not depend on it."""
         if store.length >= store.max_length:
             return False

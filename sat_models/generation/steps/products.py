@@ -183,7 +183,7 @@ def _is_readable(stored: Tensor) -> bool:
 
 
 def _is_whole_quantised(linear: nn.Module) -> bool:
-    """Whether it is one of the zoo's own, nobody listens, and all of it is here. One that is summed has no bias."""
+    """True if it is one of the zoo's own, nobody listens, and all of it is here. One that is summed has no bias."""
     if type(linear) not in (QuantisedColumnLinear, QuantisedRowLinear):
         return False
     if isinstance(linear, RowParallelLinear):

@@ -50,7 +50,7 @@ class CogAgentConfig(CogVLMConfig):
         return (self.cross_image_pix // self.cross_vision_args.patch_size) ** 2
 
     def cross_attention_args(self) -> dict[str, Any]:
-        """What SAT's `BaseTransformer` needs to make the cross-attention."""
+        """The arguments with which SAT's `BaseTransformer` makes the cross-attention."""
         return {
             "is_decoder": self.is_decoder if isinstance(self.is_decoder, bool) else list(self.is_decoder),
             "cross_attn_hidden_size": self.cross_attn_hidden_size,

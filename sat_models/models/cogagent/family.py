@@ -27,7 +27,7 @@ def _forms() -> Iterable[HFForm]:
 
 
 def _parts(text: str, width: int, height: int) -> dict[str, Any]:
-    """What to do on a screen, as `agent`."""
+    """The operation on a screen, as `agent`."""
     from sat_models.models.cogagent.agent import parse_agent_reply
 
     reply = parse_agent_reply(text, width, height)

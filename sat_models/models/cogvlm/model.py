@@ -22,7 +22,7 @@ class CogVLMModel(LLaMAModel):
 
     config_class = CogVLMConfig
     has_image_positions = False
-    """Whether a learned position is added to the image tokens before the projector."""
+    """True if a learned position is added to the image tokens before the projector."""
 
     def __init__(
         self,

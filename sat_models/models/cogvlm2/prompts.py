@@ -13,4 +13,4 @@ STYLES: dict[str, PromptStyle] = {
     ),
 }
 OWN_NAMES: dict[str, PromptStyle] = {"chat": STYLES["chat_old"], "vqa": STYLES["cogvlm2_vqa"]}
-"""What its releases mean by these, where CogVLM means something else."""
+"""Styles that its releases call by names of CogVLM's with another meaning."""

@@ -1,1 +1,1 @@
-"""What several families share: the decoder, the LLaMA, forms on disk, quantised linears."""
+"""Parts that several families share: the decoder, the LLaMA, forms on disk, quantised linears."""

@@ -1,4 +1,4 @@
-"""What the language models of the zoo share: positions and masks on their way to the layers.
+"""The common part of the zoo's language models: positions and masks on their way to the layers.
 
 Legend: B batch, S tokens, T cached and new tokens, N heads and G key/value heads on this rank, H head dim.
 """

@@ -1,4 +1,4 @@
-"""What a family is to the rest of the house: one entry with all that others need to know of it."""
+"""A family as the rest of the house sees it: one entry with all that others need to know of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Hugging Face form of a model is: a two-way table of weight names and a translation of its config."""
+"""The Hugging Face form of a model: a two-way table of weight names and a translation of its config."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class KeyTable:
         return tuple(template.format(*numbers) for template in found)
 
     def hf_value(self, name: str, *values: Tensor) -> Tensor:
-        """What stands under the Hugging Face name `name`, out of the SAT weights of its `places`."""
+        """The value under the Hugging Face name `name`, out of the SAT weights of its `places`."""
         place, value = self.place(name), values[0]
         if place.slots > 1:
             return torch.cat(values)
@@ -113,7 +113,7 @@ class KeyTable:
         return value.narrow(0, first, rows).clone()
 
     def sat_value(self, place: Place, parts: Sequence[Tensor]) -> Tensor:
-        """What SAT holds of a weight, out of the values of its parts."""
+        """SAT's value of a weight, out of the values of its parts."""
         whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         return whole[self._packed_rows(len(whole)).argsort()] if place.packed else whole
 
@@ -146,7 +146,7 @@ class KeyTable:
 
 
 def _place(row: Row, sat: str, part: int, parts: int) -> Place:
-    """What a row says of its part."""
+    """A row's word on its part."""
     slot, slots = (row.slot, row.slots) if isinstance(row, Stacked) else (0, 1)
     kinds = (("lifted", Lifted), ("lowered", Lowered), ("packed", Packed))
     found = {name: isinstance(row, kind) for name, kind in kinds}
@@ -220,7 +220,7 @@ class HFForm:
     reads_tokens: bool = False
 
     def fits(self, data: Mapping[str, Any]) -> bool:
-        """Whether the content of a `config.json` is of this form."""
+        """True if the content of a `config.json` is of this form."""
         named = not class_names(data).isdisjoint((self.architecture, *self.also_named))
         return named and (self.telling is None or self.telling(data))
 

@@ -62,10 +62,10 @@ class Place:
     lowered: bool = False
 
     def taken(self, value: Tensor) -> Tensor:
-        """What belongs here of a weight in the files, in SAT's shape."""
+        """The part of a weight in the files that belongs here, in SAT's shape."""
         own = value.tensor_split(self.slots)[self.slot] if self.slots > 1 else value
         return own[None] if self.lifted else own[0] if self.lowered else own
 
 
 Row = str | Joined | Lifted | Lowered | Packed | Stacked
-"""What stands for a weight of SAT's in the files."""
+"""The counterpart in the files of a weight of SAT's."""

@@ -46,7 +46,7 @@ class Quantisation:
 
     @classmethod
     def asked(cls, quant: int | None, skip: Sequence[str] = ()) -> Quantisation | None:
-        """What a user asks for: bits, and patterns besides the default ones.
+        """The settings that a user asks for: bits, and patterns besides the default ones.
 
         Raises:
             ConfigError: other bits, or patterns without bits.
@@ -59,7 +59,7 @@ class Quantisation:
 
     @classmethod
     def of(cls, config: ModelConfig) -> Quantisation | None:
-        """What a stored config says; None for weights in full precision."""
+        """The settings of a stored config; None for weights in full precision."""
         data = config.extra.get(QUANTISATION_KEY)
         if data is None:
             return None

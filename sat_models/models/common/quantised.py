@@ -74,7 +74,7 @@ def block_size(linear: nn.Module) -> int | None:
 
 
 class _QuantisedLinear(nn.Module):
-    """What both parallel forms share. The tensors start without content, on the device of the linear's weight."""
+    """The common part of both parallel forms. The tensors start empty, on the device of the linear's weight."""
 
     def _take_over(self, linear: nn.Module, bits: int, *attributes: str) -> None:
         nn.Module.__init__(self)
@@ -137,7 +137,7 @@ class QuantisedRowLinear(_QuantisedLinear, RowParallelLinear):
 
 
 def waits_for_host(module: nn.Module) -> bool:
-    """Whether its products on a GPU wait for the host, which looks in each for the outliers of LLM.int8."""
+    """True if its products on a GPU wait for the host, which looks in each for the outliers of LLM.int8."""
     return any(isinstance(part, _QuantisedLinear) and part.bits == 8 for part in module.modules())
 
 
@@ -250,7 +250,7 @@ def _product_4(layer: _QuantisedLinear, x: Tensor, bias: Tensor | None) -> Tenso
 
 @functools.cache
 def _scale_table(device: torch.device, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a byte of `quant_scale` means, as the kernels look it up: table[code] · 1 + 0."""
+    """The meaning of a byte of `quant_scale`, as the kernels look it up: table[code] · 1 + 0."""
     with torch.inference_mode(False):  # they outlive the forward that first needs them
         return (
             quantised_kernels.scale_table().to(device),

@@ -42,7 +42,7 @@ def load() -> QuantisedKernels | None:
 
 @functools.cache
 def scale_table() -> Tensor:
-    """What a byte of the scales of 4 bits means, fp32 [256]."""
+    """The meaning of a byte of the scales of 4 bits, fp32 [256]."""
     with torch.inference_mode(False):
         return torch.exp2((torch.arange(256, dtype=torch.float32) - SCALE_OFFSET) / SCALE_STEPS)
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` says of the model that it belongs to."""
+"""Questions to a Hugging Face `config.json` about its model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def class_names(data: Mapping[str, Any]) -> frozenset[str]:
 
 
 def has_intern_vit(data: Mapping[str, Any]) -> bool:
-    """Whether it is of LLaVA's layout with InternViT in place of CLIP: InternVL 1.0."""
+    """True if it is of LLaVA's layout with InternViT in place of CLIP: InternVL 1.0."""
     tower = str(data.get("mm_vision_tower") or "").lower()
     return "internvit" in tower or "intern_vit" in tower
