@@ -42,7 +42,7 @@ class CacheForm(StrEnum):
         return torch.cat((codes, (largest / 127).view(torch.int8)), dim=-1)
 
     def read(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        """What kept vectors mean, [..., H] in `dtype`."""
+        """The vectors that are kept, [..., H] in `dtype`."""
         if self is not CacheForm.INT8:
             return stored.to(dtype)
         scales = stored[..., -SCALE_BYTES:].contiguous().view(torch.float32)

@@ -1,4 +1,4 @@
-"""What the layers of InternViT do differently from SAT's default: norms of queries and keys, scales of what a layer
+"""Layers of InternViT, where they differ from SAT's default: norms of queries and keys, scales of what a layer
 adds, a table of positions that is stretched to the picture at hand.
 
 Source: github.com/OpenGVLab/InternVL at 2410d1d, `internvl_chat/internvl/model/internvl_chat/modeling_intern_vit.py`.

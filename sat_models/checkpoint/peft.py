@@ -29,7 +29,7 @@ PEFT_CONFIG_FILE = "adapter_config.json"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MODEL_FILES = ("model.safetensors*", "model-*.safetensors", "pytorch_model*.bin*")
 _LLAVA_REST = "non_lora_trainables.bin"
-"""What LLaVA's own scripts write beside, outside of PEFT's form."""
+"""The file that LLaVA's own scripts write beside, outside of PEFT's form."""
 _PART = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?$")
 _READ = ("use_rslora", "use_dora", "eva_config")
 _NOT_READ = re.compile(
@@ -44,7 +44,7 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """What `adapter_config.json` says of the matrices.
+    """The settings of the matrices in `adapter_config.json`.
 
     Attributes:
         alpha: numerator of the scale.
@@ -125,7 +125,7 @@ def _refuse_unread(data: Mapping[str, Any], place: Path) -> None:
 
 @dataclass
 class _Linear:
-    """What PEFT has trained of one linear of its model.
+    """The parts that PEFT has trained of one linear of its model.
 
     Attributes:
         name: in that model.

@@ -135,7 +135,7 @@ class SquareImages:
 
 
 def tiles_that_fit(images: Sequence[ImagePlan], excess: int) -> str:
-    """What to say of the tiles of images that take more room than there is; nothing, if none is cut.
+    """The hint about tiles of images that take more room than there is; empty if none is cut.
 
     Args:
         excess: tokens too many.

@@ -65,7 +65,7 @@ class Behind:
         return self._behind(self._decoder.flush(), last=True)
 
     def _behind(self, piece: str, *, last: bool = False) -> str:
-        """What is certain not to be the lead."""
+        """The text that is certain not to be the lead."""
         text = self._held + piece
         if not last and len(text) < len(self._lead) and self._lead.startswith(text):
             self._held = text

@@ -38,7 +38,7 @@ def _tokenizer(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenize
 
 
 CONVOLVED = ParameterGroup((*PROJECTOR.patterns, "mixins.eva.conv.*", "mixins.eva.boi", "mixins.eva.eoi"), vision=True)
-"""What lies between the tower and the language model."""
+"""The part between the tower and the language model."""
 
 FAMILY = Family(
     name="cogvlm2",

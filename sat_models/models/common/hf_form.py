@@ -154,7 +154,7 @@ def _place(row: Row, sat: str, part: int, parts: int) -> Place:
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
-    """What the table says of a name, and the numbers in it: of layers, or a part of the name as it stands."""
+    """The table's entry for a name, and the numbers in it: of layers, or a part of the name as it stands."""
     if name in table and "{" not in name:
         return table[name], []
     template = _NUMBER.sub("{}", name)

@@ -1,4 +1,4 @@
-"""What may stand for a weight of SAT's in Hugging Face files, besides a name, and where a weight of theirs belongs."""
+"""Rows of key tables: what stands for a SAT weight in Hugging Face files where it is more than a name."""
 
 from __future__ import annotations
 

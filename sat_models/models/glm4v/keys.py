@@ -53,7 +53,7 @@ _FIXED = {
     "multi_query_attention": True, "original_rope": True, "post_layer_norm": True, "rmsnorm": True,
     "tie_word_embeddings": False,
 }  # fmt: skip
-"""What the code of the release can do otherwise, and its models do not."""
+"""Switches of the release's code that its models do not use."""
 _MODEL = "modeling_chatglm.ChatGLMForConditionalGeneration"
 _AUTO_MAP = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": _MODEL, "AutoModelForCausalLM": _MODEL}
 """Where the release's own code is found, if it lies beside the weights."""

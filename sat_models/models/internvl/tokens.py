@@ -10,7 +10,7 @@ from sat_models.processing.byte_tokens import JsonTokenizer, added_tokens, has_b
 from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 
 IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
-"""What stands where an image goes: before it, once for each of its tokens, behind it."""
+"""The pieces where an image goes: before it, once for each of its tokens, behind it."""
 
 
 def open_tokenizer(config: InternVLConfig, path: str | os.PathLike[str]) -> Tokenizer:
