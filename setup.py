@@ -58,12 +58,15 @@ KERNEL_SOURCES = ("sat_models/generation/steps/native.c", "sat_models/models/com
 
 
 def kernel(source: str) -> Extension:
-    """The library of a C file, which carries the checksum of its source."""
+    """The library of a C file, which carries the checksum of its source and of its parts (NAME_*.h)."""
     package, _, name = source.removesuffix(".c").rpartition("/")
+    parts = sorted(str(path.relative_to(ROOT)) for path in (ROOT / package).glob(f"{name}_*.h"))
+    whole = b"".join((ROOT / part).read_bytes() for part in (source, *parts))
     return Extension(
         f"{package.replace('/', '.')}._{name}",
         [source],
-        define_macros=[("SOURCE", f"{zlib.crc32((ROOT / source).read_bytes())}u")],
+        depends=parts,
+        define_macros=[("SOURCE", f"{zlib.crc32(whole)}u")],
         extra_compile_args=[
             "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
             "-Wno-psabi",
@@ -85,7 +88,7 @@ setup(
     package_dir=CONFIG_PACKAGES,
     ext_modules=[kernel(source) for source in KERNEL_SOURCES],
     package_data={
-        "sat_models": ["assets/**/*", "generation/steps/*.c", "models/common/*.c"],
+        "sat_models": ["assets/**/*", "generation/steps/*.c", "models/common/*.[ch]"],
         **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES},
     },
     include_package_data=False,

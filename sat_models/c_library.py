@@ -1,15 +1,15 @@
 """C libraries of the package: compiled where it was installed, called through ctypes.
 
-`NAME.c` beside the Python file that calls it is compiled to `_NAME` by setup.py, with its own checksum inside, which
-`NAME_source()` gives. Where no compiler was at hand there is no library, and torch's operators do the work.
+`NAME.c` beside the Python file that calls it, with its parts `NAME_*.h`, is compiled to `_NAME` by setup.py, with the
+checksum of them inside, which `NAME_source()` gives. Where no compiler was at hand there is no library, and torch's operators do the work.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import pkgutil
 import zlib
+from importlib.resources import files
 from importlib.util import find_spec
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,15 @@ def open_library(package: str, name: str, arguments: dict[str, list[type]]) -> c
     except (OSError, AttributeError) as error:
         logger.warning("the C kernels (%s) cannot be loaded (%s): %s", name, error, REMEDY)
         return None
-    if built_from != zlib.crc32(pkgutil.get_data(package, f"{name}.c")):
+    if built_from != zlib.crc32(_source(package, name)):
         logger.warning("the C kernels (%s) are those of another version: %s", name, REMEDY)
         return None
     for function, types in arguments.items():
         functions[function].argtypes, functions[function].restype = types, None
     return library
+
+
+def _source(package: str, name: str) -> bytes:
+    parts = [file for file in files(package).iterdir() if file.name.startswith(f"{name}_") and file.name.endswith(".h")]
+    parts.sort(key=lambda file: file.name)
+    return b"".join(file.read_bytes() for file in (files(package) / f"{name}.c", *parts))

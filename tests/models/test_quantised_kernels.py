@@ -29,12 +29,12 @@ def kernels() -> QuantisedKernels:
     return loaded
 
 
-@pytest.fixture(params=["bytes at once", "plain"])
+@pytest.fixture(params=[2, 1, 0], ids=["VNNI", "AVX2", "plain"])
 def form(request: pytest.FixtureRequest, kernels: QuantisedKernels) -> Iterator[QuantisedKernels]:
-    """Both forms of a product: what this processor has, and what any has."""
-    kernels.plain(request.param == "plain")
+    """All forms of a product up to what this processor has."""
+    kernels.most(request.param)
     yield kernels
-    kernels.plain(False)
+    kernels.most(2)
 
 
 def made(outputs: int, inputs: int, bits: int, block: int, seed: int = 0) -> QuantisedWeight:

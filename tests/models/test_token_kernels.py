@@ -483,7 +483,7 @@ def test_says_why_there_are_none(
     kernels: TokenKernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     load = token_kernels.load.__wrapped__
-    monkeypatch.setattr(c_library.pkgutil, "get_data", lambda package, name: b"int other;")
+    monkeypatch.setattr(c_library, "_source", lambda package, name: b"int other;")
     assert load() is None and "another version" in caplog.text
     (tmp_path / "library.so").write_bytes(b"no library")
     spec = SimpleNamespace(origin=str(tmp_path / "library.so"))

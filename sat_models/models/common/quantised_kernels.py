@@ -24,7 +24,7 @@ SCALE_STEPS, SCALE_OFFSET = 8, 191
 _WIDE, _SHARED, _PANEL = 128, 32, 32  # as in the C file: what inputs are filled up to, share a scale; outputs at once
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _ARGUMENTS = {
-    "quantised_plain": [_INT],
+    "quantised_most": [_INT],
     "quantised_inputs": [_POINTER] * 4 + [_LONG] * 2 + [_INT] * 2,
     "quantised_product": [_POINTER] * 7 + [_POINTER] + [_LONG] * 4 + [_INT] * 3,
     "quantised_gated": [_POINTER] * 9 + [_LONG] * 4 + [_INT] * 3,
@@ -109,7 +109,7 @@ class QuantisedKernels:
         self._gated, self._panels = library.quantised_gated, library.quantised_panels
         self._has_panels = library.quantised_has_panels
         self._has_panels.restype = _INT
-        self.plain = library.quantised_plain
+        self.most = library.quantised_most
         self._table = scale_table()
 
     def inputs(self, room: ByteInputs, x: Tensor) -> ByteInputs:
