@@ -1,7 +1,8 @@
 """C libraries of the package: compiled where it was installed, called through ctypes.
 
 `NAME.c` beside the Python file that calls it, with its parts `NAME_*.h`, is compiled to `_NAME` by setup.py, with the
-checksum of them inside, which `NAME_source()` gives. Where no compiler was at hand there is no library, and torch's operators do the work.
+checksum of them inside, which `NAME_source()` gives. Where no compiler was at hand there is no library, and torch's
+operators do the work.
 """
 
 from __future__ import annotations
