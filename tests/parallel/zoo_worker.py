@@ -19,8 +19,9 @@ from sat_models.training.trainable import GradientWatch, apply_plan, parameter_g
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-import miniatures
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden_set import reference, tensors
+from test_parity import logits_of
 
 STEPS = 20
 
@@ -30,30 +31,25 @@ def sample_of(vlm: VLM) -> VLMInputs:
     config = vlm.config
     layout = layout_training(
         [[4, 5], config.images.plan(), [7, 8, 9]], [10, 11, 12], bos_id=config.bos_token_id,
-        eos_id=config.eos_token_id, max_length=config.max_sequence_length, form=config.sequence_form,
+        eos_id=config.eos_token_ids[0], max_length=config.max_sequence_length, form=config.sequence_form,
     )  # fmt: skip
     pixels = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     return VLMInputs.from_layout(layout, vision_image=pixels)
 
 
-@torch.inference_mode()
-def furthest_from_the_original(vlm: VLM, name: str) -> float:
-    """Largest difference of any logit of any golden case; 0 for a model without golden data."""
-    mini = next(mini for mini in miniatures.MINIATURES if mini.name == name)
-    if not mini.is_golden:
-        return 0.0
-    golden = mini.reference()
-    found = {case: vlm.model(**mini.with_image(case))[0][0] for case in mini.cases()}
-    return max((logits - golden[f"{case}.logits"]).abs().max().item() for case, logits in found.items())
+def furthest_from_the_original(folder: Path) -> float:
+    """Largest difference of any logit of any case of a golden folder."""
+    vlm, golden = load_pretrained(folder, device="cpu", dtype="float32"), tensors(folder)
+    found = {case["key"]: logits_of(vlm, folder, case) for case in reference(folder)["cases"]}
+    return max((logits - golden[f"{key}.logits"]).abs().max().item() for key, logits in found.items())
 
 
 def run_model(folder: Path) -> dict[str, Any]:
-    """What one model gives."""
+    """Logits, answer and losses of one model."""
     vlm = load_pretrained(folder, device="cpu", dtype="float32")
     inputs = sample_of(vlm)
     with torch.inference_mode():
         logits = vlm.model(**inputs.model_kwargs())[0]
-    golden = furthest_from_the_original(vlm, folder.name)
     engine = Engine(vlm.model, eos_id=vlm.config.eos_token_id, max_length=128, device="cpu")
     answer = list(engine.tokens(inputs, SamplingOptions(max_new_tokens=8)))
     model = vlm.model
@@ -69,14 +65,16 @@ def run_model(folder: Path) -> dict[str, Any]:
             watch.check()
         optimizer.step()
         losses.append(loss.item())
-    return {"logits": logits, "answer": answer, "losses": losses, "golden": golden}
+    return {"logits": logits, "answer": answer, "losses": losses}
 
 
 def main() -> None:
-    """Output folder, model folders: the first process writes `<size>.pt`."""
+    """Output folder, folders of models or of golden data: the first process writes `<size>.pt`."""
     out, *folders = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    report = {folder.name: run_model(folder) for folder in folders}
+    golden = [folder for folder in folders if (folder / "reference.json").is_file()]
+    report: dict[str, Any] = {folder.name: run_model(folder) for folder in folders if folder not in golden}
+    report["golden"] = {folder.name: furthest_from_the_original(folder) for folder in golden}
     if runtime.rank() == 0:
         torch.save(report, out / f"{runtime.world_size()}.pt")
         (out / f"{runtime.world_size()}.json").write_text(json.dumps(sorted(report)))

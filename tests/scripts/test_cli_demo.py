@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden_set import each_case, reference
+
+from sat_models.config import read_json
 from sat_models.serving.cli import main, make_parser
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "cogvlm-mini"
 IMAGE = GOLDEN / "image.png"
-CASES = [case for case in json.loads((GOLDEN / "reference.json").read_text())["cases"] if not case["history"]]
+CASES = [case for case in reference(GOLDEN)["cases"] if not case["history"]]
 DOCUMENTED = """
 cli_demo_sat.py --from_pretrained cogagent-chat --version chat --bf16 --stream_chat
 cli_demo_sat.py --from_pretrained cogvlm-grounding-generalist --version base --bf16 --stream_chat
@@ -42,16 +47,18 @@ def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return call
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["version"])
-def test_json_is_one_line_and_right(run: Callable[..., Any], case: dict[str, Any]) -> None:
-    flags = ["--version", case["version"], "--query", case["query"], "--max_new_tokens", 20]
-    done = run("--image", IMAGE, "--json", *flags)
+@each_case("cogvlm", wanted=lambda case: not case["history"])
+def test_json_is_one_line_and_right(run: Callable[..., Any], folder: Path, case: dict[str, Any]) -> None:
+    said = case["generated"]
+    flags = ["--version", case["version"], "--query", case["query"], "--max_new_tokens", len(said)]
+    done = run("--image", folder / "image.png", "--json", *flags, model=folder)
     assert done.code == 0
     assert done.out.count("\n") == 1
     answer = json.loads(done.out)
     assert list(answer) == ["text", "token_ids", "finish_reason", "boxes"]
-    ended = answer["finish_reason"] == "stop"
-    assert answer["token_ids"] + [2] * ended == case["generated"]
+    end = read_json(folder / "model_config.json")["eos_token_id"]
+    assert answer["token_ids"] == [token for token in said if token != end]
+    assert answer["finish_reason"] == ("stop" if said[-1] == end else "length")
     assert answer["text"] == case["text"]
     assert answer["boxes"] == []
 
