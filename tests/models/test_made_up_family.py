@@ -140,7 +140,9 @@ def test_the_api_answers(vlm: VLM) -> None:
             f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         said = json.loads(urllib.request.urlopen(request, timeout=60).read())
-    assert said["choices"][0]["message"]["content"] == vlm.generate(IMAGE, "What?", max_new_tokens=5).text
+    text = vlm.generate(IMAGE, "What?", max_new_tokens=5).text
+    assert said["choices"][0]["message"]["content"] == text and text.strip()
+    assert said["choices"][0]["message"]["greeting"] == vlm.read(text, (9, 9)).parts["greeting"] == text.split()[0]
     assert core.versions == ("postcard",)
 
 

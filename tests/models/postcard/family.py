@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from postcard.prompts import STYLES
 from sat_models.models.common.family import Family
@@ -35,6 +35,11 @@ def _tokenizer(config: LanguageConfig, path: str | os.PathLike[str]) -> Tokenize
     return SmallLetters.from_file(path)
 
 
+def _parts(text: str, width: int, height: int) -> dict[str, Any]:
+    """The greeting, if there is one."""
+    return {"greeting": text.split()[0]} if text.strip() else {}
+
+
 FAMILY = Family(
     name="postcard",
     models=("PostcardModel",),
@@ -43,4 +48,5 @@ FAMILY = Family(
     groups={"stamp": ParameterGroup(("mixins.eva.stamp", "mixins.eva.patches.*"), vision=True), **LLAMA_GROUPS},
     forms=_forms,
     tokenizer=_tokenizer,
+    parts=_parts,
 )
