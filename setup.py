@@ -106,6 +106,7 @@ setup(
             "sat-validate=sat_models.commands.validate:command",
             "sat-split=sat_models.commands.split:command",
             "sat-bench=sat_models.commands.bench:command",
+            "sat-bench-server=sat_models.commands.bench_server:command",
             "sat-make-dataset=sat_models.commands.make_dataset:command",
             "sat-train-tiny=sat_models.commands.train_tiny:command",
             "sat-train-tokenizer=sat_models.commands.train_tokenizer:command",
