@@ -13,6 +13,9 @@ How the matrices are divided over model-parallel ranks, and what is sent for the
 | row-parallel | columns, as the weight's | whole | forward: `A x`, inside the base product's all-reduce |
 | plain | whole | whole | nothing |
 
+A linear that each rank keeps whole, because their number does not divide it, has the matrices of the parallel one that
+it stands for.
+
 So whole matrices get the same gradient on all ranks. SAT's own `lora2.py` never reduces the row-parallel term: its
 ranks disagree, and its merged weight is not what was trained. The initial A depends on the seed and on the layer's name
 alone, not on the number of ranks. With dropout, torch's generator must be in step on the ranks of one model.
@@ -38,6 +41,7 @@ from mixins.sat_compat import (
     mpu,
     reduce_from_model_parallel_region,
 )
+from mixins.whole import WholeLinear
 
 
 def low_rank_product(matrices_A: Iterable[Tensor], matrices_B: Iterable[Tensor]) -> Tensor:
@@ -64,7 +68,7 @@ class LoRALinear(nn.Module):
         self.settings, self.scale = settings, settings.scale
         self.dropout = nn.Dropout(settings.dropout)
         self.kind, inputs, blocks = _layout(original)
-        self.head_layout = heads_of(original)
+        self.head_layout, self.divisible_by = heads_of(original), getattr(original, "divisible_by", 0)
         self.gathers = self.kind == "column" and original.gather_output
         weight = original.weight
         place = {"device": weight.device, "dtype": weight.dtype if weight.is_floating_point() else None}
@@ -74,7 +78,7 @@ class LoRALinear(nn.Module):
         self.magnitude = None
         if settings.use_dora:
             self.magnitude = nn.ParameterList(self._initial_magnitude(name, blocks))
-        dims = self.split_dims()
+        dims = {} if self.kind == "plain" else self.split_dims()
         for key, parameter in self.own_parameters():
             parameter.model_parallel = parameter.tensor_model_parallel = key in dims
 
@@ -83,10 +87,12 @@ class LoRALinear(nn.Module):
         return ((key, p) for key, p in self.named_parameters() if not key.startswith("original."))
 
     def split_dims(self) -> dict[str, int]:
-        """Dimension along which a matrix is divided over model-parallel ranks, for those that are."""
-        if self.kind == "row":
+        """Dimension along which a matrix is divided over model-parallel ranks, for those that are; beside a linear that
+        is whole on each, over ranks that divide `divisible_by`."""
+        dim = {"row": 1, "column": 0}.get(self.kind, getattr(self.original, "dim", None))
+        if dim == 1:
             return {"matrix_A.0": 1}
-        if self.kind == "column":
+        if dim == 0:
             divided = [key for key, _ in self.own_parameters() if not key.startswith("matrix_A.")]
             return dict.fromkeys(divided, 0)
         return {}
@@ -185,6 +191,9 @@ def _layout(layer: nn.Module) -> tuple[str, int, list[int]]:
         return "column", layer.input_size, [unit * stride for stride in strides]
     if isinstance(layer, RowParallelLinear):
         return "row", layer.input_size, [layer.output_size]
+    if isinstance(layer, WholeLinear) and layer.dim == 0:
+        unit = layer.out_features // sum(layer.parts)
+        return "plain", layer.in_features, [unit * part for part in layer.parts]
     if isinstance(layer, nn.Linear):
         return "plain", layer.in_features, [layer.out_features]
     raise TypeError(f"LoRA adapts ColumnParallelLinear, RowParallelLinear and nn.Linear, not {type(layer).__name__}")

@@ -120,7 +120,8 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
         return {"weight": rule, SCALE: rule if scale is not None and scale.dim() == 2 else REPLICATED}
     if hasattr(module, "split_dims"):  # LoRA, p-tuning: modules that know how they divide their own parameters
         heads = module.split_heads()
-        return {name: SplitRule(dim, heads=heads.get(name, 0)) for name, dim in module.split_dims().items()}
+        dims = module.split_dims()
+        return {name: SplitRule(dim, (1,), cut_by, heads.get(name, 0)) for name, dim in dims.items()}
     return {}
 
 

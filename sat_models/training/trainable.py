@@ -163,7 +163,7 @@ def mark_model_parallel(model: nn.Module) -> None:
     rules, size = split_rules(model), mpu.get_model_parallel_world_size()
     for name, parameter in model.named_parameters():
         rule = rules[name]
-        parameter.model_parallel = parameter.tensor_model_parallel = rule.dim is not None
+        parameter.model_parallel = parameter.tensor_model_parallel = not rule.whole_at(size)
         if rule.has_copies(size):
             _complete(parameter, partial(sum_copies, parts=rule.part_heads, dim=rule.dim))
     for module in model.modules():

@@ -18,9 +18,11 @@ from mixins.lora import (
     lora_layers,
     lora_state_dict,
 )
-from mixins.sat_compat import ColumnParallelLinear
+from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
+from mixins.whole import WholeLinear
 from sat_models import runtime
 from sat_models.checkpoint.adapter import save_adapter
+from sat_models.checkpoint.reshard import split_rules
 from sat_models.models.build import build_model, make_config
 from sat_models.zoo import load_pretrained
 
@@ -231,3 +233,26 @@ def test_other_linears_gathered_ones_and_other_layers() -> None:
         LoRALinear(gathered, LoRASettings(targets=("x",), rank=2, use_dora=True), name="x")
     with pytest.raises(TypeError, match="not Conv2d"):
         LoRALinear(nn.Conv2d(3, 4, 1), settings, name="x")
+
+
+def test_a_linear_that_each_rank_keeps_whole_has_the_matrices_of_the_parallel_one() -> None:
+    """A tower of 3 heads is cut by one process and by three, and whole in each of two: an adapter fits all of them."""
+    runtime.init_model_parallel(1)
+    settings = LoRASettings(targets=("*",), rank=2, use_dora=True)
+    linears = (
+        ColumnParallelLinear(6, 18, stride=3, gather_output=False),
+        RowParallelLinear(18, 6, input_is_parallel=True),
+    )
+    for linear in linears:
+        linear.divisible_by = 3
+        cut, whole = (LoRALinear(base, settings, name="x") for base in (linear, WholeLinear(linear, 3)))
+        found = dict(whole.own_parameters())
+        assert found.keys() == dict(cut.own_parameters()).keys()
+        for key, value in cut.own_parameters():
+            assert value.equal(found[key]) and value.model_parallel == (key in cut.split_dims()), key
+            assert not found[key].model_parallel
+        rules = split_rules(whole)
+        assert rules == split_rules(cut)
+        assert all(rules[key].whole_at(2) and not rules[key].whole_at(3) for key in cut.split_dims())
+        x = torch.randn(2, linear.input_size)
+        torch.testing.assert_close(whole(x), cut(x))
