@@ -50,7 +50,7 @@ def run_model(folder: Path) -> dict[str, Any]:
     inputs = sample_of(vlm)
     with torch.inference_mode():
         logits = vlm.model(**inputs.model_kwargs())[0]
-    engine = Engine(vlm.model, eos_id=vlm.config.eos_token_id, max_length=128, device="cpu")
+    engine = Engine(vlm.model, eos_id=vlm.config.eos_token_ids, max_length=128, device="cpu")
     answer = list(engine.tokens(inputs, SamplingOptions(max_new_tokens=8)))
     model = vlm.model
     apply_plan(model, plan_of("all", 4, alpha=4.0))
