@@ -165,7 +165,7 @@ class _SATPlan:
         if quantiser := self._quantiser:
             sizes = {name: quantiser.bytes_of(name) if name in quantiser else value for name, value in sizes.items()}
         rules = self.opened.weights.rules
-        return sum(value * (1 if rules[name].dim is not None else self.size) for name, value in sizes.items())
+        return sum(value * (self.size if rules[name].whole_at(self.size) else 1) for name, value in sizes.items())
 
     def write(self, folder: Path) -> None:
         """Write it into an empty folder."""

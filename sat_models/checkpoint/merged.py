@@ -99,7 +99,7 @@ class _LowRank:
 
     def merged(self, name: str, weight: Rows, fetch: Fetch, rule: SplitRule, alpha: float) -> _MergedRows:
         """The weight with its matrices, still to be made."""
-        rule_A = SplitRule(1) if rule.dim == 1 else REPLICATED
+        rule_A = SplitRule(1, divisible_by=rule.divisible_by) if rule.dim == 1 else REPLICATED
         rules_B = {p: rule.of_part(p) if rule.dim == 0 else REPLICATED for p in sorted(self.blocks)}
         matrices = [
             (fetch(f"{name}.matrix_A.{p}", rule_A), fetch(f"{name}.matrix_B.{p}", rule_B))

@@ -29,6 +29,9 @@ class ScriptedTokenizer:
     def encode(self, text: str) -> list[int]:
         return [3 + ord(letter) % 60_000 for letter in text]
 
+    def special_id(self, name: str) -> int:
+        return 61_000 + sum(map(ord, name)) % 1000
+
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.script[token - FIRST] for token in ids)
 

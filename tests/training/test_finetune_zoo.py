@@ -42,6 +42,9 @@ def start_of(name: str, place: Path) -> Path:
     ("name", "version"),
     [
         ("glm4v-mini", "glm4v"),
+        ("internvl-mini", "Hermes-2"),
+        ("internvl2-mini", "internlm2-chat"),
+        ("internvl3-mini", "internvl2_5"),
         ("visualglm-mini", "glm_en"),
         ("llava-tiny", "llava_v1"),
         ("minigpt4-tiny", "minigpt4"),
