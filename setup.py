@@ -103,6 +103,7 @@ setup(
             "sat-merge-lora=sat_models.commands.merge:lora_command",
             "sat-evaluate=sat_models.commands.evaluate:command",
             "sat-caption=sat_models.commands.caption:command",
+            "sat-compose=sat_models.commands.compose:command",
             "sat-validate=sat_models.commands.validate:command",
             "sat-split=sat_models.commands.split:command",
             "sat-bench=sat_models.commands.bench:command",

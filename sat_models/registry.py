@@ -167,6 +167,15 @@ def _internvls() -> tuple[ModelSpec, ...]:
     )
 
 
+def _xcomposer2(release: str, summary: str, size: int, *, version: str = "xcomposer2") -> ModelSpec:
+    name = f"internlm-{release}"
+    return ModelSpec(
+        name=name, summary=summary, default_version=version, image_size=size,
+        licence="InternLM's (weights; free for research, for commerce after a form), Apache-2.0 (code)",
+        source=f"{_HUB}/internlm/{name}", originals=(f"internlm/{name}",), aliases=(release,),
+    )  # fmt: skip
+
+
 _GROUNDING_ALIASES = (
     "cogvlm-grounding-generalist-v1.1",
     *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS),
@@ -191,6 +200,11 @@ _SPECS = (
     _cogvlm2("cogvlm2-llama3-chinese-chat-19b", "the same in Chinese and English"),
     _glm4v("glm-4v-9b", "dialogue about an image at 1120 px in any turn, Chinese and English, on GLM-4"),
     *_internvls(),
+    _xcomposer2("xcomposer2-vl-7b", "dialogue about an image, on InternLM2", 490),
+    _xcomposer2("xcomposer2-7b", "articles with images: many small images in one prompt", 224),
+    _xcomposer2("xcomposer2-vl-1_8b", "the smaller of the first", 490),
+    _xcomposer2("xcomposer2-4khd-7b", "the same with images in up to 55 tiles of 336 px", 336),
+    _xcomposer2("xcomposer2d5-7b", "2.5: tiles of 560 px, several images in a dialogue", 560, version="xcomposer2d5"),
     _cogagent("cogagent-chat", "screens: dialogue, plans, operations with boxes", "chat"),
     _cogagent("cogagent-vqa", "screens: single-turn questions", "chat_old"),
     ModelSpec(

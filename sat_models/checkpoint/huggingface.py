@@ -21,7 +21,7 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.hf_form import ADDED_TOKENS, HFForm, KeyTable, Place
+from sat_models.models.common.hf_form import ADDED_TOKENS, WEIGHT_SHAPES, HFForm, KeyTable, Place
 from sat_models.models.families import family_of, form_of_config, forms, model_class
 from sat_models.processing.byte_tokens import added_tokens
 
@@ -151,6 +151,8 @@ def open_hf(folder: Path) -> HFCheckpoint:
     if form.reads_tokens:
         data = {**data, ADDED_TOKENS: added_tokens(folder)}
     files, index = weight_files(folder)
+    if form.reads_weights:
+        data = {**data, WEIGHT_SHAPES: {k: tuple(v.shape) for file in files for k, v in read_shard_file(file).items()}}
     further = _nothing_further
     apart = form.apart
     if apart is not None and not any(apart.prefix in name for name in _names(files, index)):

@@ -12,7 +12,6 @@ from sat_models.config.images import (
     ImagePlan,
     ImageProcessing,
     SquareImages,
-    tiles_that_fit,
 )
 from sat_models.config.language import LanguageConfig, LLaMAConfig, VisionLanguageConfig
 from sat_models.config.model import TASKS, ModelConfig
@@ -48,5 +47,4 @@ __all__ = [
     "VisionLanguageConfig",
     "VisionTowerConfig",
     "read_json",
-    "tiles_that_fit",
 ]

@@ -5,7 +5,6 @@ Data and arithmetic only; `processing.pixels` makes the pixels, `processing.layo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -94,6 +93,8 @@ class ImageForm(Protocol):
         processing: of the pixels.
         most_tiles: tiles that an image may be cut into unless a call says otherwise; 1: the model does not cut.
         constant: the plan is the same for every image, so that none has to be opened for it.
+
+    A form may have `most_tiles_of_several`, the same as `most_tiles` for each image of a call with several.
     """
 
     processing: ImageProcessing
@@ -132,17 +133,3 @@ class SquareImages:
     def plan(self, size: Size | None = None, *, max_tiles: int | None = None) -> ImagePlan:
         """As `ImageForm.plan`; the same for all."""
         return ImagePlan(length=self.length, canvas=(self.side, self.side), before=self.before, after=self.after)
-
-
-def tiles_that_fit(images: Sequence[ImagePlan], excess: int) -> str:
-    """The hint about tiles of images that take more room than there is; empty if none is cut.
-
-    Args:
-        excess: tokens too many.
-    """
-    tiles = sum(image.num_tiles for image in images)
-    if tiles == len(images):
-        return ""
-    each = sum(image.length for image in images) // tiles
-    fit = max(0, tiles - -(-excess // each))
-    return f" The images are cut into {tiles} tiles of {each} tokens, and {fit} would fit: ask for fewer (max_tiles)."

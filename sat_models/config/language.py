@@ -134,7 +134,7 @@ class LLaMAConfig(LanguageConfig):
         given = [name for name in ("num_kv_heads", "head_dim", "rotary_dim") if getattr(self, name) is not None]
         require_positive(self, *given)
         require_number_above(self, 0, "rope_theta")
-        require_bool(self, *(name for name in self._LATER if name != "rope_theta"))
+        require_bool(self, *(f.name for f in fields(self) if f.name in self._LATER and isinstance(f.default, bool)))
         if self.head_dim is None:
             require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
         heads = self.heads

@@ -23,6 +23,7 @@ class SequenceForm:
         prefix_attention: all before the last of `suffix` see each other, and positions have two rows (GLM).
         several_images: the released weights have seen several images in a prompt.
         boxes: how the family writes boxes: a name of `processing.box_forms.BOX_FORMS`.
+        penalises_text_prompts: a repetition penalty counts the tokens of a prompt without images, too.
     """
 
     begin: bool = True
@@ -35,6 +36,7 @@ class SequenceForm:
     prefix_attention: bool = False
     several_images: bool = False
     boxes: str = "thousand"
+    penalises_text_prompts: bool = False
 
     def with_slot(self, slot_id: int) -> SequenceForm:
         """This form with another id in the slots."""

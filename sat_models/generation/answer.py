@@ -38,6 +38,7 @@ class Request:
         lead: what does not belong to its text, where it begins so; its tokens are the answer's all the same.
         logprobs: note each token's log probability.
         stripped: white space at the ends of the text is no part of it.
+        counts_prompt: a repetition penalty counts the prompt's tokens, too.
     """
 
     inputs: VLMInputs
@@ -46,6 +47,7 @@ class Request:
     lead: str = ""
     logprobs: bool = False
     stripped: bool = False
+    counts_prompt: bool = False
 
     @classmethod
     def of(
@@ -74,7 +76,9 @@ class Request:
         inputs = processor(image, query, history=history, version=version, **how)
         ends = (*stops, *processor.stops(version))
         style = processor.style(version)
-        return cls(inputs, options or SamplingOptions(), ends, style.lead, logprobs, style.stripped)
+        counts_prompt = processor.form.penalises_text_prompts and inputs.vision_image is None
+        chosen = options or SamplingOptions()
+        return cls(inputs, chosen, ends, style.lead, logprobs, style.stripped, counts_prompt)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,9 @@ class BatchSession:
             self._groups[key] = RowGroup(self._engine.model, self._engine.device, self._engine.new_store(0))
         for index, (number, row) in enumerate(group):
             self._groups[key].join(number, row, store, index if len(group) > 1 else None)
-            self._samplers[number] = RowSampler(row.request.options, self._engine.device)
+            asked = row.request
+            counted = asked.inputs.input_ids if asked.counts_prompt else None
+            self._samplers[number] = RowSampler(asked.options, self._engine.device, counted)
         logits.setdefault(key, []).append(last)
 
     def _hand_out(self, logits: dict[int, Tensor]) -> dict[int, int]:

@@ -35,11 +35,16 @@ def not_numbers(dtype: torch.dtype) -> ZooError:
 
 
 class RowSampler:
-    """How one answer chooses its tokens: options, a generator of its own, and what it has chosen so far."""
+    """How one answer chooses its tokens: options, a generator of its own, and what it has chosen so far.
 
-    def __init__(self, options: SamplingOptions, device: torch.device) -> None:
+    Args:
+        counted: ids [1, S] that a repetition penalty counts besides; None: none.
+    """
+
+    def __init__(self, options: SamplingOptions, device: torch.device, counted: Tensor | None = None) -> None:
         self.options, self._generator = options, options.make_generator(device)
-        self._history = torch.empty(1, 0, dtype=torch.long, device=device)
+        nothing = torch.empty(1, 0, dtype=torch.long)
+        self._history = (nothing if counted is None else counted).to(device)
 
     @property
     def plain(self) -> bool:

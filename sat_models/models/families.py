@@ -22,6 +22,7 @@ from sat_models.models.llava.family import FAMILY as _LLAVA
 from sat_models.models.minigpt4.family import FAMILY as _MINIGPT4
 from sat_models.models.not_yet import NOT_YET
 from sat_models.models.visualglm.family import FAMILY as _VISUALGLM
+from sat_models.models.xcomposer2.family import FAMILY as _XCOMPOSER2
 from sat_models.processing.prompts import PromptStyle, find_style
 
 if TYPE_CHECKING:
@@ -154,5 +155,5 @@ def form_of_config(data: Mapping[str, Any], where: str) -> HFForm:
     )
 
 
-for _family in (_COGVLM, _COGVLM2, _GLM4V, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _INTERNVL, _LLAMA):
+for _family in (_COGVLM, _COGVLM2, _GLM4V, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _INTERNVL, _XCOMPOSER2, _LLAMA):
     register(_family)

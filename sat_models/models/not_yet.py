@@ -11,7 +11,6 @@ from typing import Any
 from sat_models.models.common.telling import class_names, has_intern_vit
 
 _CHATGLM = frozenset(("ChatGLMModel", "ChatGLMForConditionalGeneration"))
-_XCOMPOSER2 = "InternLMXComposer2ForCausalLM"
 
 
 def _chatglm(data: Mapping[str, Any]) -> bool:
@@ -22,20 +21,9 @@ def _glm41v(data: Mapping[str, Any]) -> bool:
     return any(name.startswith("Glm4v") for name in class_names(data))  # what transformers calls it; not GLM-4V
 
 
-def _xcomposer2_tiled(data: Mapping[str, Any]) -> bool:
-    named = data.get("architectures")
-    return _XCOMPOSER2 in class_names(data) and not (isinstance(named, list) and _XCOMPOSER2 in named)
-
-
-def _xcomposer2(data: Mapping[str, Any]) -> bool:
-    return _XCOMPOSER2 in class_names(data) and not _xcomposer2_tiled(data)
-
-
 NOT_YET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("GLM-4.1V", _glm41v),
     ("a ChatGLM or GLM-4 without images", _chatglm),
-    ("InternLM-XComposer2-4KHD", _xcomposer2_tiled),
-    ("InternLM-XComposer2", _xcomposer2),
     ("InternVL 1.0", has_intern_vit),
 )
 """Name, and whether a `config.json` is of it. Facts: the releases' own files."""

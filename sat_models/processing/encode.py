@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sat_models.config import ImagePlan
 from sat_models.processing.layout import Piece
-from sat_models.processing.prompts import Answer, Apart, Mark, Part, Special
+from sat_models.processing.prompts import Answer, Apart, Mark, Part, Special, Words
 from sat_models.processing.tokens import Tokenizer
 
 
@@ -67,6 +67,12 @@ def encode_prompt(
 def answer_ids(answer: Answer, tokenizer: Tokenizer) -> list[int]:
     """Ids of an answer that stands alone, its lead in front."""
     return [*(tokenizer.encode(answer.lead) if answer.lead else ()), *tokenizer.encode(answer.text)]
+
+
+def encode_words(words: Words, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the words of a template. Raises as `encode_prompt`."""
+    parts: Sequence[Part] = (words,) if isinstance(words, str) else words
+    return [token for piece in encode_prompt(parts, (), tokenizer).pieces for token in piece]
 
 
 def _joins_text(part: Part) -> bool:

@@ -72,7 +72,8 @@ def _tiles(max_tiles: MaxTiles, num_images: int, form: ImageForm) -> list[int | 
             )
     if len(given) != num_images:
         raise InputError(f"max_tiles has {len(given)} numbers for {num_images} image(s). Give one for each.")
-    return [None if most is None else int(most) for most in given]
+    usual = getattr(form, "most_tiles_of_several", None) if num_images > 1 else None
+    return [usual if most is None else int(most) for most in given]
 
 
 def _opened(source: ImageSource) -> Image.Image:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sat_models.config import COGVLM_FORM, ImagePlan, SequenceForm, tiles_that_fit
+from sat_models.config import COGVLM_FORM, ImagePlan, SequenceForm
 from sat_models.errors import InputError
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 
@@ -138,6 +138,7 @@ def layout_training(
     eos_id: int,
     max_length: int,
     past_answers: Sequence[tuple[int, int, int]] = (),
+    ending: Sequence[int] = (),
     form: SequenceForm = COGVLM_FORM,
 ) -> TokenLayout:
     """Layout of a training sample, not padded: prompt, answer, EOS, and the labels.
@@ -147,8 +148,9 @@ def layout_training(
 
     Args:
         pieces: the prompt as in `layout_prompt`, history included.
-        answer_ids: the last answer; cut so that prompt, answer and EOS take at most `max_length - 3` tokens.
+        answer_ids: the last answer; cut so that prompt, answer, EOS and ending take at most `max_length - 3` tokens.
         past_answers: where earlier answers are: number of the piece, start and end in it.
+        ending: ids behind the last EOS, trained as it is.
         bos_id, form: as `layout_prompt`.
 
     Raises:
@@ -160,9 +162,8 @@ def layout_training(
             f"The prompt takes {context} tokens ({len(images_of(pieces))} picture(s), {text_length(pieces)} of text) "
             f"but max_length {max_length} allows {max_length - MIN_ANSWER_ROOM} so that an answer fits. Raise "
             f"max_length to {context + MIN_ANSWER_ROOM} or more, or shorten the prompt."
-            f"{tiles_that_fit(images_of(pieces), context - max_length + MIN_ANSWER_ROOM)}"
         )
-    answer = [*answer_ids[: max_length - TAIL_ROOM - context], eos_id]
+    answer = [*answer_ids[: max(0, max_length - TAIL_ROOM - context - len(ending))], eos_id, *ending]
     layout = layout_prompt(pieces, bos_id=bos_id, answer_ids=answer, form=form)
     context = len(layout) - len(answer)
     labels = torch.full_like(layout.input_ids, IGNORE)

@@ -8,15 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm, tiles_that_fit
+from sat_models.config import COGVLM_FORM, ImageForm, ImagePlan, SequenceForm
 from sat_models.errors import ConfigError, InputError
 from sat_models.processing.box_forms import BOX_FORMS, BoxForm
 from sat_models.processing.checks import check_text, check_turns
-from sat_models.processing.encode import EncodedPrompt, answer_ids, encode_prompt
+from sat_models.processing.encode import EncodedPrompt, answer_ids, encode_prompt, encode_words
+from sat_models.processing.image import ImageSource
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.intake import Images, MaxTiles, as_list, pixels_of, plans_of, sources_of
 from sat_models.processing.layout import MIN_ANSWER_ROOM, layout_prompt, layout_training, prompt_length, text_length
 from sat_models.processing.prompts import Answer, Part, PromptStyle, Turn, find_style, text_of
+from sat_models.processing.room import no_room
 from sat_models.processing.tokenizer_files import DEFAULT_TOKENIZER
 from sat_models.processing.tokens import Tokenizer
 
@@ -128,25 +130,20 @@ class Processor:
         parts = self._parts(style, query, turns, plans, system)
         beginning = text_of(parts)[: LONGEST_TOKEN * self.max_length + 1]
         if len(beginning) > LONGEST_TOKEN * self.max_length:
-            self._check_room(len(self.tokenizer.encode(beginning)), plans, "more than ")
+            self._check_room(len(self.tokenizer.encode(beginning)), plans, sources, at_least=True)
         prompt = encode_prompt(parts, plans, self.tokenizer)
-        self._check_room(text_length(prompt.pieces), plans)
+        self._check_room(text_length(prompt.pieces), plans, sources)
         layout = layout_prompt(prompt.pieces, bos_id=self.tokenizer.bos_id, form=self.form)
         vision, cross = pixels_of(sources, plans, self.images, self.cross_image_size)
         return VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross)
 
-    def _check_room(self, num_text: int, plans: Sequence[ImagePlan], how_many: str = "") -> None:
-        """Raises InputError if so much leaves no room for an answer."""
-        length = self.prompt_length(num_text, plans)
-        if length >= self.max_length:
-            tokens = sorted({self.form.image_tokens(plan) for plan in plans or [self.images.plan()]})
-            raise InputError(
-                f"The prompt takes {how_many}{length} tokens ({len(plans)} picture(s) of "
-                f"{' or '.join(map(str, tokens))}, {num_text} of text) but the context is "
-                f"{self.max_length} with the answer. Shorten the question or the history."
-                f"{tiles_that_fit(plans, length - self.max_length + 1)}",
-                hint="Or raise max_length.",
-            )
+    def _check_room(
+        self, num_text: int, plans: Sequence[ImagePlan], sources: Sequence[ImageSource], *, at_least: bool = False
+    ) -> None:
+        """Raises InputError if so much text (or more, `at_least`) leaves no room for an answer."""
+        how = {"images": self.images, "form": self.form, "limit": self.max_length, "at_least": at_least}
+        if (error := no_room(num_text, plans, sources, **how)) is not None:
+            raise error
 
     def style(self, version: str | None = None) -> PromptStyle:
         """A prompt style by name; None: the default one. Raises UnknownNameError."""
@@ -220,7 +217,7 @@ class Processor:
             check_text(answer, f"answer of turn {number}")
         if not turns:
             raise InputError("A training sample needs at least one (question, answer) pair; got none.")
-        limit, style = max_length or self.max_length, self.style(version)
+        limit, style = max_length or self.max_length, self.style(version).trained
         return [
             self._dialogue(
                 [turns[place] for place in part], style, limit, plans,
@@ -248,7 +245,8 @@ class Processor:
         self, query: str, plans: Sequence[ImagePlan], version: str | None = None, system: str | None = None
     ) -> int:
         """Tokens of the prompt of a first question. What leaves no `MIN_ANSWER_ROOM` cannot be trained on."""
-        return prompt_length(self._encode(self.style(version), query, (), plans, system=system).pieces, self.form)
+        prompt = self._encode(self.style(version).trained, query, (), plans, system=system)
+        return prompt_length(prompt.pieces, self.form)
 
     def _dialogue(
         self,
@@ -282,6 +280,7 @@ class Processor:
             eos_id=self.tokenizer.eos_id,
             max_length=limit,
             past_answers=prompt.trained(untrained),
+            ending=encode_words(style.ending, self.tokenizer),
             form=self.form,
         )
 

@@ -74,6 +74,8 @@ class PromptStyle:
         stops: texts that end an answer besides the end token.
         stripped: white space at the ends of an answer is no part of it.
         lead: what the model writes in front of each answer, and nobody is shown.
+        ending: what follows the end token of a sample's last answer in training, and is trained with it.
+        in_training: the style that samples are made in, where it is another one; None: this one.
     """
 
     before: Words
@@ -91,6 +93,13 @@ class PromptStyle:
     stops: tuple[str, ...] = ()
     stripped: bool = False
     lead: str = ""
+    ending: Words = ""
+    in_training: PromptStyle | None = None
+
+    @property
+    def trained(self) -> PromptStyle:
+        """The style that samples for this one are made in."""
+        return self.in_training or self
 
     @property
     def keeps_history(self) -> bool:

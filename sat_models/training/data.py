@@ -108,7 +108,7 @@ class VLMDataset:
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}
         self._items: list[tuple[Record, tuple[int, ...]]] = []
-        self._system_apart = processor.style(self.version).system is not None
+        self._system_apart = processor.style(self.version).trained.system is not None
         for record in records:
             for places in processor.split_turns(range(len(record.turns)), self.version):
                 if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)[0][0]):
@@ -177,7 +177,7 @@ class VLMDataset:
         shown = self.processor.system if system is None and self._system_apart else system
         try:
             plans = self.processor.plans(record.images)
-            parts = self.processor.style(self.version).parts(question, images=len(plans), system=shown)
+            parts = self.processor.style(self.version).trained.parts(question, images=len(plans), system=shown)
         except InputError as error:
             self._reject(record.source, error)
             return False

@@ -169,7 +169,7 @@ def check_lengths(
         part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
     ]
     lengths, problems, plans = [], [], processor.plans(record.images)
-    said, system = record.said(system_apart=processor.style(version).system is not None)
+    said, system = record.said(system_apart=processor.style(version).trained.system is not None)
     for part in parts:
         turns = [said[place] for place in part]
         (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT, system=system)
@@ -195,7 +195,7 @@ def first_sample(
 ) -> tuple[str, str] | None:
     """Source and text of the first sample that can be made."""
     for record in records:
-        turns, system = record.said(system_apart=processor.style(version).system is not None)
+        turns, system = record.said(system_apart=processor.style(version).trained.system is not None)
         try:
             samples = processor.training_samples(
                 list(record.images), turns, version=version, max_length=max_length, untrained=record.untrained,

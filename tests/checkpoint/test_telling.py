@@ -19,14 +19,8 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 NAMES = {
     "glm4.1v": "GLM-4.1V",
     "glm4": "a ChatGLM or GLM-4 without images",
-    "xcomposer2": "InternLM-XComposer2",
-    "xcomposer2-4khd": "InternLM-XComposer2-4KHD",
     "internvl1": "InternVL 1.0",
 }
-
-
-def config_of(name: str) -> dict[str, Any]:
-    return json.loads((OTHERS / f"{name}.json").read_text())
 
 
 @pytest.mark.parametrize(("file", "name"), NAMES.items())
@@ -40,11 +34,21 @@ def test_every_config_here_is_looked_at() -> None:
     assert {path.stem for path in OTHERS.iterdir()} == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["cogvlm-mini-hf", "cogagent-mini-hf", "cogvlm2-mini", "glm4v-mini"])
+@pytest.mark.parametrize(
+    "name", ["cogvlm-mini-hf", "cogagent-mini-hf", "cogvlm2-mini", "glm4v-mini", "xcomposer2-mini"]
+)
 def test_what_is_there_is_still_found(name: str) -> None:
     data = json.loads((GOLDEN / name / "config.json").read_text())
     assert form_of_config(data, name).architecture == data["architectures"][0]
     assert find_checkpoint(GOLDEN / name).config["model_class"] == form_of_config(data, name).model_class
+
+
+def test_a_tiled_xcomposer2_that_calls_itself_internlm2_is_found_by_its_right_name() -> None:
+    folder = GOLDEN / "xcomposer2-4khd-mini"
+    data = json.loads((folder / "config.json").read_text())
+    assert data["architectures"] == ["InternLM2ForCausalLM"]
+    assert form_of_config(data, "x").architecture == "InternLMXComposer2ForCausalLM"
+    assert find_checkpoint(folder).config["tiling"] == "4khd"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,8 @@ def test_what_is_there_is_still_found(name: str) -> None:
     ],
 )
 def test_no_nonsense_is_a_traceback(change: dict[str, Any], tmp_path: Path) -> None:
-    data = {**config_of("xcomposer2-4khd"), "auto_map": None, **change}
+    data = json.loads((GOLDEN / "xcomposer2-4khd-mini" / "config.json").read_text())
+    data = {**data, "auto_map": None, **change}
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(ConfigError, match=r"of another model: config\.json has architectures"):
         find_checkpoint(tmp_path)

@@ -182,4 +182,7 @@ MINIATURES = (
     Miniature("internvl2-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ()),
     Miniature("minigpt4-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ("MiniGPT4Model",), stacks=3),
     Miniature("minigpt4-llama2-tiny", _PLAIN_MIXINS, ("mixins.eva.vit_model",), ()),
+    Miniature("xcomposer2-tiny", (*_PLAIN_MIXINS, "plora"), ("mixins.eva.vit_model",), ("XComposer2Model",)),
+    Miniature("xcomposer2-4khd-tiny", (*_PLAIN_MIXINS, "plora"), ("mixins.eva.vit_model",), ()),
+    Miniature("xcomposer2d5-tiny", (*_PLAIN_MIXINS, "plora"), ("mixins.eva.vit_model",), ()),
 )  # fmt: skip

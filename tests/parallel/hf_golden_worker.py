@@ -17,7 +17,11 @@ ARGUMENTS = ("input_ids", "position_ids", "image_embed_mask", "vision_expert_mas
 
 
 def pixels_of(tensors: dict[str, torch.Tensor], case: dict) -> torch.Tensor:
-    """What a case's image is for the tower: InternVL's say whether it is cut, or two are shown."""
+    """What a case shows to the tower: its own image (of XComposer2's tiled form), or those that it counts or names."""
+    if (own := tensors.get(f"{case['key']}.pixels")) is not None:
+        return own
+    if case.get("images") == 2:
+        return tensors["pixels.two"]
     names = {"tiles": ["tiles"], "one": ["one"], "both": ["tiles", "one"]}.get(case.get("image"), ["vision"])
     return torch.cat([tensors[f"pixels.{name}"] for name in names])
 
@@ -31,6 +35,8 @@ def main() -> None:
     for case in json.loads((folder / "reference.json").read_text())["cases"]:
         key = case["key"]
         given = {name: tensors[f"{key}.{name}"][None] for name in ARGUMENTS if f"{key}.{name}" in tensors}
+        if f"{key}.im_mask" in tensors:  # XComposer2's name of it
+            given["image_embed_mask"] = tensors[f"{key}.im_mask"][None]
         if bool(given["image_embed_mask"].any()):
             given["vision_image"] = pixels_of(tensors, case)
         with torch.inference_mode():

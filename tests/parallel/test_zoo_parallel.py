@@ -20,7 +20,7 @@ from golden_set import each_folder, folders  # noqa: E402
 
 NAMES = (
     "cogvlm2-tiny", "glm4v-tiny", "visualglm-mini", "llava-tiny", "minigpt4-tiny", "minigpt4-llama2-tiny",
-    "internvl-tiny", "internvl2-tiny",
+    "internvl-tiny", "internvl2-tiny", "xcomposer2-tiny", "xcomposer2-4khd-tiny",
 )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_every_style_can_be_built() -> None:
     for style in prompt_styles().values():
         parts = style.parts("q", HISTORY, images=1)
         after = [style.after] if isinstance(style.after, str) else list(style.after)
-        assert parts[-len(after) :] == after and (Answer("A dog.") in parts) == style.keeps_history
+        assert parts[-len(after) :] == after and (Answer("A dog.", style.lead) in parts) == style.keeps_history
         assert parts.count(Mark.IMAGE) == 1
 
 

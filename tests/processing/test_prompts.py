@@ -63,11 +63,12 @@ def test_each_image_stands_where_its_mark_is(tokenizer: SentencePieceTokenizer) 
 def test_marks_work_in_every_style(version: str) -> None:
     style = prompt_styles()[version]
     around = "@".join(text_of([words] if isinstance(words, str) else words) for words in style.around_image)
-    got = shown(style, "Compare <image> and <image>.", images=2)
+    mark = style.mark
+    got = shown(style, f"Compare {mark} and {mark}.", images=2)
     assert got == shown(style, "Compare § and §.").replace("§", around)
     assert shown(style, "x", images=2).count("@") == 2
     if style.keeps_history:
-        got = shown(style, "<image>Where?", TURNS[:1], images=2)
+        got = shown(style, f"{mark}Where?", [(f"{mark}What?", "A dog.")], images=2)
         assert got == shown(style, "§Where?", [("§What?", "A dog.")]).replace("§", around)
 
 
@@ -172,8 +173,8 @@ def test_a_system_text_where_there_is_no_place_is_refused(mini: SimpleNamespace)
 
 def test_systems_of_todays_families() -> None:
     styles = prompt_styles()
-    internvl = {"Hermes-2", "internlm2-chat", "internvl2_5"}
-    assert {name for name, style in styles.items() if style.system} == {"llava_v0", "llava_v1", "minigpt4"} | internvl
+    later = {"Hermes-2", "internlm2-chat", "internvl2_5", "xcomposer2"}
+    assert {name for name, style in styles.items() if style.system} == {"llava_v0", "llava_v1", "minigpt4"} | later
     assert (
         shown(styles["llava_v1"], "x", [("a", "b")], system="S", images=1)
         == "S USER: @\na ASSISTANT: b¶USER: x ASSISTANT:"

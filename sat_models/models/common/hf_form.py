@@ -13,13 +13,15 @@ from torch import Tensor
 from mixins.heads import HeadLayout
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.key_rows import Joined, Lifted, Lowered, Packed, Place, Row, Stacked
+from sat_models.models.common.key_rows import Joined, Lifted, Lowered, Packed, Place, Positions, Row, Stacked
 from sat_models.models.common.telling import class_names
 
 SAT_KEY = "sat_model_config"
 """Where `config.json` keeps what Hugging Face's keys cannot say, so that nothing of a SAT config is lost."""
 ADDED_TOKENS = "added_tokens"
 """Where a form that reads them finds ids of special tokens, beside the keys of `config.json`."""
+WEIGHT_SHAPES = "weight_shapes"
+"""The same for the shapes of its weights, by name."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PLACE = re.compile(r"\{[ij]\}")
@@ -150,7 +152,9 @@ def _place(row: Row, sat: str, part: int, parts: int) -> Place:
     slot, slots = (row.slot, row.slots) if isinstance(row, Stacked) else (0, 1)
     kinds = (("lifted", Lifted), ("lowered", Lowered), ("packed", Packed))
     found = {name: isinstance(row, kind) for name, kind in kinds}
-    return Place(sat, part, parts, by_heads=isinstance(row, Joined) and row.by_heads, slot=slot, slots=slots, **found)
+    found |= {"by_heads": isinstance(row, Joined) and row.by_heads}
+    patches = row.patches if isinstance(row, Positions) else 0
+    return Place(sat, part, parts, slot=slot, slots=slots, patches=patches, **found)
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
@@ -203,6 +207,7 @@ class HFForm:
         layout: whose names it has: transformers' own class, or the release's original code.
         reads_tokens: `sizes_to_sat` finds ids of special tokens by name under `ADDED_TOKENS`, out of the tokenizer's
             files, because `config.json` does not say them.
+        reads_weights: the same of the weights' shapes, under `WEIGHT_SHAPES`.
     """
 
     architecture: str
@@ -218,6 +223,7 @@ class HFForm:
     also_named: tuple[str, ...] = ()
     layout: Literal["original", "transformers"] = "original"
     reads_tokens: bool = False
+    reads_weights: bool = False
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """True if the content of a `config.json` is of this form."""

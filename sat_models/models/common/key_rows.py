@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,6 +50,18 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """A tower's table of positions, the class token's first; that of another square grid is resized to this one.
+
+    Attributes:
+        patches: rows besides the first.
+    """
+
+    name: str
+    patches: int
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a weight of Hugging Face's belongs, or slot `slot` of `slots` of it: part `part` of `parts` of the SAT
     weight `name`."""
@@ -60,12 +75,26 @@ class Place:
     slot: int = 0
     slots: int = 1
     lowered: bool = False
+    patches: int = 0
 
     def taken(self, value: Tensor) -> Tensor:
         """The part of a weight in the files that belongs here, in SAT's shape."""
         own = value.tensor_split(self.slots)[self.slot] if self.slots > 1 else value
+        if self.patches:
+            own = resized(own, self.patches)
         return own[None] if self.lifted else own[0] if self.lowered else own
 
 
-Row = str | Joined | Lifted | Lowered | Packed | Stacked
+Row = str | Joined | Lifted | Lowered | Packed | Positions | Stacked
 """The counterpart in the files of a weight of SAT's."""
+
+
+def resized(table: Tensor, patches: int) -> Tensor:
+    """A table of positions [1 + grid * grid, V] for another square grid, [1 + patches, V]: bicubic in fp32, the class
+    token's row kept. One of no square grid stays as it is, so that it is named as a weight that does not fit."""
+    old, new = math.isqrt(len(table) - 1), math.isqrt(patches)
+    if len(table) == 1 + patches or len(table) != 1 + old**2 or new**2 != patches:
+        return table
+    grid = table[1:].float().unflatten(0, (old, old)).permute(2, 0, 1)[None]
+    made = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
+    return torch.cat((table[:1], made.to(table.dtype)))
