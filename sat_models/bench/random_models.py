@@ -20,7 +20,7 @@ from sat_models.errors import ConfigError, InputError
 from sat_models.models.build import build_model, computable_buffers, compute_buffer, make_config
 from sat_models.models.cogvlm.config import CogVLMConfig
 from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
-from sat_models.processing.example import example_inputs, room_for_text
+from sat_models.processing.example import example_inputs, image_that_fits, room_for_text
 from sat_models.processing.inputs import VLMInputs
 
 PATCH = 14
@@ -103,7 +103,7 @@ def quantise_random(model: ZooModel, bits: int) -> None:
 
 def prompt_of(config: Any, tokens: int, *, image: bool) -> VLMInputs:
     """A prompt of `tokens` tokens in all (at least one of text), with random text and a random picture or none."""
-    images = int(image)
+    images = [image_that_fits(config, tokens)] if image else 0
     return example_inputs(config, room_for_text(config, tokens, images=images), images=images, seed=SEED)
 
 

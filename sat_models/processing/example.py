@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sat_models.config import LanguageConfig, VisionLanguageConfig
+from sat_models.config import ImagePlan, LanguageConfig, VisionLanguageConfig
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import Piece, layout_prompt
 
+Images = int | Sequence[ImagePlan]
+"""So many images, each the least that the model takes; or what becomes of each."""
+
 
 def example_inputs(
-    config: LanguageConfig, text: int, *, images: int = 1, seed: int = 0, device: str = "cpu"
+    config: LanguageConfig, text: int, *, images: Images = 1, seed: int = 0, device: str = "cpu"
 ) -> VLMInputs:
     """A prompt of random text behind images of noise, if the model takes any.
 
     Args:
-        config: of the model; each image is the least that it takes.
+        config: of the model.
         text: tokens of text.
-        images: how many.
+        images: see `Images`.
         seed: the same seed gives the same input.
         device: of the pixels; on "meta" they have no memory. Ids and masks are on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, config.vocab_size, (text,), generator=generator).tolist()
-    plans = [config.images.plan()] * images if isinstance(config, VisionLanguageConfig) else []
+    plans = _plans(config, images)
     pieces: list[Piece] = [*plans, ids]
     layout = layout_prompt(pieces, bos_id=config.bos_token_id, form=config.sequence_form)
 
@@ -33,14 +38,30 @@ def example_inputs(
             return torch.empty(count, 3, height, width, device=device)
         return torch.randn(count, 3, height, width, generator=generator)
 
-    vision = noise(sum(plan.num_tiles for plan in plans), *plans[0].tile) if plans else None
+    parts = [noise(plan.num_tiles, *plan.tile) for plan in plans]
+    vision = torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else parts or None
     side = getattr(config, "cross_image_pix", None)
     return VLMInputs.from_layout(
         layout, vision_image=vision, cross_image=noise(len(plans), side, side) if side and plans else None
     )
 
 
-def room_for_text(config: LanguageConfig, length: int, *, images: int = 1) -> int:
+def room_for_text(config: LanguageConfig, length: int, *, images: Images = 1) -> int:
     """Tokens of text in a prompt of `length` tokens in all; at least one."""
-    plans = [config.images.plan()] * images if isinstance(config, VisionLanguageConfig) else []
-    return max(1, length - config.sequence_form.fixed_tokens(plans))
+    return max(1, length - config.sequence_form.fixed_tokens(_plans(config, images)))
+
+
+def image_that_fits(config: VisionLanguageConfig, length: int) -> ImagePlan:
+    """A wide image of as many tiles as a prompt of `length` tokens has room for; of the least where none fits."""
+    form = config.images
+    for tiles in range(form.most_tiles, 1, -1):
+        plan = form.plan((1000 * tiles, 1000), max_tiles=tiles)
+        if config.sequence_form.fixed_tokens([plan]) < length:
+            return plan
+    return form.plan()
+
+
+def _plans(config: LanguageConfig, images: Images) -> list[ImagePlan]:
+    if not isinstance(config, VisionLanguageConfig):
+        return []
+    return [config.images.plan()] * images if isinstance(images, int) else list(images)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mixins.base import ZooModel
-from sat_models.processing.example import example_inputs, room_for_text
+from sat_models.processing.example import Images, example_inputs, room_for_text
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import collate
 from sat_models.training.engine import recompute
@@ -51,17 +51,19 @@ def measure_activations(
     batch_size: int,
     length: int,
     dtype: torch.dtype,
+    images: Images = 1,
     checkpoint_language: bool = False,
     checkpoint_vision: bool = False,
 ) -> Activations:
-    """Activations of one training pass over `batch_size` samples of `length` tokens, a picture each.
+    """Activations of one training pass over `batch_size` samples of `length` tokens, each with the same images.
 
     Args:
         model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed.
         config: the model's.
         dtype: of weights and activations in training.
+        images: of each sample, see `processing.example.Images`.
     """
-    inputs = example_batch(config, batch_size, length)
+    inputs = example_batch(config, batch_size, length, images)
     count = _kept(model, inputs, dtype, language=checkpoint_language, vision=checkpoint_vision)
     layer = 0
     if checkpoint_language or checkpoint_vision:
@@ -72,9 +74,10 @@ def measure_activations(
     return Activations(count, layer, loss)
 
 
-def example_batch(config: Any, batch_size: int, length: int) -> VLMInputs:
+def example_batch(config: Any, batch_size: int, length: int, images: Images = 1) -> VLMInputs:
     """A batch of text behind a picture; its pixels are on meta, the rest is real, because the model reads it."""
-    sample = example_inputs(config, room_for_text(config, length), device="meta")
+    text = room_for_text(config, length, images=images)
+    sample = example_inputs(config, text, images=images, device="meta")
     return collate([sample] * batch_size, pad_id=0)
 
 

@@ -46,6 +46,7 @@ def announce(
         config,
         batch_size=settings.batch_size,
         length=length,
+        images=train.largest_images or 1,
         precision=precision,
         zero_stage=zero["stage"],
         data_parallel=data_parallel,

@@ -75,6 +75,7 @@ class VLMDataset:
     Attributes:
         records: what it was made of.
         lengths: roughly the tokens of each sample, for grouping; cheap, and the same everywhere.
+        largest_images: what becomes of the images of the sample with the most tiles.
         bad: reasons of samples found bad, by source.
     """
 
@@ -113,9 +114,11 @@ class VLMDataset:
             for places in processor.split_turns(range(len(record.turns)), self.version):
                 if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)[0][0]):
                     self._items.append((record, tuple(places)))
+        plans = [processor.plans(record.images) for record, _ in self._items]
         self.lengths = [
-            rough_length(processor, processor.plans(record.images), self._turns(record, p)) for record, p in self._items
+            rough_length(processor, own, self._turns(*item)) for own, item in zip(plans, self._items, strict=True)
         ]
+        self.largest_images = max(plans, key=lambda own: sum(plan.num_tiles for plan in own), default=[])
         if self.bad:
             logger.warning("%d record(s) with samples left out", len(self.bad))
         if not self._items:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from sat_models.errors import ConfigError
+from sat_models.processing.example import Images
 from sat_models.training.activations import Activations, measure_activations
 from sat_models.training.engine import DTYPES
 from sat_models.training.trainable import parameter_groups
@@ -115,13 +116,14 @@ def estimate_memory(
     accumulate: int = 1,
     bucket: int = BUCKET,
     device: str | None = None,
+    images: Images = 1,
 ) -> MemoryEstimate:
     """The memory of training at its peak on one rank; the model-parallel share is that of `model`.
 
     Args:
         model: this rank's part, with its plan applied; on any device, or on meta.
         config: the model's.
-        batch_size, length: samples per pass, and tokens of each; every sample has a picture.
+        batch_size, length: samples per pass, and tokens of each; every sample has images.
         precision: fp32, bf16 or fp16.
         zero_stage, data_parallel: 0 to 3, and ranks that share optimiser state and gradients.
         offload_optimizer, offload_parameters: keep these on the host (ZeRO 1 to 3; ZeRO 3).
@@ -129,6 +131,7 @@ def estimate_memory(
         accumulate: passes per step; with several, gradients are there during the forward pass.
         bucket: elements of DeepSpeed's `reduce_bucket_size`.
         device: "cpu" or "cuda"; None: where the model is, and for meta what the machine has.
+        images: of each sample, see `processing.example.Images`.
 
     Raises:
         ConfigError: a precision, stage or offloading that there is not.
@@ -137,7 +140,7 @@ def estimate_memory(
     on_gpu = (device or _device_of(model)) == "cuda"
     sizes, width = _sizes(model, DTYPES[precision]), DTYPES[precision].itemsize
     activations, note = _activations(
-        model, config, batch_size=batch_size, length=length, dtype=DTYPES[precision],
+        model, config, batch_size=batch_size, length=length, dtype=DTYPES[precision], images=images,
         checkpoint_language=checkpoint_language, checkpoint_vision=checkpoint_vision,
     )  # fmt: skip
     ranks = data_parallel if zero_stage else 1
