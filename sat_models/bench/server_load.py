@@ -1,4 +1,4 @@
-"""What clients of an OpenAI server see under load: answers, first tokens, the time between two tokens of a stream."""
+"""An OpenAI server under load, as its clients see it: answers, first tokens, time between tokens of a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Question:
-    """What every client asks.
+    """The question of every client.
 
     Attributes:
         model: its name on the server.
@@ -60,7 +60,7 @@ class Question:
 
 @dataclass
 class Seen:
-    """What came of the requests of one measurement.
+    """The outcome of the requests of one measurement.
 
     Attributes:
         seconds: how long it took.
