@@ -39,10 +39,35 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "ignore_eos": (False,),
     "skip_special_tokens": (True,),
+    # of vLLM, SGLang, llama.cpp, OpenRouter and their clients
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True, False),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "num_beams": (1,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "top_a": (0,),
+    "repeat_penalty": (1,),
+    "mirostat": (0,),
+    "safe_prompt": (False,),
+    "reasoning": ({}, {"effort": "none"}, {"enabled": False}),
+    "thinking": ({}, {"type": "disabled"}),
+    "enable_thinking": (False,),
+    "transforms": ([],),
+    "extra_body": ({},),
 }
 """Parameters that these models cannot honour, with the values that ask for nothing; `null` does everywhere."""
 MAX_STOPS = 4
 """Stop strings of one request, as OpenAI allows."""
+MAX_METADATA = 16
+"""Entries of `metadata`, as OpenAI allows."""
 _DETAILS = ("auto", "low", "high", "original")
 
 
@@ -107,6 +132,17 @@ def _stops(given: Any) -> Any:
     return tuple(stops)
 
 
+def _no_truth(given: Any) -> Any:
+    """`true` is a number to Python, and none to those who send numbers."""
+    if isinstance(given, bool):
+        raise ValueError(f"it is {str(given).lower()}; it must be a number")
+    return given
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Real = Annotated[float, BeforeValidator(_no_truth)]
+
+
 class Message(BaseModel):
     """One message; fields of other clients (`name`, `refusal`, `boxes` of an earlier answer, …) may stand in it."""
 
@@ -135,14 +171,14 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    seed: int | None = Field(None, ge=-(2**62), le=2**62)
-    n: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    temperature: Real | None = Field(None, ge=0, le=2)
+    top_p: Real | None = Field(None, ge=0, le=1)
+    top_k: Whole | None = Field(None, ge=-1)
+    repetition_penalty: Real | None = Field(None, gt=0)
+    seed: Whole | None = Field(None, ge=-(2**62), le=2**62)
+    n: Whole | None = Field(None, ge=1)
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -151,7 +187,7 @@ class ChatRequest(_Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=MAX_METADATA)
 
     @model_validator(mode="before")
     @classmethod

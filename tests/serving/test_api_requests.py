@@ -84,6 +84,9 @@ NOTHING = [
     {"best_of": 1}, {"top_k": -1}, {"top_k": 0}, {"logit_bias": {}}, {"logprobs": False}, {"min_p": 0.0},
     {"modalities": ["text"]}, {"response_format": {"type": "text"}}, {"store": False}, {"service_tier": "auto"},
     {"something_new": None}, {"verbosity": "medium"}, {"max_tokens": None, "max_completion_tokens": 1},
+    {"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning": {"effort": "none"}}, {"extra_body": {}},
+    {"min_tokens": 0, "stop_token_ids": [], "include_stop_str_in_output": False, "add_generation_prompt": True},
+    {"thinking": {"type": "disabled"}}, {"num_beams": 1, "repeat_penalty": 1.0, "mirostat": 0}, {"seed": 1.0},
 ]  # fmt: skip
 
 
@@ -101,7 +104,10 @@ SOMETHING = [
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}, *asked("Hi")]}, "'tool_calls' is not"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ({f"x{number}": 1 for number in range(1000)}, "and 997 more"), ({"x" * 10_000: 1}, "xxx"),
-    ({"version": "v" * 10_000}, "Unknown prompt version"),
+    ({"version": "v" * 10_000}, "Unknown prompt version"), ({"min_tokens": 2}, "'min_tokens'"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
+    *(({name: True}, f"{name}: it is true; it must be a number") for name in ("max_tokens", "n", "seed", "temperature")),
+    ({"top_k": False}, "top_k: it is false"), ({"metadata": {f"{n}": "x" for n in range(200_000)}}, "metadata"),
 ]  # fmt: skip
 
 
