@@ -2,7 +2,8 @@
 
 The style of an entry is seen from its keys:
 
-    {"id", "prompt", "text", "image"}                                         the document's (also "question", "answer")
+    {"id", "prompt", "text", "image"}                                         the document's (also "question", "answer",
+                                                                              and ms-swift's "query", "response")
     {"img", "prompt", "label"}                                                VisualGLM
     {"id", "image", "conversations": [{"from": "human", "value"}, ...]}       LLaVA (also with "role" and "content")
     {"messages": [{"role": "user", "content"}, ...], "images"}                OpenAI; content is text or a list of parts
@@ -14,33 +15,27 @@ taken out of the text, since the models read all pictures before it.
 
 Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (as a system message is: in the
 place that the prompt style has for it, else in front of the first question, a line of its own), and of an answer
-"loss", "weight" or "train": false or 0 means that it is not trained. Keys that would change the meaning and that nobody
-here reads (`UNREAD`) are refused where they say something.
+"loss", "weight" or "train" (`entry_keys.TRAINED_KEYS`): false or 0 means that it is not trained. Keys that would change
+the meaning and that nobody here reads (`entry_keys.UNREAD`) are refused where they say something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sat_models.processing.prompts import Turn
-from sat_models.training.image_names import fill_slots, image_names, part_name
-from sat_models.training.marks import SLOT, check_answer, with_slots, without_slots
+from sat_models.training.entry_keys import is_trained, refuse_unread
+from sat_models.training.image_names import Slot, fill_slots, image_names, part_name
+from sat_models.training.marks import SLOT, check_answer, check_system, with_slots, without_slots
 from sat_models.training.records import EntryError, ImageFile, ImageFinder, Record
 
 CAPTION_PROMPT = "Describe this image."
 """Question of a caption, for formats that carry none."""
-QUESTION_KEYS = ("prompt", "question")
-ANSWER_KEYS = ("text", "label", "answer")
+QUESTION_KEYS = ("prompt", "question", "query")
+ANSWER_KEYS = ("text", "label", "answer", "response")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TRAINED_KEYS = ("loss", "weight", "train")
-"""Keys that say if an answer is trained."""
-_FILMS = ("video", "videos", "audio", "audios", "speech")
-_TOOLS = ("tools", "functions", "tool_calls", "function_call")
-_CHOICES = ("rejected", "rejected_response", "rejected_messages", "chosen")
-UNREAD = (*_FILMS, *_TOOLS, *_CHOICES, "objects", "loss_scale", "loss_mask", "reasoning_content")
-"""Keys of an entry or a message that change what is learned, and that are not read."""
 _STYLES_HINT = "an entry has 'prompt' and 'text', 'conversations', 'messages', or 'captions'"
 
 
@@ -50,13 +45,13 @@ class _Said:
 
     Attributes:
         turns: with `<image>` still in the questions.
-        slots: one item per `<image>`: the name of its picture, or None for the next of "images".
+        slots: one item per `<image>`: the name of its picture, its number in "images", or None for the next of them.
         untrained: numbers of turns, from 0, whose answers are not trained.
         system: what the first question begins with, its line end included; "" without a system text.
     """
 
     turns: list[Turn] = field(default_factory=list)
-    slots: list[str | None] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
     untrained: set[int] = field(default_factory=set)
     system: str = ""
 
@@ -97,8 +92,8 @@ def parse_entry(
     """
     if not isinstance(entry, dict):
         raise EntryError("fields", f"an entry is {type(entry).__name__}, but must be an object: {_STYLES_HINT}")
-    _refuse_unread(entry, "")
-    if not _is_trained(entry, ""):
+    refuse_unread(entry, "")
+    if not is_trained(entry, ""):
         raise EntryError("empty", "none of its answers is trained")
     styles = [key for key in ("captions", "messages", "conversations") if entry.get(key) not in (None, [])]
     if len(styles) > 1:
@@ -126,19 +121,6 @@ def parse_entry(
     return records
 
 
-def _refuse_unread(fields: Mapping[str, Any], where: str) -> None:
-    """Keys that nobody reads may be there where they say nothing.
-
-    Raises:
-        EntryError: one says something.
-    """
-    for key in UNREAD:
-        if fields.get(key) not in (None, False, "", "[]", "{}", "null", [], {}):
-            raise EntryError(
-                "fields", f"{where}'{key}' is {fields[key]!a:.60}, which is not read here; remove it or the sample"
-            )
-
-
 def _before(entry: dict[str, Any]) -> _Said:
     """The turns of "history"; the entry's "system" stands in front of the first question."""
     said, past = _Said(system=_system(entry)), entry.get("history") or []
@@ -160,7 +142,7 @@ def _system(entry: dict[str, Any]) -> str:
     system = entry.get("system")
     if system is not None and not isinstance(system, str):
         raise EntryError("fields", f"'system' is {system!a:.60}; it must be text")
-    return f"{system}\n" if system else ""
+    return check_system(system, "'system'") + "\n" if system else ""
 
 
 def _question_and_answer(entry: dict[str, Any], said: _Said) -> _Said:
@@ -198,12 +180,12 @@ def _dialogue(messages: Any, key: str, said: _Said) -> _Said:
         where = f"'{key}' item {number}"
         text, named = _content(message, key, number)
         role = _role(message, key, number)
-        _refuse_unread(message, f"{where}: ")
-        trained = _is_trained(message, f"{where}: ", answer=role == "assistant")
+        refuse_unread(message, f"{where}: ")
+        trained = is_trained(message, f"{where}: ", answer=role == "assistant")
         if role == "system":
             if len(said.turns) > first or question is not None:
                 raise EntryError("fields", f"{where}: a system message must come first")
-            system += text + "\n"
+            system += check_system(SLOT if named else text, where) + "\n"
             said.system = system
         elif role == "user":
             if question is not None:
@@ -221,27 +203,13 @@ def _dialogue(messages: Any, key: str, said: _Said) -> _Said:
     return said
 
 
-def _asked(said: _Said, text: str, named: list[str | None], where: str) -> str:
+def _asked(said: _Said, text: str, named: list[Slot], where: str) -> str:
     """A question whose pictures are noted: those of its parts (`named`), or those of the marks in its text."""
     before = len(said.slots)
     question = said.ask(text, where)
     if named:
         said.slots[before:] = named
     return question
-
-
-def _is_trained(fields: Mapping[str, Any], where: str, *, answer: bool = True) -> bool:
-    """True if an answer is trained, as "loss", "weight" or "train" say; without them it is."""
-    trained = True
-    for key in TRAINED_KEYS:
-        value = fields.get(key)
-        if value is None:
-            continue
-        if value not in (0, 1) or (value == 1 and not answer):
-            allowed = "true or false (1 or 0)" if answer else "false or left out, since answers alone are trained"
-            raise EntryError("fields", f"{where}'{key}' is {value!a:.40}; it must be {allowed}")
-        trained &= bool(value) or not answer
-    return trained
 
 
 def _role(message: dict[str, Any], key: str, number: int) -> str:
@@ -251,7 +219,7 @@ def _role(message: dict[str, Any], key: str, number: int) -> str:
     return ROLES[role.lower()]
 
 
-def _content(message: Any, key: str, number: int) -> tuple[str, list[str | None]]:
+def _content(message: Any, key: str, number: int) -> tuple[str, list[Slot]]:
     """Text of a message with `<image>` for each picture part, and what those parts name; no names for plain text."""
     content = message.get("content", message.get("value")) if isinstance(message, dict) else None
     if isinstance(content, str):
@@ -259,7 +227,7 @@ def _content(message: Any, key: str, number: int) -> tuple[str, list[str | None]
     if not isinstance(content, list) or not content:
         raise EntryError("fields", f"'{key}' item {number} has no text ('content' or 'value')")
     texts: list[str] = []
-    slots: list[str | None] = []
+    slots: list[Slot] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
@@ -278,11 +246,16 @@ def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
     """Turns without slots, none of them empty; a first question alone may be (a caption without one)."""
     cleaned = [(without_slots(question), answer) for question, answer in turns]
     for number, (question, answer) in enumerate(cleaned, 1):
-        if not answer.strip():
+        if not _says_something(answer):
             raise EntryError("empty", f"the answer of turn {number} is empty")
-        if number > 1 and not question.strip():
+        if number > 1 and not _says_something(question):
             raise EntryError("empty", f"the question of turn {number} is empty")
     return tuple(cleaned)
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is more than spaces and marks of no width."""
+    return any(character.isprintable() and not character.isspace() for character in text)
 
 
 def _without_end(turns: tuple[Turn, ...], untrained: set[int]) -> tuple[tuple[Turn, ...], tuple[int, ...]]:

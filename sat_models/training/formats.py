@@ -134,6 +134,8 @@ def json_entries(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]
             yield from _lines(path, on_problem)
         else:
             on_problem(Problem(f"{path}:{error.lineno}", "json", _fault(error)))
+    except (ValueError, RecursionError) as error:
+        on_problem(Problem(f"{path}:1", "json", _odd(error)))
 
 
 def images_in(folder: Path) -> Iterator[Path]:
@@ -235,8 +237,8 @@ def _lines(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
                 on_problem(Problem(source, "json", _fault(error)))
             except UnicodeDecodeError as error:
                 on_problem(Problem(source, "json", f"is not UTF-8 ({error.reason} at byte {error.start} of the line)"))
-            except RecursionError:
-                on_problem(Problem(source, "json", "is nested too deeply"))
+            except (ValueError, RecursionError) as error:
+                on_problem(Problem(source, "json", _odd(error)))
             else:
                 yield source, entry
 
@@ -261,8 +263,8 @@ def _array(text: str, path: Path, on_problem: OnProblem) -> Iterator[tuple[str, 
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
     except json.JSONDecodeError as error:
         on_problem(Problem(f"{path}:{error.lineno}", "json", f"{_fault(error)}; nothing behind it is read"))
-    except RecursionError:
-        on_problem(Problem(f"{path}:{line}", "json", "is nested too deeply; nothing behind it is read"))
+    except (ValueError, RecursionError) as error:
+        on_problem(Problem(f"{path}:{line}", "json", f"{_odd(error)}; nothing behind it is read"))
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -270,6 +272,11 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()
+
+
+def _odd(error: ValueError | RecursionError) -> str:
+    """What is wrong with JSON that Python cannot hold."""
+    return "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
 
 
 def _fault(error: json.JSONDecodeError) -> str:

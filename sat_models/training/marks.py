@@ -13,22 +13,31 @@ from sat_models.training.records import EntryError
 
 SLOT = "<image>"
 
-NAMED = re.compile(r"<img>([^<>\r\n]*)</img>", re.I)
-"""Qwen-VL's: the picture's name stands inside."""
+NAMED = re.compile(r"\(?<(?P<tag>img|image)>(?P<name>[^<>\r\n]*)</(?P=tag)>\)?", re.I)
+"""Qwen-VL's: the picture's name stands inside; nothing, or MiniCPM-V's "./", is the next picture."""
+UNNAMED = ("", "./")
 _PLACES = re.compile(
-    r"(?:<img>)?(?:<IMG_CONTEXT>)+(?:</img>)?"  # InternVL, as it is fed
+    r"(?:<im_start>)<image>(?:<im_end>)"  # LLaVA 1.0
+    r"|<\|begin_of_image\|>(?:<\|(?:image|endoftext)\|>)*<\|end_of_image\|>"  # GLM-4V
+    r"|(?:<fake_token_around_image>)(?:<image>)+(?:<fake_token_around_image>)?"  # Idefics
+    r"|(?:<img>)?(?:<IMG_CONTEXT>)+(?:</img>)?"  # InternVL, as it is fed
     r"|<img>\s*<ImageHere>\s*</img>"  # MiniGPT-4
     r"|(?:<\|vision_start\|>)?(?:<\|image_pad\|>)+(?:<\|vision_end\|>)?"  # Qwen2-VL
-    r"|<\|?(?:image|img|imagehere|image_?placeholder|start_of_image)\|?\s*/?>"
-    r"|<\|?(?:image|img|picture)[_-]?(?P<number>\d{1,3})\|?\s*/?>"  # MiniCPM-V, Phi-3
+    r"|<\|?(?:image|img|imagehere|image_?placeholder|start_of_image|image_soft_token)\|?\s*/?>"
+    r"|<\|?(?:image|img|picture)[ _-]?(?P<number>\d{1,3})\|?\s*/?>"  # MiniCPM-V, Phi-3
     r"|\[(?:IMG|IMAGE)\]"  # Pixtral
     r"|<__media__>",
     re.I,
 )
 _UNREAD = re.compile(
-    r"<\|?(?:video|audio|sound|speech|bbox|ref-object|quad|point|box_ref)\|?\s*/?>|<\|(?:video|audio)_pad\|>", re.I
+    r"<\|?(?:video|videohere|audio|sound|speech|bbox|ref-object|quad|point|box_ref)(?:[ _-]?\d+)?\|?\s*/?>"
+    r"|<\|(?:video|audio)_pad\|>",
+    re.I,
 )
-_IN_ANSWERS = re.compile(r"<image>|<ImageHere>|<IMG_CONTEXT>|<\|(?:image|img)(?:_pad|_\d+)?\|>|<image_\d+>")
+_IN_ANSWERS = re.compile(
+    r"<image>|<Image(?:Here)?>|<IMG_CONTEXT>|<\|(?:image|img)(?:_pad|_\d+)?\|>|<image[ _-]?\d+>|<start_of_image>"
+    r"|<image_soft_token>|<\|begin_of_image\|>|<img>[^<>\r\n]*</img>"
+)
 """Marks that no answer may hold: a picture cannot be written. Marks that are also HTML may stand in text about HTML."""
 
 
@@ -52,7 +61,8 @@ def with_slots(text: str, where: str) -> tuple[str, list[str | None]]:
     def slot(found: re.Match[str]) -> str:
         nonlocal last
         if (named := NAMED.fullmatch(found.group())) is not None:
-            names.append(named.group(1).strip() or None)
+            inside = named.group("name").strip()
+            names.append(None if inside in UNNAMED else inside)
             return SLOT
         number = found.group("number")
         if number is not None and int(number) <= last:
@@ -75,6 +85,17 @@ def check_answer(text: str, where: str) -> None:
     """
     _refuse(_IN_ANSWERS.search(text), where, "but an answer can hold no picture; move it to a question")
     _refuse(_UNREAD.search(text), where, "which is not read here; leave such samples out or write it as text")
+
+
+def check_system(text: str, where: str) -> str:
+    """The text, if it holds no picture: these stand in questions.
+
+    Raises:
+        EntryError: it does.
+    """
+    _refuse(_ANY.search(text), where, "but a system text can hold no picture; move it to a question")
+    _refuse(_UNREAD.search(text), where, "which is not read here; leave such samples out or write it as text")
+    return text
 
 
 def _refuse(found: re.Match[str] | None, where: str, why: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from sat_models.errors import ConfigError, InputError
 from sat_models.text import json_line
 from sat_models.training.formats import detect_format, json_entries, read_records
 from sat_models.training.image_names import IMAGE_KEYS
-from sat_models.training.marks import NAMED
+from sat_models.training.marks import NAMED, UNNAMED
 from sat_models.training.records import EntryError, ImageFile, ImageFinder, raise_problem
 from sat_models.training.split import group_by_common
 
@@ -193,8 +194,14 @@ def _renamed(value: Any, places: dict[ImageFile, Path], finder: ImageFinder, key
     if not isinstance(value, str):
         return value
     if key not in NAMING_KEYS:  # Qwen-VL's names stand in the text
-        return NAMED.sub(lambda found: f"<img>{_place_of(found.group(1).strip(), places, finder)}</img>", value)
+        return NAMED.sub(lambda found: _renamed_mark(found, places, finder), value)
     return _place_of(value, places, finder)
+
+
+def _renamed_mark(mark: re.Match[str], places: dict[ImageFile, Path], finder: ImageFinder) -> str:
+    """A mark of a picture with its new name, where it has one."""
+    name = mark["name"].strip()
+    return mark.group() if name in UNNAMED else f"<img>{_place_of(name, places, finder)}</img>"
 
 
 def _place_of(name: str, places: dict[ImageFile, Path], finder: ImageFinder) -> str:

@@ -106,7 +106,7 @@ SOMETHING = [
     ({f"x{number}": 1 for number in range(1000)}, "and 997 more"), ({"x" * 10_000: 1}, "xxx"),
     ({"version": "v" * 10_000}, "Unknown prompt version"), ({"min_tokens": 2}, "'min_tokens'"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
-    *(({name: True}, f"{name}: it is true; it must be a number") for name in ("max_tokens", "n", "seed", "temperature")),
+    *(({name: True}, f"{name}: it is true; it must be") for name in ("max_tokens", "n", "seed", "temperature")),
     ({"top_k": False}, "top_k: it is false"), ({"metadata": {f"{n}": "x" for n in range(200_000)}}, "metadata"),
 ]  # fmt: skip
 

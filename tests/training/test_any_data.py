@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat_models.training.data import VLMDataset
-from sat_models.training.entries import UNREAD
+from sat_models.training.entry_keys import UNREAD
 from sat_models.training.formats import read_records
 from sat_models.training.marks import SLOT
 from sat_models.training.records import Problem, Record

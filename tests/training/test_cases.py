@@ -83,6 +83,7 @@ def dialogue(*flags: dict[str, Any]) -> dict[str, Any]:
         (({"train": False}, {}, {"loss": 0}), 2, (0,)),
         (({}, {"loss": False}), 1, ()),
         (({"loss": True}, {"weight": None}), 2, ()),
+        (({"train_on_turn": False}, {"train_on_turn": True}), 2, (0,)),
     ],
 )
 def test_other_ways_to_say_what_is_trained(
@@ -119,11 +120,53 @@ def test_other_ways_to_say_what_is_trained(
         ({**ASKED, "prompt": "<audio>What?"}, "'prompt' holds '<audio>', which is not read"),
         ({**ASKED, "prompt": "<|image_2|> and <|image_1|>", "image": ["1.png", "2.png"]}, "is out of order"),
         ({**ASKED, "prompt": "[IMG] and [IMG]"}, "2 <image> in the questions, but 1 picture"),
+        (dialogue({"mask": 1}), "'messages' item 2: 'mask' is 1, which is not read"),
+        ({**ASKED, "bbox": [1, 2, 3, 4]}, "'bbox' is [1, 2, 3, 4], which is not read"),
+        ({**ASKED, "system_prompt": "Be short."}, "'system_prompt' is 'Be short.', which is not read"),
+        ({**dialogue({}), "label": False}, "'label' is false: the answer is one to avoid"),
+        ({**dialogue({}), "kto_tag": False}, "'kto_tag' is false: the answer is one to avoid"),
+        ({**ASKED, "rejected_images": ["2.png"]}, "'rejected_images' is ['2.png'], which is not read"),
+        ({**ASKED, "image": 0}, "the picture is 0; it must be a name"),
+        ({**ASKED, "image_2": "2.png"}, "has 'image_2', which is not read; list the pictures under 'images'"),
+        ({**ASKED, "image": None, "media": ["1.png"]}, "has 'media' but no picture in 'image'"),
+        ({**ASKED, "image": None, "visual": "1.jpeg"}, "has 'visual' but no picture in 'image'"),
+        ({**ASKED, "text": "<img>1.png</img>"}, "'text' holds '<img>1.png</img>', but an answer can hold no picture"),
+        ({**ASKED, "text": " \u3000\u200b"}, "the answer of turn 1 is empty"),
+        ({**ASKED, "prompt": "<audio_1>What?"}, "'prompt' holds '<audio_1>', which is not read"),
+        ({**ASKED, "system": "<|image|>Be short."}, "'system' holds '<|image|>', but a system text can"),
     ],
 )  # fmt: skip
 def test_what_nobody_reads_is_refused_by_name_and_line(entry: dict[str, Any], said: str, here: Path) -> None:
     records, (problem,) = entry_of(here, **entry)
     assert not records and said in problem.message and problem.source.endswith("x.jsonl:1")
+
+
+def test_numbered_parts_stand_in_their_order(here: Path) -> None:
+    def asked(*numbers: int) -> tuple[list[Record], list[Problem]]:
+        parts = [{"type": "image", "index": number, "text": None} for number in numbers]
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": "What?", "index": None}]}
+        messages = [question, {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}]
+        return entry_of(here, image=None, images=["1.png", "2.png"], messages=messages)
+
+    ((record,), _), (none, (problem,)) = asked(0, 1), asked(1, 0)
+    assert [image.name for image in record.images] == ["1.png", "2.png"]
+    assert not none and "'index' 1 is out of order" in problem.message
+
+
+def test_a_question_and_a_response_of_swift(here: Path) -> None:
+    entry = {"images": ["1.png"], "query": "<image>What?", "response": "A dog.", "history": [["Hm?", "Yes."]]}
+    (record,), problems = read(write_jsonl(here / "x.jsonl", [entry]))
+    assert not problems and record.turns == (("Hm?", "Yes."), ("What?", "A dog."))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_number_that_nobody_can_hold_is_a_bad_sample(name: str, here: Path) -> None:
+    lines = [json.dumps(ASKED), '{"id": ' + "9" * 5000 + ', "prompt": "What?", "text": "A cat."}']
+    (here / name).write_text("[" + ",\n".join(lines) + "]" if name == "x.json" else "\n".join(lines))
+    records, (problem,) = read(here / name)
+    assert len(records) == 1 and "a number of too many digits" in problem.message
+    (here / "one.json").write_text(lines[1])
+    assert "a number of too many digits" in read(here / "one.json")[1][0].message
 
 
 def test_boxes_by_reference_are_refused_by_name(here: Path) -> None:
@@ -204,6 +247,13 @@ def test_pictures_marks_of_other_families(here: Path) -> None:
         "<__media__>",
         "[IMG]",
         "<Image>",
+        "<image 1>",
+        "<im_start><image><im_end>",
+        "<|begin_of_image|><|endoftext|><|end_of_image|>",
+        "(<image>./</image>)",
+        "<image></image>",
+        "<image_soft_token>",
+        "<fake_token_around_image><image><fake_token_around_image>",
     ],
 )
 def test_more_marks_of_other_families(mark: str) -> None:
