@@ -35,22 +35,25 @@ BOX_FORMS: dict[str, BoxForm] = {
 606 found), MiniGPT-v2's."""
 
 _NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
-_FOUR = r"\s*,\s*".join([_NUMBER] * 4)
-_POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
+_SIGNED = rf"(?:-0?\.\d{{1,9}}|{_NUMBER})"
+"""Fractions may come out a little below 0."""
+_FOUR = r"\s*,\s*".join([_SIGNED] * 4)
+_POINT = rf"\(\s*{_SIGNED}\s*,\s*{_SIGNED}\s*\)"
 _LIST = r"[\d\s,;.]*"
 _GROUP = re.compile(
     rf"(?P<double>\[\s*\[{_LIST}(?:\](?:\s*[,;])?\s*\[{_LIST})*\]\s*\])"
     rf"|(?P<single>\[\s*{_FOUR}\s*\])"
     r"|(?P<braces>\{\s*(?:<\d{1,9}>\s*){4}\})"
-    rf"|(?P<points>{_POINT}(?:\s*,)?\s*{_POINT})",
+    rf"|(?P<points>{_POINT}(?:\s*,)?\s*{_POINT}|\(\s*{_FOUR}\s*\))",
     re.ASCII,
 )
 STYLES = {"[[]]": "double", "[]": "single", "{<>}": "braces", "(),()": "points"}
 """Brackets -> the group that finds them."""
 _STYLE_OF = {group: style for style, group in STYLES.items()}
 _BETWEEN = re.compile(r";|\]\s*[,;]?\s*\[")
-_NUMBERS = re.compile(_NUMBER, re.ASCII)
+_NUMBERS = re.compile(_SIGNED, re.ASCII)
 _ONE = re.compile(rf"\s*{_FOUR}\s*", re.ASCII)
+_CORNER = re.compile(rf"\s*{_NUMBER}\s*,\s*{_NUMBER}\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,10 @@ def groups_in(text: str) -> Iterator[Group]:
         if style != "[[]]":
             boxes: tuple[str | None, ...] = (found.group(),)
         else:
-            inner = found.group().strip("[] \t\r\n\f\v")
-            boxes = tuple(part if _ONE.fullmatch(part) else None for part in _BETWEEN.split(inner))
+            parts = _BETWEEN.split(found.group().strip("[] \t\r\n\f\v"))
+            if len(parts) % 2 == 0 and all(map(_CORNER.fullmatch, parts)):  # [[x0, y0], [x1, y1]]
+                parts = [f"{first},{last}" for first, last in zip(parts[::2], parts[1::2], strict=True)]
+            boxes = tuple(part if _ONE.fullmatch(part) else None for part in parts)
         yield Group(found.start(), found.end(), style, boxes)
 
 

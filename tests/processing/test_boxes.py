@@ -124,6 +124,23 @@ def test_what_is_no_box(text: str) -> None:
     assert parse_boxes(text, 10, 10) == [] and strip_boxes(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "pixels", "form"),
+    [
+        ("[-0.01, 0.2, 0.5, 0.6]", (0, 20, 100, 60), "[]/1"),
+        ("(120, 340, 560, 780)", (24, 34, 112, 78), "(),()/1000"),
+        ("(0.12, 0.34, 0.56, 0.78)", (24, 34, 112, 78), "(),()/1"),
+        ("[[120,340],[560,780]]", (24, 34, 112, 78), "[[]]/1000"),
+        ("[[0.12, 0.34], [0.56, 0.78]]", (24, 34, 112, 78), "[[]]/1"),
+    ],
+)
+def test_boxes_that_models_write_off_the_form(text: str, pixels: tuple[float, ...], form: str) -> None:
+    """Below 0, in round brackets, corner by corner."""
+    (box,) = parse_boxes(text, 200, 100)
+    assert box.pixels == pytest.approx(pixels) and box.form == form and count_boxes(text) == 1
+    assert len(parse_boxes("[[1,2],[3,4],[5,6],[7,8]]", 9, 9)) == 2 and not parse_boxes("[[1,2],[3,4],[5,6]]", 9, 9)
+
+
 def test_boxes_of_a_padded_square() -> None:
     form = BOX_FORMS["unit of square"]
     (box,) = parse_boxes("[0.25, 0.25, 0.75, 0.75]", 200, 100, form=form)  # 50 pixels above and below
