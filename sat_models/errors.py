@@ -55,7 +55,7 @@ class UnknownNameError(ZooError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         listing = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-        shown = name if len(name) <= 200 else name[:200] + "…"
+        shown = name if len(name) <= 60 else name[:60] + "…"
         super().__init__(f"Unknown {kind} '{shown}'. {listing}", hint=hint)
 
 

@@ -62,8 +62,8 @@ def parse_boxes(
 
     Spaces are allowed anywhere, and so are `[[...],[...]]`, `[[x0,y0],[x1,y1]]`, `[x0, y0, x1, y1]`,
     `(x0, y0, x1, y1)`, `{<x0><y0><x1><y1>}`, `(x0,y0),(x1,y1)` and fractions. What the model got wrong is treated so:
-    corners in the wrong order are swapped, values above 999 become 999 (of other scales: the picture's edge), and a box without exactly four values (or one
-    that is not closed) is left out with a debug log, its neighbours kept.
+    corners in the wrong order are swapped, values above 999 become 999 (of other scales: the picture's edge), and a box
+    without exactly four values (or one that is not closed) is left out with a debug log, its neighbours kept.
 
     Args:
         text: a model's answer.
