@@ -55,7 +55,7 @@ def read_vqa(
 ) -> Iterator[Sample]:
     """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`. An id that
     is no number names the picture itself."""
-    if annotations.suffix == ".jsonl":
+    if annotations.suffix == ".jsonl" or (questions is None and _is_pope(annotations)):
         _refuse(annotations, "a POPE file", questions=questions, split=split)
         yield from _read_pope(annotations, images)
         return
@@ -85,6 +85,15 @@ def _image_asked_about(question: Entry, images: Path, subtype: str) -> Path:
         return images / question.text("file_name")
     name = question.name("image_id")
     return _image_file(images, f"COCO_{subtype}_{int(name):012d}" if re.fullmatch("[0-9]{1,12}", name) else name)
+
+
+def _is_pope(path: Path) -> bool:
+    """Whether a `.json` holds POPE's lines: its files were published under that name."""
+    try:
+        first = json.loads(read_text(path).lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "label" in first
 
 
 def _read_pope(path: Path, images: Path) -> Iterator[Sample]:

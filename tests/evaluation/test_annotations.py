@@ -34,6 +34,12 @@ def test_labels_of_pope_in_any_case(tmp_path: Path) -> None:
     assert scores["pope_yes_share"] == 1.0 and scores["pope_accuracy"] == pytest.approx(1 / 3)
 
 
+def test_popes_lines_under_the_name_json(tmp_path: Path) -> None:
+    path = tmp_path / "coco_pope_random.json"
+    path.write_bytes((CASES / "pope_Yes.jsonl").read_bytes())
+    assert read_samples("vqa", path, tmp_path) == read_samples("vqa", CASES / "pope_Yes.jsonl", tmp_path)
+
+
 def pope(**changes: Any) -> str:
     return json.dumps({"question_id": 1, "image": "a.png", "text": "Is it?", "label": "yes"} | changes)
 
