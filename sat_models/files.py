@@ -7,6 +7,7 @@ line instead: a line that was cut off is told by what it is, and its answer is m
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -16,9 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import InputError, ZooError
-from sat_models.text import json_line
+from sat_models.text import json_line, printable
 
 logger = logging.getLogger(__name__)
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raises InputError for a name that is too long to be looked up."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"'{printable(os.fspath(path)[:60])}…' is too long for the name of a file.") from error
 
 
 def draft_of(place: Path) -> Path:

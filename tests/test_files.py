@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sat_models.checkpoint.output import check_output
 from sat_models.errors import InputError
 from sat_models.files import (
     appended_records,
@@ -18,6 +19,7 @@ from sat_models.files import (
     write_jsonl,
     write_text,
 )
+from sat_models.zoo import load_pretrained, load_processor
 
 
 def test_a_write_that_fails_leaves_the_former(tmp_path: Path) -> None:
@@ -75,3 +77,9 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> Non
 def test_nothing_is_written_for_no_file() -> None:
     with appended_records(None) as append:
         append({"text": "lost on purpose"})
+
+
+def test_a_name_that_no_file_can_have_is_one_clear_line() -> None:
+    for look in (load_pretrained, load_processor, lambda path: check_output(Path(path), overwrite=False, read=())):
+        with pytest.raises(InputError, match=r"x…' is too long for the name of a file"):
+            look("x" * 5000)

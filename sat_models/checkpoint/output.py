@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.files import draft_of, sync_folder, write_json
+from sat_models.files import check_path, draft_of, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def check_output(folder: Path, *, overwrite: bool, read: Iterable[Path]) -> None
         ConfigError: it holds one of these.
         CheckpointError: it is there and may not be replaced; the message says why.
     """
+    check_path(folder)
     if not folder.exists() and replaced_folder(folder).is_dir():
         logger.warning("%s was being replaced when a process was killed; taking the former one", folder)
         replaced_folder(folder).rename(folder)
