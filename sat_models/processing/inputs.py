@@ -17,7 +17,7 @@ class TokenLayout:
     """One sample, every field a long tensor [S] but for a GLM's `position_ids` [2, S] and `attention_mask` [S, S].
 
     `vision_expert_mask` is None for models without experts, `attention_mask` for causal ones, and `labels` (unshifted,
-    -100 = not trained) except in training.
+    -100 = not trained) except in training. `num_images` says how many images stand in it.
     """
 
     input_ids: Tensor
@@ -27,6 +27,7 @@ class TokenLayout:
     image_rope_mask: Tensor
     attention_mask: Tensor | None = None
     labels: Tensor | None = None
+    num_images: int = 0
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -73,7 +73,7 @@ def layout_prompt(
     ids, embed, expert, rope = torch.tensor(tokens, dtype=torch.long).view(-1, 4).unbind(1)
     if not form.shared_position:
         rope = torch.zeros_like(rope)
-    layout = TokenLayout(ids, positions_of(rope), embed, expert if form.experts else None, rope)
+    layout = TokenLayout(ids, positions_of(rope), embed, expert if form.experts else None, rope, num_images=num_images)
     if not form.prefix_attention:
         return layout
     positions, mask = block_positions(context - 1, len(tokens), mask_position=context - len(form.suffix))

@@ -194,7 +194,8 @@ class Processor:
         layouts = self.training_layouts(
             turns, plans, version=version, max_length=max_length, untrained=untrained, system=system
         )
-        vision, cross = pixels_of(sources, plans, self.images, self.cross_image_size)
+        used = max((layout.num_images for layout in layouts), default=0)
+        vision, cross = pixels_of(sources[:used], plans[:used], self.images, self.cross_image_size)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
 
     def training_sample(self, image: Images, turns: Sequence[Turn], **options: Any) -> VLMInputs:
@@ -260,22 +261,23 @@ class Processor:
     ) -> TokenLayout:
         """Layout of one sample from as many of the first turns as fit; its last answer is trained."""
 
-        def too_long(count: int) -> bool:
+        def encoded(count: int, *, find_answers: bool = False) -> EncodedPrompt:
             *past, (query, _) = turns[:count]
-            pieces = self._encode(style, query, past, plans, system=system).pieces
-            return prompt_length(pieces, self.form) > limit - MIN_ANSWER_ROOM
+            own = plans[: style.images_up_to(count, turns, len(plans))]
+            return self._encode(style, query, past, own, find_answers=find_answers, system=system)
+
+        def too_long(count: int) -> bool:
+            return prompt_length(encoded(count).pieces, self.form) > limit - MIN_ANSWER_ROOM
 
         ends = [count for count in range(1, len(turns) + 1) if count - 1 not in untrained]
         kept = ends[-1]
         if len(ends) > 1 and too_long(kept):
             kept = ends[max(0, bisect.bisect_left(ends, True, key=too_long) - 1)]
             logger.info("dialogue of %d turns cut to %d: max_length is %d tokens", len(turns), kept, limit)
-        *past, (query, answer) = turns[:kept]
-        find_answers = not self.form.prefix_attention
-        prompt = self._encode(style, query, past, plans, find_answers=find_answers, system=system)
+        prompt = encoded(kept, find_answers=not self.form.prefix_attention)
         return layout_training(
             prompt.pieces,
-            answer_ids(Answer(answer, style.lead), self.tokenizer),
+            answer_ids(Answer(turns[kept - 1][1], style.lead), self.tokenizer),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             max_length=limit,

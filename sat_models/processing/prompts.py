@@ -71,6 +71,7 @@ class PromptStyle:
         gap: text behind an image that no mark has placed.
         images_first: such images stand in front of the first `before`, not behind it.
         mark: what says in a question that an image stands there.
+        images_anywhere: the weights were trained with images in any place; training data keep theirs then.
         stops: texts that end an answer besides the end token.
         stripped: white space at the ends of an answer is no part of it.
         lead: what the model writes in front of each answer, and nobody is shown.
@@ -90,6 +91,7 @@ class PromptStyle:
     gap: str = ""
     images_first: bool = True
     mark: str = "<image>"
+    images_anywhere: bool = False
     stops: tuple[str, ...] = ()
     stripped: bool = False
     lead: str = ""
@@ -125,11 +127,7 @@ class PromptStyle:
         """
         turns = history if self.keeps_history else ()
         marks = sum(question.count(self.mark) for question, _ in turns) + query.count(self.mark)
-        if marks not in (0, images):
-            raise InputError(
-                f"The prompt has {marks} mark(s) {self.mark} for {images} image(s). Write one where each belongs, "
-                "or none at all: then they stand in front of the first question."
-            )
+        _check_marks(marks, images, self.mark)
         parts = [*_words(self.opening), *self._system(self.system if system is None else system)]
         unplaced = [part for _ in range(0 if marks else images) for part in (*self._image(), self.gap)]
         questions = [question for question, _ in turns] + [query]
@@ -140,6 +138,16 @@ class PromptStyle:
             if number < len(turns):
                 parts += [*_words(self.after_past or ""), Answer(turns[number][1], self.lead), *_words(self.between)]
         return [*parts, *_words(self.after)]
+
+    def images_up_to(self, count: int, turns: Sequence[Turn], images: int) -> int:
+        """How many of a dialogue's images its first turns hold: as many as marks, or all where there is no mark.
+
+        Raises:
+            InputError: marks for some images only, or more marks than images.
+        """
+        marks = [question.count(self.mark) for question, _ in turns]
+        _check_marks(sum(marks), images, self.mark)
+        return sum(marks[:count]) if any(marks) else images
 
     def _system(self, text: str | None) -> Iterator[Part]:
         if text:
@@ -180,6 +188,14 @@ def build_prompt(style: PromptStyle, query: str, history: Sequence[Turn] = ()) -
 def text_of(parts: Sequence[Part]) -> str:
     """The text of a prompt; special tokens by their names, places of images left out."""
     return "".join(_text(part) for part in parts)
+
+
+def _check_marks(marks: int, images: int, mark: str) -> None:
+    if marks not in (0, images):
+        raise InputError(
+            f"The prompt has {marks} mark(s) {mark} for {images} image(s). Write one where each belongs, or none at "
+            "all: then they stand in front of the first question."
+        )
 
 
 def _text(part: Part) -> str:

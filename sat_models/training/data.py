@@ -109,10 +109,10 @@ class VLMDataset:
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}
         self._items: list[tuple[Record, tuple[int, ...]]] = []
-        self._system_apart = processor.style(self.version).trained.system is not None
+        self._style = processor.style(self.version).trained
         for record in records:
             for places in processor.split_turns(range(len(record.turns)), self.version):
-                if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)[0][0]):
+                if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)):
                     self._items.append((record, tuple(places)))
         plans = [processor.plans(record.images) for record, _ in self._items]
         self.lengths = [
@@ -143,10 +143,10 @@ class VLMDataset:
 
     def system_of(self, record: Record) -> str | None:
         """The system text of a record that is not part of its first question."""
-        return record.said(system_apart=self._system_apart)[1]
+        return record.said(self._style)[1]
 
     def _turns(self, record: Record, places: Sequence[int]) -> tuple[Turn, ...]:
-        turns, _ = record.said(system_apart=self._system_apart)
+        turns, _ = record.said(self._style)
         return tuple(turns[place] for place in places)
 
     def with_images(self) -> int:
@@ -174,13 +174,14 @@ class VLMDataset:
                 self._reject(record.source, error)
         raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[record.source]}")
 
-    def _fits(self, record: Record, question: str) -> bool:
+    def _fits(self, record: Record, turns: Sequence[Turn]) -> bool:
         """True if the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
-        room, system = self.max_length - MIN_ANSWER_ROOM, self.system_of(record)
-        shown = self.processor.system if system is None and self._system_apart else system
+        room, system, question = self.max_length - MIN_ANSWER_ROOM, self.system_of(record), turns[0][0]
+        shown = self.processor.system if system is None and self._style.system is not None else system
         try:
             plans = self.processor.plans(record.images)
-            parts = self.processor.style(self.version).trained.parts(question, images=len(plans), system=shown)
+            plans = plans[: self._style.images_up_to(1, turns, len(plans))]
+            parts = self._style.parts(question, images=len(plans), system=shown)
         except InputError as error:
             self._reject(record.source, error)
             return False

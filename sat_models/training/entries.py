@@ -10,8 +10,9 @@ The style of an entry is seen from its keys:
     {"captions": [{"role": "caption", "content"}]}                            CogVLM-SFT-311K, one record per caption
 
 The picture of any style may stand in "image", "images" or "img": a name, a list of names, or absent for text only.
-Where questions hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures; they are
-taken out of the text, since the models read all pictures before it.
+A user's message may have such a key of its own (GLM-4's data): the picture stands in front of its text. Where questions
+hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures. They are taken out of the
+text for the models that read all pictures before it; for the others a record keeps their places.
 
 Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (as a system message is: in the
 place that the prompt style has for it, else in front of the first question, a line of its own), and of an answer
@@ -36,6 +37,7 @@ CAPTION_PROMPT = "Describe this image."
 QUESTION_KEYS = ("prompt", "question", "query")
 ANSWER_KEYS = ("text", "label", "answer", "response")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_TEXT_KEYS = ("role", "from", "content", "value")
 _STYLES_HINT = "an entry has 'prompt' and 'text', 'conversations', 'messages', or 'captions'"
 
 
@@ -117,7 +119,9 @@ def parse_entry(
             fill_slots(one.slots, [str(image) for image in found])
         name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
         turns, untrained = _without_end(_checked(one.turns), one.untrained)
-        records.append(Record(name, found, turns, source, untrained, *one.system_apart()))
+        placed = tuple(question for question, _ in one.turns[: len(turns)]) if one.slots else ()
+        found = found[: sum(question.count(SLOT) for question in placed)] if placed else found
+        records.append(Record(name, found, turns, source, untrained, *one.system_apart(), placed))
     return records
 
 
@@ -220,10 +224,14 @@ def _role(message: dict[str, Any], key: str, number: int) -> str:
 
 
 def _content(message: Any, key: str, number: int) -> tuple[str, list[Slot]]:
-    """Text of a message with `<image>` for each picture part, and what those parts name; no names for plain text."""
+    """Text of a message with `<image>` for each of its own pictures, and their names; no names for plain text."""
     content = message.get("content", message.get("value")) if isinstance(message, dict) else None
+    own = image_names({k: v for k, v in message.items() if k not in _TEXT_KEYS}) if isinstance(message, dict) else []
     if isinstance(content, str):
-        return content, []
+        text, marks = with_slots(content, f"'{key}' item {number}") if own else (content, [])
+        return (text if marks else SLOT * len(own) + text), fill_slots(marks, own)
+    if own:
+        raise EntryError("fields", f"'{key}' item {number} has pictures beside its parts; keep the one that is meant")
     if not isinstance(content, list) or not content:
         raise EntryError("fields", f"'{key}' item {number} has no text ('content' or 'value')")
     texts: list[str] = []

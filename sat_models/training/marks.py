@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 
-from sat_models.training.records import EntryError
-
-SLOT = "<image>"
+from sat_models.training.records import SLOT, EntryError
 
 NAMED = re.compile(r"\(?<(?P<tag>img|image)>(?P<name>[^<>\r\n]*)</(?P=tag)>\)?", re.I)
 """Qwen-VL's: the picture's name stands inside; nothing, or MiniCPM-V's "./", is the next picture."""

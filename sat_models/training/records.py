@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sat_models.errors import InputError
-from sat_models.processing.prompts import Turn
+from sat_models.processing.prompts import PromptStyle, Turn
 from sat_models.text import is_utf8, printable
 
 logger = logging.getLogger(__name__)
 
 ImageFile = Path | str
 """A file, or a URL as text."""
+SLOT = "<image>"
+"""Says in a question of training data that a picture stands here."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Record:
         untrained: numbers of turns, from 0, whose answers are read but not trained; the last turn is none of them.
         system: system text; in `turns` it stands in front of the first question, a line of its own.
         first_question: the first question without it; None where there is no system text.
+        placed: the questions of `turns` with `<image>` where each picture stands; empty where nothing says so.
     """
 
     id: str
@@ -40,12 +43,20 @@ class Record:
     untrained: tuple[int, ...] = ()
     system: str | None = None
     first_question: str | None = None
+    placed: tuple[str, ...] = ()
 
-    def said(self, *, system_apart: bool) -> tuple[tuple[Turn, ...], str | None]:
-        """The turns, and the system text where it has a place of its own (`system_apart`) and there is one."""
-        if not system_apart or self.system is None or self.first_question is None:
-            return self.turns, None
-        return ((self.first_question, self.turns[0][1]), *self.turns[1:]), self.system
+    def said(self, style: PromptStyle) -> tuple[tuple[Turn, ...], str | None]:
+        """The turns as a prompt style takes them: with its marks where it reads pictures in any place; and the system
+        text, where there is one and the style has a place for it."""
+        questions, apart = [question for question, _ in self.turns], None
+        if style.images_anywhere and self.placed:
+            questions = [_marked(question, style) for question in self.placed]
+        if style.system is not None and self.system is not None and self.first_question is not None:
+            first, apart = self.first_question, self.system
+            if style.images_anywhere and self.placed:
+                first = _marked(self.placed[0].removeprefix(f"{apart}\n"), style)
+            questions = [first, *questions[1:]]
+        return tuple(zip(questions, (answer for _, answer in self.turns), strict=True)), apart
 
     def fault(self) -> str | None:
         """The fault of its texts, if there is one: half of a surrogate pair, which JSON and file names can hold,
@@ -56,6 +67,17 @@ class Record:
                     shown = printable(text[max(0, _first_half(text) - 20) :])
                     return f"the {what} of turn {number} is not UTF-8: half of a surrogate pair in '{shown:.60}'"
         return None
+
+
+def _marked(question: str, style: PromptStyle) -> str:
+    """A question with the style's marks for `<image>`. Behind those at its beginning stands what the style puts
+    behind an image that nothing has placed, and no other white space."""
+    found = _FIRST_SLOTS.match(question)
+    first = (style.mark + style.gap) * found.group().count(SLOT)
+    return first + question[found.end() :].replace(SLOT, style.mark)
+
+
+_FIRST_SLOTS = re.compile(rf"(?:\s*{SLOT}\s*)*")
 
 
 @dataclass(frozen=True)

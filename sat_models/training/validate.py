@@ -168,15 +168,16 @@ def check_lengths(
     parts = [
         part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
     ]
-    lengths, problems, plans = [], [], processor.plans(record.images)
-    said, system = record.said(system_apart=processor.style(version).trained.system is not None)
+    lengths, problems, plans, style = [], [], processor.plans(record.images), processor.style(version).trained
+    said, system = record.said(style)
     for part in parts:
         turns = [said[place] for place in part]
         (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT, system=system)
         lengths.append(whole.input_ids.numel())
-        question = processor.question_length(turns[0][0], plans, version, system)
+        first = plans[: style.images_up_to(1, turns, len(plans))]
+        question = processor.question_length(turns[0][0], first, version, system)
         if question > max_length - MIN_ANSWER_ROOM:
-            message = too_long(question, max_length, len(plans))
+            message = too_long(question, max_length, len(first))
         else:
             (*_, kept) = processor.training_layouts(turns, plans, version=version, max_length=max_length, system=system)
             if kept.input_ids.numel() == lengths[-1]:
@@ -195,7 +196,7 @@ def first_sample(
 ) -> tuple[str, str] | None:
     """Source and text of the first sample that can be made."""
     for record in records:
-        turns, system = record.said(system_apart=processor.style(version).trained.system is not None)
+        turns, system = record.said(processor.style(version).trained)
         try:
             samples = processor.training_samples(
                 list(record.images), turns, version=version, max_length=max_length, untrained=record.untrained,

@@ -21,7 +21,10 @@ from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.glm4v.tokens import SPECIALS
 from sat_models.processing.prompts import build_prompt
+from sat_models.training.data import VLMDataset
 from sat_models.training.evaluating import token_loss
+from sat_models.training.formats import read_records
+from sat_models.training.validate import check_lengths
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
@@ -177,6 +180,29 @@ def test_samples_train_the_line_end_that_the_model_writes(vlm: VLM, reference: R
     with torch.no_grad():
         loss, count = token_loss(vlm.model, sample)
     assert count == len(ends) and torch.isfinite(loss)
+
+
+def test_a_dialogue_is_trained_with_its_image_where_it_stands(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    """In the release's own form of data; cut before that turn, the sample has no image."""
+    said = [
+        ("user", "Who are you?", None),
+        ("assistant", "A poet.", None),
+        ("user", "Where?", str(folder / "image.png")),
+    ]
+    messages = [{"role": role, "content": text, "image": image} for role, text, image in said]
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"messages": [*messages, {"role": "assistant", "content": "Left. " * 9}]}) + "\n")
+    records = read_records(file)
+    turns = [("Who are you?", "A poet."), ("<image>Where?", "Left. " * 9)]
+    wanted = vlm.processor.training_sample(folder / "image.png", turns)
+    sample = VLMDataset(records, vlm.processor).take(0).inputs
+    assert sample.input_ids.equal(wanted.input_ids) and sample.labels.equal(wanted.labels)
+    assert sample.vision_image.equal(wanted.vision_image)
+    first = vlm.processor.training_sample(None, turns[:1])
+    cut = VLMDataset(records, vlm.processor, max_length=first.length + 12).take(0).inputs
+    assert cut.input_ids.equal(first.input_ids) and cut.vision_image is None
+    (whole, _) = check_lengths(records[0], vlm.processor, version="glm4v", max_length=999)
+    assert whole == [wanted.length]
 
 
 def test_roles_that_a_user_writes_are_text(vlm: VLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from data_helpers import image_file, write_json, write_jsonl
 
 from sat_models.errors import InputError, UnknownNameError
+from sat_models.processing.prompts import PromptStyle
 from sat_models.shapes.captcha import write_captchas
 from sat_models.training.entries import CAPTION_PROMPT
 from sat_models.training.formats import CAPTCHA_PROMPT, captcha_answer, detect_format, read_records
@@ -103,6 +105,44 @@ def test_messages_with_text(here: Path) -> None:
     (record,) = read_records(write_jsonl(here / "x.jsonl", [{"messages": messages, "images": ["1.png", "2.png"]}]))
     assert record.turns == (("Be brief.\nCompare.", "Red and blue."),)
     assert record.images == (here / "1.png", here / "2.png")
+
+
+def test_messages_with_pictures_of_their_own(here: Path) -> None:
+    """GLM-4's data: the picture stands in front of the text of its message, unless a mark says where."""
+    messages = [
+        {"role": "user", "content": "Hello.", "image": None},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "What?", "image": "2.png"},
+        {"role": "assistant", "content": "A dog."},
+        {"role": "user", "content": "Like <image>?", "images": ["1.png"]},
+        {"role": "assistant", "content": "No."},
+    ]
+    (record,) = read_records(write_jsonl(here / "x.jsonl", [{"messages": messages}]))
+    assert record.images == (here / "2.png", here / "1.png")
+    assert record.turns == (("Hello.", "Hello."), ("What?", "A dog."), ("Like ?", "No."))
+    assert record.placed == ("Hello.", "<image>What?", "Like <image>?")
+    for wrong in (
+        [{"role": "user", "content": "<image><image>", "image": "1.png"}, {"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "x", "image": "1.png"}],
+    ):
+        assert one_problem(here, {"messages": wrong}).kind in ("slots", "fields")
+
+
+def test_where_pictures_stand_is_kept_for_styles_that_read_them_anywhere(here: Path) -> None:
+    anywhere = PromptStyle("", "", "", "", "", system="", mark="<here>", gap="+", images_anywhere=True)
+    entry = {
+        "system": "Be kind.", "images": ["1.png", "2.png", "1.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>\n<image> Which?"}, {"from": "gpt", "value": "This."},
+            {"from": "human", "value": "And <image>?"}, {"from": "gpt", "value": "That."},
+        ],
+    }  # fmt: skip
+    (record,) = read_records(write_jsonl(here / "x.jsonl", [entry]))
+    turns, system = record.said(anywhere)
+    assert turns == (("<here>+<here>+Which?", "This."), ("And <here>?", "That.")) and system == "Be kind."
+    turns, system = record.said(replace(anywhere, system=None))
+    assert turns[0][0] == "Be kind.\n<here>\n<here> Which?" and system is None
+    assert record.said(replace(anywhere, images_anywhere=False))[0] == (("Which?", "This."), ("And ?", "That."))
 
 
 def test_messages_with_parts(here: Path) -> None:

@@ -18,6 +18,7 @@ STYLES: dict[str, PromptStyle] = {
         system="",
         around_system=((Special("<|system|>"), _LINE), ""),
         images_first=False,
+        images_anywhere=True,
         lead=_LINE.text,
     )
 }
