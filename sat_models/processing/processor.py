@@ -189,8 +189,7 @@ class Processor:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
-        sources = sources_of(image, self.images)
-        plans = plans_of(sources, self.images)
+        plans = plans_of(sources := sources_of(image, self.images), self.images)
         layouts = self.training_layouts(
             turns, plans, version=version, max_length=max_length, untrained=untrained, system=system
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_golden import TOLERANCE, Reference, folders, in_two_processes, same_answers, weights_of
+from hf_golden import TOLERANCE, Reference, folders, in_processes, in_two_processes, same_answers, weights_of
 
 from sat_models.checkpoint.convert import convert
 from sat_models.errors import ConfigError
@@ -87,6 +87,10 @@ def test_labels_and_losses(vlm: VLM, reference: Reference) -> None:
 def test_two_processes(folder: Path, tmp_path: Path) -> None:
     """Where two do not divide the tower's heads, each keeps all of it."""
     assert all(worst < TOLERANCE for worst in in_two_processes(folder, tmp_path))
+
+
+def test_more_processes_than_keys(folder: Path, tmp_path: Path) -> None:
+    assert all(worst < TOLERANCE for worst in in_processes(folder, tmp_path, 4))
 
 
 def test_there_and_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
