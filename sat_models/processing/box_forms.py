@@ -18,11 +18,13 @@ class BoxForm:
         scale: what a side is divided into.
         style: the brackets that one is written with: a key of `STYLES`.
         square: the sides are those of the picture padded to a square, its middle the picture's.
+        tags: on either side of a group; then numbers have as many digits as they need, and reach `scale` itself.
     """
 
     scale: int = 1000
     style: str = "[[]]"
     square: bool = False
+    tags: tuple[str, str] | None = None
 
 
 BOX_FORMS: dict[str, BoxForm] = {
@@ -30,9 +32,10 @@ BOX_FORMS: dict[str, BoxForm] = {
     "unit": BoxForm(scale=1, style="[]"),
     "unit of square": BoxForm(scale=1, style="[]", square=True),
     "hundred": BoxForm(scale=100, style="{<>}"),
+    "thousand in tags": BoxForm(tags=("<box>", "</box>")),
 }
 """By the name that a family's `SequenceForm.boxes` has: CogVLM's, LLaVA's without and with padding (as LLaVA's issue
-606 found), MiniGPT-v2's."""
+606 found), MiniGPT-v2's, InternVL's."""
 
 _NUMBER = r"(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
 _SIGNED = rf"(?:-0?\.\d{{1,9}}|{_NUMBER})"
@@ -128,11 +131,15 @@ def write_box(shares: Sequence[float], form: BoxForm) -> str:
         return ", ".join(f"{value:.2f}" for value in shares)
     if form.style == "{<>}":
         return "".join(f"<{round(value * form.scale)}>" for value in shares)
+    if form.tags:
+        return ", ".join(str(round(value * form.scale)) for value in shares)
     return ",".join(f"{min(round(value * form.scale), form.scale - 1):03d}" for value in shares)
 
 
 def write_group(boxes: Sequence[str], form: BoxForm) -> str:
     """Boxes of `write_box` as one text."""
+    if form.tags:
+        return f"{form.tags[0]}[[{'], ['.join(boxes)}]]{form.tags[1]}"
     if form.style == "[[]]":
         return f"[[{';'.join(boxes)}]]"
     opening, closing = {"[]": ("[", "]"), "{<>}": ("{", "}")}[form.style]

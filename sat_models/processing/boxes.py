@@ -88,14 +88,14 @@ def parse_boxes(
                 logger.debug("a box of '%s' has not four values; left out", text[group.start : group.end])
             else:
                 values, scale = read_box(one, group.style, form)
-                square = form is not None and form.square
-                boxes.append(_box(phrase, values, scale, width, height, square, f"{group.style}/{scale}"))
+                boxes.append(_box(phrase, values, scale, width, height, form, f"{group.style}/{scale}"))
     return boxes
 
 
-def _box(phrase: str, values: Corners, scale: int, width: int, height: int, square: bool, form: str) -> Box:
+def _box(phrase: str, values: Corners, scale: int, width: int, height: int, family: BoxForm | None, form: str) -> Box:
     """A box of numbers as they stand in a text."""
-    if scale == 1000 and not square:
+    square = family is not None and family.square
+    if scale == 1000 and not square and not (family and family.tags):
         normalized = _ordered([round(value) for value in values])
         return Box(phrase, _to_pixels(normalized, width, height), normalized, form)
     side = max(width, height)

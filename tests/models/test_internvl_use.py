@@ -18,12 +18,15 @@ from sat_models.bench.random_models import prompt_of
 from sat_models.checkpoint.convert import convert
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ConfigError, InputError
+from sat_models.evaluation.samples import Sample
+from sat_models.evaluation.tasks import TASKS, question_of
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import load
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
+from sat_models.models.internvl.tokens import TAGS
 from sat_models.processing.prompts import Turn
 from sat_models.serving.core import Question, ServerCore
 from sat_models.serving.requests import Finished
@@ -157,6 +160,25 @@ def test_what_a_user_writes_makes_no_role_and_no_image(vlm: VLM, images: list[Im
     assert inputs.image_embed_mask.sum() == vlm.config.image_length
 
 
+def test_tags_of_names_and_boxes_are_tokens_and_nobody_sees_them(vlm: VLM) -> None:
+    tokenizer = vlm.processor.tokenizer
+    ids = tokenizer.encode("Where is <ref>the dog</ref>?")
+    tags = [tokenizer.special_id(name) for name in ("<ref>", "</ref>")]
+    first, last = map(ids.index, tags)
+    assert ids[:first] == tokenizer.encode("Where is ") and ids[last + 1 :] == tokenizer.encode("?")
+    assert ids[first + 1 : last] == tokenizer.encode("the dog")
+    assert "<ref>" not in tokenizer.decode(ids) and "the dog" in tokenizer.decode(ids)
+    turns = [("Where is <ref>the dog</ref>?", "<ref>the dog</ref><box>[[100, 200, 300, 400]]</box>")]
+    sample = vlm.processor.training_sample(None, turns)
+    trained = sample.labels[0][sample.labels[0] != -100].tolist()
+    assert {tokenizer.special_id(name) for name in TAGS[:4]} <= set(trained)
+    form, size = vlm.processor.box_form, (20, 10)
+    asked = question_of("Where is {box}?", Sample("1", Path("x"), {"box": (0, 0, 20, 10)}), size, form)
+    assert asked == "Where is <box>[[0, 0, 1000, 1000]]</box>?"
+    sought = Sample("1", Path("x"), {"expression": "it"}, boxes=((2, 2, 6, 4),))
+    assert TASKS["rec"].score(sought, "it[[100, 200, 300, 400]]", size, form)["iou"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("query", "count", "message"),
     [("<image>a<image>", 1, "2 mark"), ("<image>a", 0, "1 mark"), ("<image>a", 2, "1 mark")],
@@ -167,15 +189,16 @@ def test_marks_and_images_of_unequal_number(vlm: VLM, images: list, query: str, 
 
 
 def test_tiles_beyond_the_context(vlm: VLM, images: list[Image.Image]) -> None:
-    cut = sum(plan.num_tiles for plan in vlm.processor.plans(images[0]))
-    each, most = vlm.config.image_length, vlm.processor.max_length
-    needed = vlm.processor(images[0], "What is it?").length
-    vlm.processor.max_length = needed - each
+    most, needed = vlm.processor.max_length, vlm.processor(images[0], "What is it?").length
+    vlm.processor.max_length = needed - vlm.config.image_length
     try:
-        message = f"cut into {cut} tiles of {each} tokens, and {cut - 2} would fit: ask for fewer"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=r"max_tiles up to \d+ fits") as failure:
             vlm.generate(images[0], "What is it?")
-        with pytest.raises(InputError, match=f"cut into {cut} tiles of {each} tokens, and "):
+        fits = int(str(failure.value).split("max_tiles up to ")[1].split(" ")[0])
+        assert vlm.generate(images[0], "What is it?", max_tiles=fits, max_new_tokens=2).token_ids
+        with pytest.raises(InputError, match="max_tiles up to"):
+            vlm.generate(images[0], "What is it?", max_tiles=fits + 1)
+        with pytest.raises(InputError, match="Raise max_length to"):
             vlm.processor.training_sample(images[0], [("What is it?", "A dog.")])
     finally:
         vlm.processor.max_length = most

@@ -101,6 +101,18 @@ def test_forms_of_other_families(text: str, expected: tuple[float, ...], form: s
     assert count_boxes(text) == 1 and strip_boxes(f"the dog {text}.") == "the dog."
 
 
+def test_boxes_of_internvl_reach_the_edge_and_stand_in_tags() -> None:
+    form = BOX_FORMS["thousand in tags"]
+    whole, inner = (0, 0, 200, 100), (20, 34, 112, 78)
+    text = format_boxes([whole, inner], 200, 100, form)
+    assert text == "<box>[[0, 0, 1000, 1000], [100, 340, 560, 780]]</box>"
+    for said in (f"<ref>the dog</ref>{text}", "the dog[[0, 0, 1000, 1000], [100, 340, 560, 780]]"):
+        boxes = parse_boxes(said, 200, 100, use_spacy=False, form=form)
+        assert boxes[0].pixels == whole and boxes[1].pixels == pytest.approx(inner)
+        assert {box.phrase for box in boxes} == {"the dog"}
+    assert parse_boxes("[[0, 0, 1000, 1000]]", 200, 100)[0].pixels[2] < 200, "CogVLM's end at 999"
+
+
 @pytest.mark.parametrize(
     ("text", "phrases"),
     [

@@ -76,8 +76,8 @@ class InternVLConfig(LLaMAConfig, VisionLanguageConfig):
 
     @property
     def sequence_form(self) -> SequenceForm:
-        """A plain sequence; boxes are of 1000."""
-        return replace(PLAIN_FORM, slot_id=self.image_token_id or 0, several_images=True)
+        """A plain sequence; boxes are of 1000, in tags."""
+        return replace(PLAIN_FORM, slot_id=self.image_token_id or 0, several_images=True, boxes="thousand in tags")
 
     @property
     def images(self) -> TiledImages:

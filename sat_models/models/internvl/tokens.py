@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from sat_models.models.internvl.config import InternVLConfig
 from sat_models.models.internvl.prompts import END, ROLE_TOKENS
@@ -11,6 +12,30 @@ from sat_models.processing.tokens import SentencePieceTokenizer, Tokenizer
 
 IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
 """The pieces where an image goes: before it, once for each of its tokens, behind it."""
+
+
+TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""Around names and boxes. They give nobody a role, so texts may make them, as the weights were trained."""
+
+
+class _Tagged:
+    """A tokenizer whose texts may hold `TAGS`, as far as its files have them; text around them is encoded alone."""
+
+    def encode(self, text: str) -> list[int]:
+        """As `Tokenizer.encode`."""
+        known = [tag for tag in TAGS if tag in self._specials]
+        ids: list[int] = []
+        for part in re.split("(" + "|".join(map(re.escape, known)) + ")", text) if known else [text]:
+            ids += [self.special_id(part)] if part in known else super().encode(part)
+        return ids
+
+
+class TaggedPieces(_Tagged, SentencePieceTokenizer):
+    """Sentencepiece's, with tags."""
+
+
+class TaggedBytes(_Tagged, JsonTokenizer):
+    """That of a `tokenizer.json`, with tags."""
 
 
 def open_tokenizer(config: InternVLConfig, path: str | os.PathLike[str]) -> Tokenizer:
@@ -23,9 +48,9 @@ def open_tokenizer(config: InternVLConfig, path: str | os.PathLike[str]) -> Toke
     folder, by_role = os.path.dirname(path), (config.text_processor_version or config.DEFAULT_VERSION) in ROLE_TOKENS
     if os.fspath(path).endswith(".json"):
         ends = [END] if by_role else config.eos_token_ids
-        tokenizer: Tokenizer = JsonTokenizer.from_file(path, ends=ends, pad=config.pad_token_id)
+        tokenizer: Tokenizer = TaggedBytes.from_file(path, ends=ends, pad=config.pad_token_id)
     else:
-        tokenizer = SentencePieceTokenizer.from_file(path, added=added_tokens(folder))
+        tokenizer = TaggedPieces.from_file(path, added=added_tokens(folder))
         if not has_begin(folder):
             tokenizer.bos_id = None
         if by_role:
