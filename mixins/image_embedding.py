@@ -31,21 +31,33 @@ class ImageEmbedding(BaseMixin):
         """
         raise NotImplementedError
 
+    def encoded(self, vision_image: Tensor | Sequence[Tensor]) -> Tensor:
+        """The embeddings of all slots, one after the other, [slots, D]."""
+        images = self.encode_images(vision_image)
+        return images.flatten(0, 1) if isinstance(images, Tensor) else torch.cat(tuple(images))
+
     def word_embedding_forward(
         self,
         input_ids: Tensor,
         *,
         vision_image: Tensor | Sequence[Tensor] | None = None,
         image_embed_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
         **kw: Any,
     ) -> Tensor:
-        """input_ids [B, S] -> embeddings [B, S, D]. Without `vision_image` the tower is not run.
+        """input_ids [B, S] -> embeddings [B, S, D].
+
+        Args:
+            vision_image: pixels. Without them the tower is not run.
+            image_embed_mask: [B, S], 1 = a slot.
+            image_features: what `encoded` gave for the slots, in place of pixels: a sequence that is computed in pieces
+                has its images encoded once.
 
         Raises:
             ValueError: slots and images that do not fit each other.
         """
         embeddings = embed(self.transformer.word_embeddings, input_ids)
-        if vision_image is None:
+        if vision_image is None and image_features is None:
             if image_embed_mask is not None and image_embed_mask.any():
                 raise ValueError(
                     f"image_embed_mask marks {int(image_embed_mask.bool().sum())} positions, but no vision_image was "
@@ -54,16 +66,15 @@ class ImageEmbedding(BaseMixin):
             return embeddings
         if image_embed_mask is None:
             raise ValueError("vision_image was given without image_embed_mask, which says where it goes")
-        images = self.encode_images(vision_image)
-        slots, lengths = image_embed_mask.bool(), [len(image) for image in images]
-        if sum(lengths) != int(slots.sum()):
-            each = f"{lengths[0]}" if len(set(lengths)) == 1 else f"{lengths}"
+        slots = image_embed_mask.bool()
+        if image_features is None:
+            image_features = self.encoded(vision_image)
+        if len(image_features) != int(slots.sum()):
             raise ValueError(
-                f"image_embed_mask marks {int(slots.sum())} positions, but {len(lengths)} image(s) of {each} "
-                "embeddings (begin and end included) were given"
+                f"image_embed_mask marks {int(slots.sum())} positions, but the image(s) have {len(image_features)} "
+                "embeddings (begin and end included)"
             )
-        whole = images if isinstance(images, Tensor) else torch.cat(tuple(images))
-        return embeddings.masked_scatter(slots.unsqueeze(-1), whole.to(embeddings.dtype))
+        return embeddings.masked_scatter(slots.unsqueeze(-1), image_features.to(embeddings.dtype))
 
     @stands_for("word_embedding_forward")
     def text_token(self) -> nn.Module:

@@ -19,9 +19,9 @@ from sat_models.processing.inputs import VLMInputs
 class Engine(AnsweringModel):
     """Answers from one model; its arguments are those of `AnsweringModel`."""
 
-    def session(self, *, max_rows: int = 16) -> BatchSession:
+    def session(self, *, max_rows: int = 16, piece: int | None = None) -> BatchSession:
         """Answers that are decoded together, each of which may join and leave at any step: see `BatchSession`."""
-        return BatchSession(self, max_rows=max_rows)
+        return BatchSession(self, max_rows=max_rows, piece=piece)
 
     def stream(self, request: Request) -> AnswerStream:
         """Start an answer. The request is checked now; the model runs when the first token is asked for.

@@ -69,12 +69,13 @@ class SharedEngine:
         """As `Engine.tokens`."""
         return self.stream(Request(inputs, options or SamplingOptions()))
 
-    def session(self, *, max_rows: int = 16) -> BatchSession | SharedSession:
+    def session(self, *, max_rows: int = 16, piece: int | None = None) -> BatchSession | SharedSession:
         """As `Engine.session`, for process 0; the other processes take part in it by `follow`, until it is closed."""
         if self._alone:
-            return self._engine.session(max_rows=max_rows)
+            return self._engine.session(max_rows=max_rows, piece=piece)
         self._check_usable()
-        return SharedSession(self, self._engine.session(max_rows=max_rows), max_rows)
+        how = {"max_rows": max_rows, "piece": piece}
+        return SharedSession(self, self._engine.session(**how), how)
 
     def _lead(self, row: AnswerRow) -> Iterator[int]:
         with self.session(max_rows=1) as session:
@@ -83,18 +84,18 @@ class SharedEngine:
 
     def follow(self) -> None:
         """Take part in one session after the other until process 0 says stop. For the processes that do not lead."""
-        while (max_rows := self.share(None)) is not None:
+        while (how := self.share(None)) is not None:
             error = None
             try:
-                self._follow_session(max_rows)
+                self._follow_session(how)
             except Exception as failure:
                 logger.debug("a session failed on process %d", runtime.rank(), exc_info=True)
                 error = _describe(failure)
             self.settle(error)
 
-    def _follow_session(self, max_rows: int) -> None:
+    def _follow_session(self, how: dict[str, Any]) -> None:
         """Do as process 0 does in its session, step by step."""
-        with self._engine.session(max_rows=max_rows) as session:
+        with self._engine.session(**how) as session:
             goes_on = True
             while goes_on:
                 calls, goes_on = self.share(None)
@@ -164,12 +165,12 @@ class SharedEngine:
 class SharedSession:
     """A `BatchSession` of process 0, with the same methods. What is called between two steps is told with the next."""
 
-    def __init__(self, engine: SharedEngine, session: BatchSession, max_rows: int) -> None:
+    def __init__(self, engine: SharedEngine, session: BatchSession, how: dict[str, Any]) -> None:
         self._engine, self._session = engine, session
         self._calls: list[tuple[str, Any]] = []
         self._open = True
         try:
-            engine.share(max_rows)
+            engine.share(how)
         except BaseException:
             session.close()
             raise

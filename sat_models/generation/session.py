@@ -17,10 +17,18 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mixins.kv_cache import KVStore
 from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.model import AnsweringModel
-from sat_models.generation.prefill import Numbered, compute_one, compute_together, groups_of
+from sat_models.generation.prefill import (
+    Numbered,
+    PromptInPieces,
+    compute_one,
+    compute_together,
+    groups_of,
+    takes_pieces,
+)
 from sat_models.generation.rows import RowGroup
 from sat_models.generation.sampling import NO_TOKEN
 from sat_models.generation.tokens import RowSampler, choose, log_probabilities, model_group, not_numbers
@@ -46,15 +54,21 @@ class BatchSession:
     Args:
         engine: whose model, end tokens, limits and kept prefixes are used.
         max_rows: most rows decoded at a time; more may be added, they wait for a place in the order they came.
+        piece: tokens of a prompt that are computed at a time while at least as many rows are decoded as wait, one piece
+            between two steps, so that streams go on while a long prompt or an image comes. Shorter prompts may pass
+            it. None: a prompt is computed whole, which makes more answers an hour and longer pauses.
 
     Raises:
         RuntimeError: the model is generating already.
     """
 
-    def __init__(self, engine: AnsweringModel, *, max_rows: int = 16) -> None:
+    def __init__(self, engine: AnsweringModel, *, max_rows: int = 16, piece: int | None = None) -> None:
         if max_rows < 1:
             raise InputError(f"max_rows is {max_rows}; a batch needs at least 1 row.")
-        self._engine, self.max_rows = engine, max_rows
+        if piece is not None and piece < 1:
+            raise InputError(f"piece is {piece}; a piece of a prompt has at least 1 token.")
+        self._engine, self.max_rows, self._piece = engine, max_rows, piece
+        self._opening: PromptInPieces | None = None
         self._numbers = itertools.count()
         self._rows: dict[int, AnswerRow] = {}
         self._waiting: dict[int, AnswerRow] = {}
@@ -79,7 +93,7 @@ class BatchSession:
 
     def _give_back(self) -> None:
         self._closed = True
-        self._rows, self._waiting, self._samplers, self._groups = {}, {}, {}, {}
+        self._rows, self._waiting, self._samplers, self._groups, self._opening = {}, {}, {}, {}, None
         self._stack.close()
 
     @property
@@ -134,9 +148,7 @@ class BatchSession:
         try:
             with torch.inference_mode():
                 logits = {key: [group.decode(self._stepper)] for key, group in self._groups.items()}
-                if self._waiting:
-                    for group in groups_of(self._next_rows(), self._engine):
-                        self._prefill(group, logits)
+                self._compute_prompts(logits)
                 return self._hand_out({key: _joined(parts) for key, parts in logits.items()})
         except BaseException:
             self._give_back()
@@ -146,6 +158,8 @@ class BatchSession:
         """End a row, or take note of one that is over. Raises KeyError for a number that is not there."""
         row = self._rows.pop(number)
         self._waiting.pop(number, None)
+        if self._opening is not None and self._opening.number == number:
+            self._opening = None
         self._leave(number, row)
         return row
 
@@ -153,10 +167,48 @@ class BatchSession:
         if self._closed:
             raise RuntimeError("this batch session is closed; open another one")
 
-    def _next_rows(self) -> Iterator[Numbered]:
-        """Waiting rows for which there is place."""
-        for number in list(itertools.islice(self._waiting, self.max_rows - len(self._samplers))):
-            yield number, self._waiting.pop(number)
+    def _compute_prompts(self, logits: dict[int, list[Tensor]]) -> None:
+        """Rows that came join, and one prompt at most gets on by a piece."""
+        decoded = len(self._samplers)
+        gently = self._piece is not None and len(self._waiting) + (self._opening is not None) <= decoded
+        for group in groups_of(self._next_rows(gently), self._engine):
+            self._prefill(group, logits)
+        if self._opening is not None:
+            self._open_further(logits, all_of_it=not gently)
+
+    def _next_rows(self, gently: bool) -> Iterator[Numbered]:
+        """Waiting rows for which there is place, but for a long one, which is opened, and those that wait for that."""
+        places = self.max_rows - len(self._samplers) - (self._opening is not None)
+        for number, row in list(self._waiting.items()):
+            if places <= 0:
+                break
+            if gently and self._is_long(row):
+                if self._opening is not None:
+                    continue
+                del self._waiting[number]
+                row.prefix = self._engine.prefixes.find(row.request.inputs)  # another may be kept by now
+                self._opening = PromptInPieces(number, row, self._engine, self._stepper, self._piece)
+            else:
+                yield number, self._waiting.pop(number)
+            places -= 1
+
+    def _is_long(self, row: AnswerRow) -> bool:
+        if row.prefix is None:
+            row.prefix = self._engine.prefixes.find(row.request.inputs)
+        return takes_pieces(row, self._engine, self._piece)
+
+    def _open_further(self, logits: dict[int, list[Tensor]], *, all_of_it: bool) -> None:
+        opening = self._opening
+        try:
+            computed = opening.compute(all_of_it=all_of_it)
+        except Exception as error:
+            if self._processes is not None:
+                raise  # another process may be elsewhere
+            opening.row.error, self._opening = error, None
+            return
+        if computed is not None:
+            self._opening = None
+            self._join([(opening.number, opening.row)], *computed, logits)
 
     def _prefill(self, group: list[Numbered], logits: dict[int, list[Tensor]]) -> None:
         """Compute prompts and let their rows join. Failing together, they are tried one by one."""
@@ -175,7 +227,11 @@ class BatchSession:
             else:
                 first.error = error
             return
-        cross = first.request.inputs.cross_image
+        self._join(group, store, last, logits)
+
+    def _join(self, group: list[Numbered], store: KVStore, last: Tensor, logits: dict[int, list[Tensor]]) -> None:
+        """Computed prompts, and the logits after each, go to the rows that are decoded."""
+        cross = group[0][1].request.inputs.cross_image
         key = 0 if cross is None else len(cross)  # rows with other numbers of high-resolution pictures decode apart
         if key not in self._groups:
             self._groups[key] = RowGroup(self._engine.model, self._engine.device, self._engine.new_store(0))

@@ -30,12 +30,16 @@ from sat_models.serving.requests import (
 
 logger = logging.getLogger(__name__)
 
+PIECE = 256
+"""Tokens of a prompt between two steps of running answers: on a GPU about as long as a step, on a CPU some steps."""
+
 
 class Scheduler:
     """Answers requests together, in the order they come.
 
     Args:
-        engine: what `session(max_rows=...)` opens a batch on: an `Engine`, or a `SharedEngine` of several processes.
+        engine: what `session(max_rows=..., piece=...)` opens a batch on: an `Engine`, or a `SharedEngine` of several
+            processes.
         max_rows: most requests that run at a time.
         max_waiting: most requests that wait; more are refused.
         observer: is told what happens.
@@ -166,7 +170,7 @@ class Scheduler:
                 ticket = self._waiting.popleft()
             try:
                 if self._session is None:
-                    self._session = self._engine.session(max_rows=self.max_rows)
+                    self._session = self._engine.session(max_rows=self.max_rows, piece=PIECE)
                 self._running[self._session.add(ticket.request)] = ticket
             except ZooError as error:
                 self._fail(ticket, error)

@@ -107,7 +107,7 @@ def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     report["turns"] = [list(turn) for turn in turns]
     report["cached"] = [turn.cached_tokens for turn in turns]
     report["stopped"] = stopped(engine, with_stop(vlm, asked[0], report["turns"][0]))
-    with engine.session(max_rows=2) as session:
+    with engine.session(max_rows=2, piece=11) as session:
         numbers = [session.add(Request(inputs, SamplingOptions(max_new_tokens=6))) for inputs in asked]
         session.step()
         session.remove(numbers.pop(1))

@@ -77,7 +77,8 @@ class Engine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def session(self, *, max_rows: int) -> Session:
+    def session(self, *, max_rows: int, piece: int) -> Session:
+        assert piece > 0, "a server never lets streams wait for a whole prompt"
         self.sessions.append(Session(self, max_rows))
         return self.sessions[-1]
 
