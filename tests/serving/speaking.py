@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from sat_models.config.sequence import PLAIN_FORM
 from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, AnswerStream, Request
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.processing.prompts import PromptStyle
 from sat_models.serving.chat import ChatSession
 from sat_models.zoo.vlm import VLM
 
@@ -60,9 +62,13 @@ class SpeakingEngine:
 
 class _Processor:
     box_form = None
+    form = PLAIN_FORM
+
+    def style(self, version: str | None) -> PromptStyle:
+        return PromptStyle("", "", "", "", "as it is", stops=("###",) if version == "llava_v0" else ())
 
     def stops(self, version: str | None) -> tuple[str, ...]:
-        return ("###",) if version == "llava_v0" else ()
+        return self.style(version).stops
 
     def __call__(
         self,
