@@ -12,6 +12,7 @@ import pytest
 from data_helpers import image_file, write_json, write_jsonl
 
 from sat_models.errors import InputError, UnknownNameError
+from sat_models.models.families import prompt_styles
 from sat_models.processing.prompts import PromptStyle
 from sat_models.shapes.captcha import write_captchas
 from sat_models.training.entries import CAPTION_PROMPT
@@ -143,6 +144,18 @@ def test_where_pictures_stand_is_kept_for_styles_that_read_them_anywhere(here: P
     turns, system = record.said(replace(anywhere, system=None))
     assert turns[0][0] == "Be kind.\n<here>\n<here> Which?" and system is None
     assert record.said(replace(anywhere, images_anywhere=False))[0] == (("Which?", "This."), ("And ?", "That."))
+
+
+@pytest.mark.parametrize("version", ["glm4v", "internvl2_5", "xcomposer2", "xcomposer2d5", "chat", "llava_v1"])
+def test_families_that_read_pictures_anywhere(here: Path, version: str) -> None:
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "qa<a", strict=True)]
+    messages[2]["content"] = "<image>\nWhere?"
+    (record,) = read_records(write_jsonl(here / "x.jsonl", [{"messages": messages, "image": "1.png"}]))
+    style = prompt_styles()[version].trained
+    turns, _ = record.said(style)
+    anywhere = version not in ("chat", "llava_v1")
+    assert turns[1][0] == (f"{style.mark}{style.gap}Where?" if anywhere else "Where?")
+    assert style.images_up_to(1, turns, 1) == (0 if anywhere else 1)
 
 
 def test_messages_with_parts(here: Path) -> None:

@@ -24,7 +24,7 @@ def _role_tokens(summary: str, system: str, between: str = "") -> PromptStyle:
     answer = (*end, _START, "assistant\n")
     return PromptStyle(
         (_START, "user\n"), answer, answer, end, summary, system=system, around_system=((_START, "system\n"), end),
-        around_image=_AROUND_IMAGE, gap="\n", images_first=False, stripped=True,
+        around_image=_AROUND_IMAGE, gap="\n", images_first=False, images_anywhere=True, stripped=True,
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ STYLES: dict[str, PromptStyle] = {
     "internvl2_5": _role_tokens("InternVL 2.5 and 3", _WANXIANG, "\n"),
     "internvl_zh": PromptStyle(
         "<human>: ", " <bot>:", " <bot>: ", (Mark.END,), "InternVL 1.1", opening=" ",
-        around_image=_AROUND_IMAGE, gap="\n", images_first=False, stripped=True,
+        around_image=_AROUND_IMAGE, gap="\n", images_first=False, images_anywhere=True, stripped=True,
     ),
 }  # fmt: skip
 """A `config.json` names one as its `template`."""

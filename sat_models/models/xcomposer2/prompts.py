@@ -56,7 +56,7 @@ _ANSWER = (END, "\n", START, "assistant\n")
 _TRAINED = XComposerStyle(
     (START, "user\n"), _ANSWER, _ANSWER, (END, "\n"), "XComposer2 in training",
     system="", around_system=((START, "system\n"), (END, "\n")), images_first=False, mark=MARK,
-    ending=("\n", Special("</s>")),
+    images_anywhere=True, ending=("\n", Special("</s>")),
 )  # fmt: skip
 _ARTICLE = replace(_TRAINED, summary="XComposer2: articles with images", in_training=_TRAINED, ending=())
 
