@@ -148,8 +148,8 @@ def test_where_pictures_stand_is_kept_for_styles_that_read_them_anywhere(here: P
 
 @pytest.mark.parametrize("version", ["glm4v", "internvl2_5", "xcomposer2", "xcomposer2d5", "chat", "llava_v1"])
 def test_families_that_read_pictures_anywhere(here: Path, version: str) -> None:
-    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "qa<a", strict=True)]
-    messages[2]["content"] = "<image>\nWhere?"
+    texts = ("Who?", "I.", "<image>\nWhere?", "Here.")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
     (record,) = read_records(write_jsonl(here / "x.jsonl", [{"messages": messages, "image": "1.png"}]))
     style = prompt_styles()[version].trained
     turns, _ = record.said(style)
