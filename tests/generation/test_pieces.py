@@ -17,9 +17,12 @@ from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-IN_PIECES = ("cogvlm-mini", "cogvlm2-mini", "glm4v-mini", "internvl-mini", "internvl2-mini", "internvl3-mini")
+IN_PIECES = (
+    "cogvlm-mini", "cogvlm2-mini", "glm4v-mini", "internvl-mini", "internvl2-mini", "internvl3-mini", "xcomposer2-mini",
+    "xcomposer2-4khd-mini",
+)  # fmt: skip
 OPTIONS = SamplingOptions(max_new_tokens=12)
-LONG = SamplingOptions(max_new_tokens=300)
+LONG = SamplingOptions(max_new_tokens=600)
 
 
 @pytest.fixture(scope="module", params=IN_PIECES)
