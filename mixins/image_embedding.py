@@ -33,8 +33,7 @@ class ImageEmbedding(BaseMixin):
 
     def encoded(self, vision_image: Tensor | Sequence[Tensor]) -> Tensor:
         """The embeddings of all slots, one after the other, [slots, D]."""
-        images = self.encode_images(vision_image)
-        return images.flatten(0, 1) if isinstance(images, Tensor) else torch.cat(tuple(images))
+        return _one_after_the_other(self.encode_images(vision_image))
 
     def word_embedding_forward(
         self,
@@ -67,19 +66,27 @@ class ImageEmbedding(BaseMixin):
         if image_embed_mask is None:
             raise ValueError("vision_image was given without image_embed_mask, which says where it goes")
         slots = image_embed_mask.bool()
-        if image_features is None:
-            image_features = self.encoded(vision_image)
-        if len(image_features) != int(slots.sum()):
-            raise ValueError(
-                f"image_embed_mask marks {int(slots.sum())} positions, but the image(s) have {len(image_features)} "
-                "embeddings (begin and end included)"
-            )
-        return embeddings.masked_scatter(slots.unsqueeze(-1), image_features.to(embeddings.dtype))
+        images = self.encode_images(vision_image) if image_features is None else [image_features]
+        _check_slots(int(slots.sum()), [len(image) for image in images])
+        return embeddings.masked_scatter(slots.unsqueeze(-1), _one_after_the_other(images).to(embeddings.dtype))
 
     @stands_for("word_embedding_forward")
     def text_token(self) -> nn.Module:
         """The table that looks words up: a token of text comes without an image."""
         return self.transformer.word_embeddings
+
+
+def _one_after_the_other(images: Tensor | Sequence[Tensor]) -> Tensor:
+    return images.flatten(0, 1) if isinstance(images, Tensor) else torch.cat(tuple(images))
+
+
+def _check_slots(slots: int, lengths: Sequence[int]) -> None:
+    if sum(lengths) != slots:
+        each = f"{lengths[0]}" if len(set(lengths)) == 1 else f"{lengths}"
+        raise ValueError(
+            f"image_embed_mask marks {slots} positions, but {len(lengths)} image(s) of {each} embeddings (begin and end "
+            "included) were given"
+        )
 
 
 class ImageMixin(ImageEmbedding):

@@ -158,5 +158,5 @@ def test_a_piece_has_a_token(cogvlm: VLM) -> None:
 def test_features_that_do_not_fit_the_slots_are_refused(cogvlm: VLM) -> None:
     ids, mask = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0, 1, 1, 0]])
     features = torch.zeros(3, cogvlm.config.hidden_size)
-    with pytest.raises(ValueError, match="marks 2 positions, but the image"):
+    with pytest.raises(ValueError, match=r"marks 2 positions, but 1 image\(s\) of 3"):
         cogvlm.model(ids, image_embed_mask=mask, image_features=features)
