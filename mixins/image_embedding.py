@@ -84,8 +84,8 @@ def _check_slots(slots: int, lengths: Sequence[int]) -> None:
     if sum(lengths) != slots:
         each = f"{lengths[0]}" if len(set(lengths)) == 1 else f"{lengths}"
         raise ValueError(
-            f"image_embed_mask marks {slots} positions, but {len(lengths)} image(s) of {each} embeddings (begin and end "
-            "included) were given"
+            f"image_embed_mask marks {slots} positions, but {len(lengths)} image(s) of {each} embeddings "
+            "(begin and end included) were given"
         )
 
 
