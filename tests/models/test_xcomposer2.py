@@ -179,10 +179,10 @@ def test_a_batch_of_unlike_dialogues_is_one_by_one(vlm: VLM, reference: Referenc
     assert together == alone
 
 
-def test_tiles_beyond_the_context(vlm: VLM, reference: Reference) -> None:
+@pytest.mark.parametrize("tiled", folders("xcomposer2-4khd"), ids=lambda path: path.name)
+def test_tiles_beyond_the_context(tiled: Path) -> None:
     """The error says how many fit, and so many do."""
-    if vlm.config.tiling is None:
-        pytest.skip(f"{reference.folder.name} does not cut images")
+    vlm = load_pretrained(tiled, device="cpu", dtype="float32")
     image = Image.new("RGB", (3000, 2000), "teal")
     with pytest.raises(InputError, match=r"max_tiles up to (\d+) fits") as failure:
         vlm.processor(image, "What?", max_tiles=2000)

@@ -1,0 +1,96 @@
+"""InternLM-XComposer2 in use: the server, fast steps, training data with images in any place, estimates."""
+
+from __future__ import annotations
+
+import json
+import queue
+from pathlib import Path
+
+import pytest
+from hf_golden import folders
+from PIL import Image
+
+from mixins.kv_cache import kv_cache
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.kernels import KernelStep
+from sat_models.generation.steps.native import load
+from sat_models.serving.core import Question, ServerCore
+from sat_models.serving.requests import Finished
+from sat_models.training.data import VLMDataset
+from sat_models.training.formats import read_records
+from sat_models.training.memory import estimate_memory
+from sat_models.zoo import load_pretrained
+from sat_models.zoo.vlm import VLM
+
+FOLDERS = [*folders("xcomposer2"), *folders("xcomposer2-4khd")]
+if not FOLDERS:
+    pytest.skip("this golden set holds no xcomposer2-*", allow_module_level=True)
+WIDE, TALL = Image.new("RGB", (210, 60), "teal"), Image.new("RGB", (50, 120), "olive")
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda path: path.name)
+def vlm(request: pytest.FixtureRequest) -> VLM:
+    return load_pretrained(request.param, device="cpu", dtype="float32")
+
+
+def test_the_server_answers_as_each_alone(vlm: VLM) -> None:
+    asked = [
+        ([WIDE], "What is it?", []),
+        ([], "Who are you?", [("Hello.", "Hello!")]),
+        ([TALL, WIDE], "<ImageHere>And <ImageHere>?", []),
+        ([TALL], "Why?", [("<ImageHere>Where?", "Left.")]),
+    ]
+    alone = [vlm.generate(*call, max_new_tokens=6).token_ids for call in asked]
+    core = ServerCore(vlm, vlm.engine(keep_prefixes=4), names=["xcomposer2"])
+    for _ in range(2):  # the second time beginnings of prompts are kept
+        answers: list[queue.Queue] = [queue.Queue() for _ in asked]
+        requests = [
+            core.prepare(Question(query, shown, history, options=SamplingOptions(max_new_tokens=6)))
+            for shown, query, history in asked
+        ]
+        core.scheduler.submit_all([(r, answer.put) for r, answer in zip(requests, answers, strict=True)])
+        for wanted, answer in zip(alone, answers, strict=True):
+            event = answer.get(timeout=120)
+            while not isinstance(event, Finished):
+                event = answer.get(timeout=120)
+            assert event.answer.token_ids == wanted
+    core.scheduler.close()
+
+
+def test_a_token_goes_through_the_bare_weights_of_a_llama(vlm: VLM) -> None:
+    with kv_cache(vlm.model, 0):
+        flat = TokenStep.of(vlm.model)
+        assert flat is not None and flat.heads == vlm.config.heads
+        assert load() is None or KernelStep.of(flat) is not None
+
+
+def test_training_data_in_the_originals_form(vlm: VLM, tmp_path: Path) -> None:
+    """Images stand where `<ImageHere>` does, in any turn; one whose turn is cut off goes with it."""
+    files = [str(tmp_path / name) for name in ("wide.png", "tall.png")]
+    WIDE.save(files[0])
+    TALL.save(files[1])
+    said, roles = [("<ImageHere>One.", "A."), ("Two <ImageHere> here.", "B.")], ("user", "assistant")
+    talk = [{"from": role, "value": text} for turn in said for role, text in zip(roles, turn, strict=True)]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "0", "image": files, "conversations": talk}]))
+    dataset = VLMDataset(read_records(tmp_path / "data.json"), vlm.processor)
+    wanted = vlm.processor.training_sample(files, said)
+    assert dataset[0].input_ids.equal(wanted.input_ids) and dataset[0].labels.equal(wanted.labels)
+    assert int(dataset[0].image_embed_mask[0].diff().abs().sum()) == 4, "two images apart"
+    first = vlm.processor.training_sample(files[0], said[:1])
+    cut = vlm.processor.training_sample(files, said, max_length=first.length + 12)
+    assert cut.input_ids.equal(first.input_ids) and len(cut.vision_image) == 1
+
+
+@pytest.mark.parametrize("folder", folders("xcomposer2-4khd"), ids=lambda path: path.name)
+def test_the_memory_of_training_grows_with_tiles(folder: Path) -> None:
+    vlm = load_pretrained(folder, device="cpu", dtype="float32")
+    vlm.model.requires_grad_(True)
+    found = [
+        estimate_memory(
+            vlm.model, vlm.config, batch_size=1, length=300, precision="fp32", zero_stage=0, data_parallel=1,
+            images=vlm.processor.plans(WIDE, most),
+        ).total
+        for most in (1, 6, 25)
+    ]  # fmt: skip
+    assert found == sorted(set(found))
