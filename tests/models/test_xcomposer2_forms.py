@@ -23,10 +23,11 @@ from sat_models.models.common.hf_form import WEIGHT_SHAPES
 from sat_models.models.xcomposer2.keys import FORM
 from sat_models.models.xcomposer2.prompts import STYLES
 from sat_models.models.xcomposer2.tokens import open_tokenizer
+from sat_models.processing.intake import plans_of
 from sat_models.processing.pixels import normalised, planned_pixels
 from sat_models.processing.processor import Processor
 from sat_models.registry import config_file
-from sat_models.zoo import load_config, load_pretrained, load_processor
+from sat_models.zoo import load_config, load_pretrained
 
 FOLDERS = [*folders("xcomposer2"), *folders("xcomposer2-4khd")]
 if not FOLDERS:
@@ -103,19 +104,19 @@ def test_tile_choices(form: str, name: str) -> None:
 
 def test_padding_and_default_tiles_of_both_forms() -> None:
     """Facts of the reference page: 4KHD enlarges and centres, 2.5 does not; white around; 25, 24, or 6 each."""
-    four, five = (load_processor(f"internlm-xcomposer2{form}-7b") for form in ("-4khd", "d5"))
+    four, five = (load_config(f"internlm-xcomposer2{form}-7b").images for form in ("-4khd", "d5"))
     wide = Image.new("RGB", (672, 200), "black")
-    (plan,) = four.plans(wide, 2)
+    (plan,) = plans_of([wide], four, 2)
     assert plan.canvas == (672, 336) and plan.box == (0, 68, 672, 200)
-    (tall,) = four.plans(wide.transpose(Image.Transpose.TRANSPOSE), 2)
+    (tall,) = plans_of([wide.transpose(Image.Transpose.TRANSPOSE)], four, 2)
     assert tall.canvas == (336, 672) and tall.box == (68, 0, 200, 672) and tall.transposed
-    (plan,) = five.plans(wide, 2)
+    (plan,) = plans_of([wide], five, 2)
     assert plan.canvas == (1120, 560) and plan.box == (0, 0, 1120, 333)
     large = Image.new("RGB", (4000, 4000), "black")
-    assert four.plans(large)[0].canvas == (1680, 1680) and five.plans(large)[0].canvas == (2240, 2240)
-    assert {plan.canvas for plan in five.plans([large, large])} == {(1120, 1120)}
-    assert {plan.canvas for plan in four.plans([large, large])} == {(1680, 1680)}
-    pixels = planned_pixels(wide, five.plans(wide, 2)[0], five.images.processing)
+    assert plans_of([large], four)[0].canvas == (1680, 1680) and plans_of([large], five)[0].canvas == (2240, 2240)
+    assert {plan.canvas for plan in plans_of([large, large], five)} == {(1120, 1120)}
+    assert {plan.canvas for plan in plans_of([large, large], four)} == {(1680, 1680)}
+    pixels = planned_pixels(wide, plans_of([wide], five, 2)[0], five.processing)
     white, black = (normalised(Image.new("RGB", (1, 1), colour))[:, 0, 0] for colour in ("white", "black"))
     assert pixels.shape == (1, 3, 560, 1120)
     assert pixels[0, :, 333, 5].equal(white) and pixels[0, :, 332, 5].equal(black)
