@@ -128,9 +128,11 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
 def torch_shards(folder: Path, place: Path) -> Path:
     """The folder as the releases are stored: the set's twin, or shards made here."""
     twin = SET / f"{folder.name}-bin"
-    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("reference*", "model*"))
     if twin.is_dir():
-        return Path(shutil.copytree(twin, place, dirs_exist_ok=True))
+        shutil.copytree(twin, place)
+        shutil.copy(folder / "tokenizer.model", place)
+        return place
+    shutil.copytree(folder, place, ignore=shutil.ignore_patterns("reference*", "model*"))
     names, weights = sorted(weights_of(folder)), weights_of(folder)
     shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
     for file, own in shards.items():
