@@ -38,6 +38,16 @@ class WholeLinear(nn.Linear):
         self.parts = (1,) * stride if isinstance(stride, int) else tuple(stride)
         self.divisible_by = divisible_by
 
+    @property
+    def input_size(self) -> int:
+        """As that of a parallel linear."""
+        return self.in_features
+
+    @property
+    def output_size(self) -> int:
+        """As that of a parallel linear."""
+        return self.out_features
+
 
 class WholeEmbedding(nn.Embedding):
     """Stands for SAT's embedding that the processes share.

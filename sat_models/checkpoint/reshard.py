@@ -104,8 +104,9 @@ def _rules_of_layer(module: nn.Module) -> dict[str, SplitRule]:
     if isinstance(module, VocabParallelEmbedding):
         return {"weight": SplitRule(0, (1,), module.num_embeddings)}
     if isinstance(module, WholeLinear | WholeEmbedding):
-        rule = SplitRule(module.dim, module.parts, module.divisible_by)
-        return {"weight": rule, "bias": rule if module.dim == 0 else REPLICATED}
+        rule, scale = SplitRule(module.dim, module.parts, module.divisible_by), getattr(module, SCALE, None)
+        scaled = rule if module.dim == 0 or (scale is not None and scale.dim() == 2) else REPLICATED
+        return {"weight": rule, "bias": rule if module.dim == 0 else REPLICATED, SCALE: scaled}
     cut_by = getattr(module, "divisible_by", 0)
     if isinstance(module, ColumnParallelLinear):
         given = (1,) * module.stride if isinstance(module.stride, int) else tuple(module.stride)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_golden import folders
+from hf_golden import folders, in_two_processes
 from PIL import Image
 
 from mixins.kv_cache import kv_cache
@@ -112,6 +112,18 @@ def test_quantised_weights_come_back(source: Path, bits: int, images: list[Image
         for place, quant in ((source, bits), (tmp_path / "kept", None))
     ]
     assert answers[0].token_ids == answers[1].token_ids
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_quantised_weights_over_two_processes(folder: Path, size: int, tmp_path: Path) -> None:
+    """Each keeps the whole tower in 8 bits, whether it was written by one or for two."""
+    convert(folder, "sat", tmp_path / "kept", size=size, quantisation=Quantisation(bits=8))
+    for name in ("reference.json", "reference.safetensors"):
+        shutil.copy(folder / name, tmp_path / "kept")
+    alone = load_pretrained(tmp_path / "kept", device="cpu", dtype="float32")
+    assert any(name.endswith("quant_scale") and "vit_model" in name for name in alone.model.state_dict())
+    furthest = in_two_processes(tmp_path / "kept", tmp_path)
+    assert furthest[0] == furthest[1] < 1, "close to full precision, and equal on both"
 
 
 def test_a_token_goes_through_the_bare_weights(vlm: VLM) -> None:

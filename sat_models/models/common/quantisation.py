@@ -12,6 +12,7 @@ from torch import nn
 
 from mixins.lora_settings import matching, near_patterns
 from mixins.sat_compat import ColumnParallelLinear, RowParallelLinear
+from mixins.whole import WholeLinear
 from sat_models.config import ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.quantised import block_size, quantised_form
@@ -85,7 +86,8 @@ def linears_to_quantise(model: nn.Module, settings: Quantisation, size: int = 1)
     Raises:
         ConfigError: a pattern that fits nothing, nothing left, or a width that this many processes cut inside a block.
     """
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, ColumnParallelLinear | RowParallelLinear)}
+    kinds = (ColumnParallelLinear, RowParallelLinear, WholeLinear)
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     skipped: set[str] = set()
     for pattern in settings.skip:
         fits = matching(pattern, linears, suffix=".weight")

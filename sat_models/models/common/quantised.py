@@ -28,6 +28,7 @@ from mixins.sat_compat import (
     mpu,
     reduce_from_model_parallel_region,
 )
+from mixins.whole import WholeLinear
 from sat_models.errors import ConfigError, MissingPackageError
 from sat_models.models.common import quantised_kernels
 from sat_models.models.common.quantised_kernels import SCALE_OFFSET, SCALE_STEPS, QuantisedWeight
@@ -69,7 +70,7 @@ def bitsandbytes() -> ModuleType:
 
 def block_size(linear: nn.Module) -> int | None:
     """Inputs that share a scale in 4 bits: 64 or 32, so that half of the inputs are whole blocks; None if neither."""
-    cut = 2 if isinstance(linear, RowParallelLinear) else 1
+    cut = 2 if isinstance(linear, RowParallelLinear) or getattr(linear, "dim", 0) == 1 else 1
     return next((block for block in _BLOCKS if linear.input_size % (block * cut) == 0), None)
 
 
@@ -80,6 +81,7 @@ class _QuantisedLinear(nn.Module):
         nn.Module.__init__(self)
         for name in attributes:
             setattr(self, name, getattr(linear, name))
+        self.divisible_by = getattr(linear, "divisible_by", 0)
         self.register_parameter("bias", linear.bias)
         self.bits, self.block = bits, block_size(linear)
         self.register_buffer(SCALE, None)
@@ -136,13 +138,26 @@ class QuantisedRowLinear(_QuantisedLinear, RowParallelLinear):
         return output + self.bias if self.final_bias and self.bias is not None else output
 
 
+class QuantisedWholeLinear(_QuantisedLinear, WholeLinear):
+    """A `WholeLinear` with a quantised weight."""
+
+    def __init__(self, linear: WholeLinear, bits: int) -> None:
+        self._take_over(linear, bits, "in_features", "out_features", "dim", "parts")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `WholeLinear.forward`."""
+        return self.product(x, self.bias)
+
+
 def waits_for_host(module: nn.Module) -> bool:
     """True if its products on a GPU wait for the host, which looks in each for the outliers of LLM.int8."""
     return any(isinstance(part, _QuantisedLinear) and part.bits == 8 for part in module.modules())
 
 
-def quantised_form(linear: nn.Module, bits: int) -> QuantisedColumnLinear | QuantisedRowLinear:
+def quantised_form(linear: nn.Module, bits: int) -> nn.Module:
     """A quantised linear in the place of `linear`, bias included, whose weight and scales are still to be filled."""
+    if isinstance(linear, WholeLinear):
+        return QuantisedWholeLinear(linear, bits)
     form = QuantisedColumnLinear if isinstance(linear, ColumnParallelLinear) else QuantisedRowLinear
     return form(linear, bits)
 
