@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_golden import SET, TOLERANCE, Reference, folders, in_two_processes, same_answers, weights_of
+from hf_golden import SET, TOLERANCE, Reference, folders, in_processes, in_two_processes, same_answers, weights_of
 from PIL import Image, ImageOps
 
 from sat_models.checkpoint.convert import convert
@@ -123,6 +123,11 @@ def test_labels_and_losses(vlm: VLM, reference: Reference) -> None:
 
 def test_two_processes(folder: Path, tmp_path: Path) -> None:
     assert all(worst < TOLERANCE for worst in in_two_processes(folder, tmp_path))
+
+
+def test_four_processes(folder: Path, tmp_path: Path) -> None:
+    """Two of them share each key/value head, and each keeps the whole tower, whose heads four do not divide."""
+    assert all(worst < TOLERANCE for worst in in_processes(folder, tmp_path, 4))
 
 
 def torch_shards(folder: Path, place: Path) -> Path:

@@ -172,3 +172,14 @@ def test_the_sizes_of_a_release_come_from_its_weights() -> None:
         }
     with pytest.raises(ConfigError, match="GPTQ"):
         FORM.config_to_sat({**RELEASE, "quantization_config": {"bits": 4}})
+
+
+def test_released_sizes_make_the_bytes_of_the_release() -> None:
+    """4KHD: what its index says of its bf16 weights; vl-7b: the share of Partial LoRA on the reference page."""
+    runtime.init_model_parallel(1)
+    tiled, plain = (
+        build_model(make_config(read_json(config_file(f"models/internlm-xcomposer2-{name}.json"))))
+        for name in ("4khd-7b", "vl-7b")
+    )
+    assert sum(weight.numel() for weight in tiled.parameters()) * 2 == 17_194_999_808
+    assert sum(weight.numel() for weight in plain.get_mixin("plora").parameters()) == 603_979_776
