@@ -1,5 +1,8 @@
 """Describe many pictures: a folder or a JSONL file in, a JSONL file out. Started again, it goes on where it was.
 
+What made the answers stands beside them in OUTPUT.settings.json: another model, prompt style or sampling wants another
+output. Pictures and questions that changed are answered anew.
+
 Under torchrun the pictures are shared out: `torchrun --standalone --nproc-per-node=8 scripts/caption.py pictures/ …`;
 `--model_parallel_size 2` splits each model over two of the processes.
 """
@@ -33,18 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_numbers(args, {"batch_size": 1, "max_new_tokens": 1, "model_parallel_size": 1})
     from sat_models import runtime
-    from sat_models.serving.bulk import caption, prepare
+    from sat_models.evaluation.identity import model_identity
+    from sat_models.serving.bulk import caption, decoding_of, prepare
     from sat_models.zoo import load_pretrained
 
     runtime.setup_logging()
     options, arguments = sampling_options(args), loading(args)
     runtime.init_distributed(runtime.choose_device(args.device))
     runtime.init_model_parallel(args.model_parallel_size)
-    runtime.in_step(lambda: prepare(args.source, args.output, args.query))  # before minutes go into loading weights
+    settings = decoding_of(options, args.version)
+    runtime.in_step(lambda: prepare(args.source, args.output, args.query, settings))  # before weights are read
     vlm = load_pretrained(args.from_pretrained, **arguments)
+    made_by = runtime.in_step(lambda: model_identity(vlm, args.from_pretrained) if runtime.rank() == 0 else {})
     written, failed = caption(
         vlm, args.source, args.output, query=args.query, options=options, version=args.version,
-        max_rows=args.batch_size,
+        max_rows=args.batch_size, made_by=made_by,
     )  # fmt: skip
     if runtime.rank() == 0:
         print(f"{written} written to {args.output}, {failed} of them errors", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sat_models.checkpoint.adapter import adapter_files
@@ -55,3 +55,14 @@ def images_digest(samples: Sequence[Sample]) -> str:
         InputError: one cannot be read.
     """
     return digest_of_files(sample.image for sample in samples)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of `now` was otherwise, for a message; "" where nothing was."""
+    differ = [name for name, value in now.items() if before.get(name) != value]
+    return "; ".join(f"{name} {_shown(before.get(name))} -> {_shown(now[name])}" for name in differ)
+
+
+def _shown(value: Any) -> str:
+    """A setting for a message; of a fingerprint its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)

@@ -19,7 +19,7 @@ from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
 from sat_models.evaluation.captions import tokenizer_name
-from sat_models.evaluation.identity import images_digest, model_identity, questions_digest
+from sat_models.evaluation.identity import differences, images_digest, model_identity, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
 from sat_models.evaluation.tasks import TASKS, question_of
 from sat_models.files import appended_records, kept_records, write_json, write_jsonl, writing
@@ -162,17 +162,10 @@ def check_folder(output: Path, settings: dict[str, Any]) -> None:
     """
     path = output / SETTINGS_FILE
     before = read_json(path) if path.exists() else settings
-    differ = [name for name, value in settings.items() if before.get(name) != value]
-    if differ:
-        changed = "; ".join(f"{name} {_shown(before.get(name))} -> {_shown(settings[name])}" for name in differ)
+    if changed := differences(before, settings):
         raise ConfigError(
             f"'{output}' holds predictions of other settings ({changed}). Give another --output, or remove that folder."
         )
-
-
-def _shown(value: Any) -> str:
-    """A setting for a message; of a fingerprint its beginning."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def open_folder(output: Path, settings: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from mixins.sat_compat import mpu
 from sat_models import runtime
-from sat_models.errors import InputError, ZooError
-from sat_models.files import appended_records, kept_records, numbered_lines, write_jsonl
+from sat_models.digests import digest_of_files
+from sat_models.errors import ConfigError, InputError, ZooError
+from sat_models.evaluation.identity import differences
+from sat_models.files import appended_records, kept_records, numbered_lines, write_json, write_jsonl, writing
 from sat_models.generation.answer import AnswerRow
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.image import kind_of
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OWN_FIELDS = frozenset(("text", "finish_reason", "error", "image_sha256"))
+"""Fields of a line that are written here; an input's own of these names are not copied."""
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 
@@ -48,6 +52,24 @@ class Task:
     def key(self) -> str:
         """The key that tells it from others: its `id` if it has one, else picture and question."""
         return _key(self.record)
+
+    def line(self, **made: Any) -> dict[str, Any]:
+        """A line of the output: what was given, and what was made of it."""
+        return {name: value for name, value in self.record.items() if name not in OWN_FIELDS} | made
+
+    def digest(self) -> str | None:
+        """SHA-256 of the image's file, so that one replaced in place is told; None where it is no file."""
+        if self.image is None or kind_of(self.image) != "path":
+            return None
+        try:
+            return digest_of_files([Path(self.image)])
+        except (InputError, ValueError):  # reading it says why
+            return None
+
+    def answered_by(self, line: dict[str, Any]) -> bool:
+        """True if a line of an earlier run, which has the key of this task, answers it as it is asked today."""
+        asked = all(line.get(name) == self.record.get(name) for name in ("image", "query"))
+        return asked and ("image_sha256" not in line or line["image_sha256"] == self.digest())
 
 
 def _key(record: dict[str, Any]) -> str:
@@ -104,22 +126,64 @@ def parts_of(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{output.name}.*.part"))
 
 
-def gather_parts(output: Path) -> set[str]:
-    """Put the parts into the output, and leave out failures and lines that were cut off: those are to be done again.
+def gather_parts(output: Path, tasks: Sequence[Task]) -> set[str]:
+    """Put the parts into the output, and leave out what is to be done again: failures, lines that were cut off, and
+    answers to another question or image than `tasks` has today. Fields that are only copied are those of today.
 
     Returns:
         The keys of what is done.
     """
-    files = (output, *parts_of(output))
-    records = [record for path in files for record in kept_records(path, whole=lambda record: "text" in record)]
-    if output.exists() or records:
-        write_jsonl(output, records)
+    asked = {task.key: task for task in tasks}
+    kept, changed = [], 0
+    for path in (output, *parts_of(output)):
+        for line in kept_records(path, whole=lambda record: "text" in record and "error" not in record):
+            task = asked.get(_key(line))
+            if task is None or task.answered_by(line):
+                made = {name: line[name] for name in OWN_FIELDS & line.keys()}
+                kept.append(line if task is None else task.line(**made))
+            else:
+                changed += 1
+    if changed:
+        logger.warning("%d line(s) of %s are of another image or question by now; they are done again", changed, output)
+    if output.exists() or kept:
+        write_jsonl(output, kept)
     for path in parts_of(output):
         path.unlink()
-    return {_key(record) for record in records}
+    return {_key(line) for line in kept}
 
 
-def prepare(source: Path, output: Path, query: str) -> list[Task]:
+def settings_file(output: Path) -> Path:
+    """Where it stands what made the answers of `output`."""
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """See that the answers which `output` holds were made as `settings` say, as far as these go.
+
+    Raises:
+        ConfigError: they were not, or nothing says how they were made.
+    """
+    if not any(path.exists() and path.stat().st_size for path in (output, *parts_of(output))):
+        return
+    remedy = "Give another output, or remove that file."
+    try:
+        before = json.loads(settings_file(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        raise ConfigError(
+            f"'{output}' holds lines, but no {settings_file(output).name} beside it says what made them. {remedy}"
+        )
+    if differ := differences(before, settings):
+        raise ConfigError(f"'{output}' holds answers of other settings ({differ}). {remedy}")
+
+
+def decoding_of(options: SamplingOptions, version: str | None) -> dict[str, Any]:
+    """What answers depend on beside the model and what is asked; known before weights are read."""
+    return {"decoding": asdict(options), "version": version}
+
+
+def prepare(source: Path, output: Path, query: str, settings: dict[str, Any]) -> list[Task]:
     """The questions, and a place for the answers; called before weights are read, too. Raises as `caption`."""
     tasks = read_tasks(source, query)
     try:
@@ -131,6 +195,7 @@ def prepare(source: Path, output: Path, query: str) -> list[Task]:
             output.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"The output {output} cannot be written ({error.strerror or error}).") from error
+    check_settings(output, settings)
     return tasks
 
 
@@ -143,30 +208,32 @@ def answers(
     """
     waiting, running = iter(tasks), {}
 
-    def finish(task: Task, row: AnswerRow) -> dict[str, Any]:
+    def finish(task: Task, digest: str | None, row: AnswerRow) -> dict[str, Any]:
         if row.error is not None:
-            return {**task.record, "error": str(row.error)}
+            return task.line(error=str(row.error))
         result = row.result()
-        return {**task.record, "text": result.text, "finish_reason": result.finish_reason}
+        file = {"image_sha256": digest} if digest else {}
+        return task.line(text=result.text, finish_reason=result.finish_reason, **file)
 
     with vlm.engine().session(max_rows=max_rows) as session:
         while True:
             while len(running) < max_rows and (task := next(waiting, None)) is not None:
+                digest = task.digest()
                 try:
                     request = vlm.request(task.image, task.record["query"], (), version, options)
-                    running[session.add(request)] = task
+                    running[session.add(request)] = (task, digest)
                 except ZooError as error:
-                    yield {**task.record, "error": str(error)}
+                    yield task.line(error=str(error))
             if not running:
                 return
             session.step()
             for number in session.finished:
-                yield finish(running.pop(number), session.remove(number))
+                yield finish(*running.pop(number), session.remove(number))
 
 
 def caption(
     vlm: VLM, source: Path, output: Path, *, query: str, options: SamplingOptions, version: str | None = None,
-    max_rows: int = 16, progress: bool = True,
+    max_rows: int = 16, progress: bool = True, made_by: Mapping[str, Any],
 ) -> tuple[int, int]:  # fmt: skip
     """Answer all that `source` asks and `output` does not hold yet. All processes of the run call it.
 
@@ -175,15 +242,21 @@ def caption(
         output: JSONL; its folder is made if need be.
         options, version, max_rows: see `answers`.
         progress: show a bar on the first process.
+        made_by: fingerprints of `vlm`, as of `evaluation.identity.model_identity`; those of the first process count.
 
     Returns:
         How many lines were written by this run, and how many of them are errors; on every process.
 
     Raises:
         InputError: see `read_tasks`; an output that cannot be written.
+        ConfigError: the output holds answers of another model, or of other settings.
     """
-    tasks = runtime.in_step(lambda: prepare(source, output, query))
-    done = runtime.broadcast_object(gather_parts(output) if runtime.rank() == 0 else None)
+    settings = decoding_of(options, version)
+    tasks = runtime.in_step(lambda: prepare(source, output, query, settings))
+    done = runtime.in_step(
+        lambda: _open_output(output, tasks, {**settings, **made_by}) if runtime.rank() == 0 else None
+    )
+    done = runtime.broadcast_object(done)
     share, shares = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     mine = [task for task in tasks if task.key not in done][share::shares]
     if len(done) and runtime.rank() == 0:
@@ -200,6 +273,15 @@ def caption(
     if runtime.rank() == 0 and shares > 1:
         _append_parts(output)
     return sum(count[0] for count in everybody), sum(count[1] for count in everybody)
+
+
+def _open_output(output: Path, tasks: Sequence[Task], settings: dict[str, Any]) -> set[str]:
+    """The keys of what is done; what the rest will be made with is written beside the output."""
+    check_settings(output, settings)
+    done = gather_parts(output, tasks)
+    with writing(settings_file(output)):
+        write_json(settings_file(output), settings)
+    return done
 
 
 def _append_parts(output: Path) -> None:

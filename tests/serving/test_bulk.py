@@ -15,7 +15,8 @@ from PIL import Image
 
 from sat_models import zoo
 from sat_models.commands import caption as command
-from sat_models.errors import InputError
+from sat_models.errors import ConfigError, InputError
+from sat_models.evaluation.identity import model_identity
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.serving import bulk
 from sat_models.zoo import load_pretrained
@@ -50,7 +51,9 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(vlm: VLM, source: Path, output: Path, **kwargs: Any) -> tuple[int, int]:
-    return bulk.caption(vlm, source, output, query="What is it?", options=OPTIONS, progress=False, **kwargs)
+    made_by = model_identity(vlm, str(GOLDEN))
+    kwargs = {"options": OPTIONS, "progress": False, "made_by": made_by, **kwargs}
+    return bulk.caption(vlm, source, output, query="What is it?", **kwargs)
 
 
 def test_a_folder_is_answered_as_one_by_one(vlm: VLM, folder: Path, tmp_path: Path) -> None:
@@ -210,6 +213,54 @@ def test_what_is_wrong_is_found_before_weights_are_read(
     with pytest.raises(AssertionError):
         command.main([str(folder), str(output), "--device", "cpu"])
     assert not output.exists(), "a model that cannot be loaded leaves no empty output"
+
+
+def test_an_answer_to_something_else_never_passes_for_todays(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    """An image replaced in place, an id with another question or image, a copied field that changed; order is free."""
+    source, output = folder / "list.jsonl", tmp_path / "out.jsonl"
+    asked = [
+        {"id": 1, "image": "a.png", "query": "Where?", "note": "old"},
+        {"id": 2, "image": "b.JPG"},
+        {"id": 3, "image": "a.png"},
+        {"image": "more/c.png", "text": "of the input", "error": "of the input"},
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    assert run(vlm, source, output) == (4, 0)
+    assert all(record["text"] != "of the input" and "error" not in record for record in records_of(output))
+    Image.new("RGB", (60, 60), "white").save(folder / "more/c.png")
+    asked[0] |= {"note": "new"}
+    asked[1] |= {"query": "What else is it?"}
+    asked[2] |= {"image": "b.JPG"}
+    source.write_text("".join(json.dumps(line) + "\n" for line in reversed(asked)))
+    assert run(vlm, source, output) == (3, 0)
+    by_id = {record.get("id"): record for record in records_of(output)}
+    assert len(records_of(output)) == 4 and by_id[1]["note"] == "new" and by_id[3]["image"] == "b.JPG"
+    assert by_id[2]["text"] == vlm.generate(folder / "b.JPG", "What else is it?", max_new_tokens=5).text
+    assert by_id[None]["text"] == vlm.generate(folder / "more/c.png", "What is it?", max_new_tokens=5).text
+    (folder / "more/c.png").unlink()
+    assert run(vlm, source, output) == (1, 1), "an image that is gone has no answer"
+    assert run(vlm, source, output) == (1, 1), "a field 'text' of the input makes no error an answer"
+
+
+def test_another_model_or_setting_wants_another_output(vlm: VLM, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert run(vlm, folder, output) == (3, 0)
+    before = output.read_bytes()
+    other = load_pretrained(GOLDEN, device="cpu", dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"answers of other settings \(dtype 'float32' -> 'bfloat16'\)"):
+        run(other, folder, output)
+    with pytest.raises(ConfigError, match="version None -> 'vqa'"):
+        run(vlm, folder, output, version="vqa")
+    with pytest.raises(ConfigError, match="decoding"):
+        run(vlm, folder, output, options=SamplingOptions(max_new_tokens=6))
+    with pytest.raises(ConfigError, match="decoding"):  # before weights are read
+        command.main([str(folder), str(output), "--from_pretrained", "no such model", "--max_new_tokens", "6"])
+    assert output.read_bytes() == before
+    bulk.settings_file(output).unlink()
+    with pytest.raises(ConfigError, match=r"no out\.jsonl\.settings\.json beside it says what made them"):
+        run(vlm, folder, output)
+    output.unlink()
+    assert run(other, folder, output) == (3, 0), "an output that was removed is begun anew"
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def servers(core: ServerCore, client: TestClient, image: Path, version: str) -> 
 def offline(vlm: VLM, image: Path, version: str, folder: Path) -> Iterator[tuple[str, Found]]:
     options = SamplingOptions(max_new_tokens=LIMIT)
     output = folder / "captions.jsonl"
-    bulk.caption(vlm, image.parent, output, query=QUERY, options=options, version=version, progress=False)
+    bulk.caption(vlm, image.parent, output, query=QUERY, options=options, version=version, progress=False, made_by={})
     line = json.loads(output.read_text())
     yield "caption", (line["text"], None, line["finish_reason"])
     (said,) = batched_answers(vlm, options=options, version=version)([(Image.open(image), QUERY)])
