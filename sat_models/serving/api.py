@@ -163,9 +163,9 @@ class Call:
         body, limits = self.body, core.limits
         if (body.n or 1) > limits.max_choices:
             raise InputError(f"n is {body.n}; this server gives at most {limits.max_choices} answers at a time.")
-        apart = core.processor.style(body.version).system is not None
-        query, history = conversation(body.messages, system_apart=apart)
-        system = system_text(body.messages) if apart else None
+        style = core.processor.style(body.version)
+        query, history = conversation(body.messages, style)
+        system = system_text(body.messages) if style.system is not None else None
         images = open_images(
             body.messages, core.image_policy, most=limits.max_images, wanted=lambda: not self._cancelled
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from sat_models.errors import InputError
-from sat_models.processing.prompts import Turn
+from sat_models.processing.prompts import PromptStyle, Turn
 from sat_models.serving.images import ImagePolicy
 from sat_models.serving.schema import ImagePart, Message
 
@@ -55,19 +55,21 @@ def system_text(messages: Sequence[Message]) -> str | None:
     return "\n".join(filter(None, (_text(message) for message in messages if message.role in SYSTEM))) or None
 
 
-def conversation(messages: Sequence[Message], *, system_apart: bool = False) -> tuple[str, list[Turn]]:
+def conversation(messages: Sequence[Message], style: PromptStyle | None = None) -> tuple[str, list[Turn]]:
     """The question to answer, and the turns before it.
 
     Args:
-        system_apart: the prompt has a place for a system text. Else it stands in front of the first question.
+        style: says whether a system text has a place of its own, else it stands in front of the first question; and
+            whether images may stand anywhere: then its marks say where they were sent, unless a text has marks.
 
     Raises:
         InputError: an order of roles other than that of a conversation that waits for an answer, or no words.
     """
     asked: list[str] = []
     history: list[Turn] = []
+    placing = _places_images(messages, style)
     for number, message in enumerate(messages, 1):
-        text = _text(message)
+        text = _marked(message, style) if placing else _text(message)
         if message.role in SYSTEM:
             if history or asked:
                 raise InputError(f"Message {number} has the role {message.role} after the conversation began. {_ORDER}")
@@ -81,12 +83,24 @@ def conversation(messages: Sequence[Message], *, system_apart: bool = False) -> 
     if not asked:
         raise InputError(f"There is no question to answer: the last message is no user's. {_ORDER}")
     turns = [*history, ("\n".join(asked), "")]
-    if not system_apart and (system := system_text(messages)) is not None:
+    if (style is None or style.system is None) and (system := system_text(messages)) is not None:
         turns[0] = (f"{system}\n{turns[0][0]}", turns[0][1])
-    if not turns[-1][0].strip():
+    if not (turns[-1][0].replace(style.mark, "") if placing else turns[-1][0]).strip():
         raise InputError("The question is empty. Add a text part to the last message, such as 'Describe this image.'")
     return turns[-1][0], turns[:-1]
 
 
 def _text(message: Message) -> str:
     return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))
+
+
+def _places_images(messages: Sequence[Message], style: PromptStyle | None) -> bool:
+    """True if the prompt says itself where images stand."""
+    return style is not None and style.images_anywhere and not any(style.mark in _text(each) for each in messages)
+
+
+def _marked(message: Message, style: PromptStyle) -> str:
+    """A message's text with marks where its images stand; behind those at its beginning what the style puts there."""
+    shown = [style.mark if isinstance(part, ImagePart) else part.text for part in message.content]
+    first = next((place for place, part in enumerate(message.content) if not isinstance(part, ImagePart)), len(shown))
+    return (style.mark + style.gap) * first + "\n".join(shown[first:])
