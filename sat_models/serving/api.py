@@ -171,7 +171,8 @@ class Call:
         )  # fmt: skip
         if self._cancelled:
             return
-        question = Question(query, images, history, body.version, _options(body, limits), body.stop, system)
+        how = _options(body, limits), body.stop, system, body.max_tiles
+        question = Question(query, images, history, body.version, *how)
         self.asked = core.prepare(question)
         self.most = core.room(self.asked)
         self.size = images[-1].size if images else None

@@ -63,6 +63,7 @@ class ChatSession:
         options: how to sample.
         version: prompt style; None takes the model's own.
         allow_empty_query: let an empty question through (`--no_prompt`).
+        max_tiles: most tiles of a picture; None is the model's own choice.
     """
 
     def __init__(
@@ -73,12 +74,13 @@ class ChatSession:
         options: SamplingOptions | None = None,
         version: str | None = None,
         allow_empty_query: bool = False,
+        max_tiles: int | None = None,
     ) -> None:
         self._vlm = vlm
         self._engine = engine or shared_engine(vlm)
         self.options = options or SamplingOptions()
         self.version = version
-        self.allow_empty_query = allow_empty_query
+        self.allow_empty_query, self.max_tiles = allow_empty_query, max_tiles
         self.image: Image.Image | None = None
         self.history: list[tuple[str, str]] = []
 
@@ -113,7 +115,7 @@ class ChatSession:
         """
         request = Request.of(
             self._vlm.processor, self.image, query, history=self.history, version=self.version, options=self.options,
-            allow_empty_query=self.allow_empty_query,
+            allow_empty_query=self.allow_empty_query, max_tiles=self.max_tiles,
         )  # fmt: skip
         answer = self._engine.stream(request)
         with contextlib.closing(answer.pieces()) as pieces:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sat_models.errors import ConfigError, ZooError, complain
-from sat_models.flags import add_model_flags, add_sampling_flags, flag, loading, sampling_options
+from sat_models.flags import add_model_flags, add_sampling_flags, flag, loading, positive, sampling_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     language.add_argument("--english", dest="language", action="store_const", const="english", default="english")
     language.add_argument("--chinese", dest="language", action="store_const", const="chinese", help="Chinese interface")
     flag(parser, "stream_chat", action="store_true", help="print the answer while it is made")
+    flag(parser, "max_tiles", type=positive, help="most tiles of a picture, for models that cut it (default: theirs)")
     flag(parser, "no_prompt", action="store_true", help="send an empty question first")
     flag(parser, "image", metavar="FILE_OR_URL", help="the picture; without --query the dialogue starts with it")
     flag(parser, "query", metavar="TEXT", help="ask this one question and end")
@@ -123,7 +124,9 @@ def _load(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[ChatSess
 
     vlm = load_pretrained(args.from_pretrained, rotary_table=args.rotary_table, **arguments)
     engine = shared_engine(vlm)
-    return ChatSession(vlm, engine=engine, options=options, allow_empty_query=args.no_prompt), engine
+    return ChatSession(
+        vlm, engine=engine, options=options, allow_empty_query=args.no_prompt, max_tiles=args.max_tiles
+    ), engine
 
 
 def _ask_once(session: ChatSession, args: argparse.Namespace, image: Image | None) -> None:

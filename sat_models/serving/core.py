@@ -50,6 +50,7 @@ class Question:
 
     Attributes:
         system: None is the model's own system text; another one is for prompt styles with a place for it.
+        max_tiles: most tiles of each image; None is the model's own choice.
     """
 
     query: str
@@ -59,6 +60,7 @@ class Question:
     options: SamplingOptions = field(default_factory=SamplingOptions)
     stops: tuple[str, ...] = ()
     system: str | None = None
+    max_tiles: int | None = None
 
 
 class ServerCore:
@@ -119,7 +121,7 @@ class ServerCore:
         return Request.of(
             self.processor, list(question.images) or None, question.query, history=question.history,
             version=question.version, options=question.options, stops=question.stops,
-            system=question.system,
+            system=question.system, max_tiles=question.max_tiles,
         )  # fmt: skip
 
 

@@ -167,7 +167,8 @@ class StreamOptions(_Strict):
 
 
 class ChatRequest(_Strict):
-    """A body of `POST /v1/chat/completions`; `top_k`, `repetition_penalty` and `version` are ours."""
+    """A body of `POST /v1/chat/completions`; `top_k`, `repetition_penalty`, `version` and `max_tiles` are
+    ours."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -183,6 +184,7 @@ class ChatRequest(_Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     version: str | None = None
+    max_tiles: Whole | None = Field(None, ge=1, le=256)
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -78,3 +78,30 @@ def test_the_answer_is_that_of_an_image_in_its_turn(name: str) -> None:
         reply = client.post("/v1/chat/completions", json=body).json()
     assert reply["choices"][0]["message"]["content"] == wanted.text
     assert wanted.token_ids != elsewhere.token_ids, "the place says nothing, so this test could not fail"
+
+
+def test_tiles_are_chosen_on_the_command_line_and_through_the_api(capfd: pytest.CaptureFixture[str]) -> None:
+    from sat_models.serving import cli
+    from sat_models.serving.api import create_app
+    from sat_models.serving.core import Limits, ServerCore
+    from sat_models.serving.metrics import Metrics
+
+    folder = GOLDEN / "internvl2-mini"
+    vlm = load_pretrained(folder, device="cpu", dtype="float32")
+    asked = {most: vlm.generate(folder / "image.png", "What?", max_tiles=most, max_new_tokens=4) for most in (1, 4)}
+    assert asked[1].prompt_tokens < asked[4].prompt_tokens
+    core = ServerCore(vlm, vlm.engine(), names=["m"], limits=Limits(max_rows=2))
+    client = testclient.TestClient(create_app(core, Metrics(), on_shutdown=core.scheduler.close))
+    image = {"type": "image_url", "image_url": {"url": data_url(folder / "image.png")}}
+    with client:
+        body = {"model": "m", "messages": [{"role": "user", "content": [image, text("What?")]}], "max_tokens": 4}
+        for most, wanted in asked.items():
+            reply = client.post("/v1/chat/completions", json={**body, "temperature": 0, "max_tiles": most}).json()
+            assert reply["usage"]["prompt_tokens"] == wanted.prompt_tokens
+        for most in (0, 10**9, True):
+            assert client.post("/v1/chat/completions", json={**body, "max_tiles": most}).status_code == 400
+    common = ["--from_pretrained", str(folder), "--image", str(folder / "image.png"), "--query", "What?", "--json"]
+    assert cli.main([*common, "--max_new_tokens", "4", "--max_tiles", "1", "--top_k", "1", "--fp32"]) == 0
+    assert f'"token_ids": {asked[1].token_ids}' in capfd.readouterr().out
+    assert cli.main(["--image", str(folder / "image.png"), "--query", "What?", "--max_tiles", "3"]) == 2
+    assert "does not cut images into tiles" in capfd.readouterr().err
