@@ -103,6 +103,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except ZooError as error:
         complain(error)
         code[0] = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(InputError(f"'{error.filename}' cannot be read or written: {error.strerror}. Name another place."))
+        code[0] = 2
     except KeyboardInterrupt:
         code[0] = 130
     except SystemExit as stop:

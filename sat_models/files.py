@@ -6,6 +6,7 @@ line instead: a line that was cut off is told by what it is, and its answer is m
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -22,6 +23,17 @@ from sat_models.text import json_line, printable
 logger = logging.getLogger(__name__)
 
 
+_PACKED = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
+"""How packed files begin, and what unpacks them."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+"""Marks at the beginning of a text, longest first, and the encoding that they tell."""
+
+
 def check_path(path: str | os.PathLike[str]) -> None:
     """Raises InputError for a name that is too long to be looked up."""
     try:
@@ -29,6 +41,14 @@ def check_path(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise InputError(f"'{printable(os.fspath(path)[:60])}…' is too long for the name of a file.") from error
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError, before any work, where no file of this name can be written."""
+    if not path.parent.is_dir():
+        raise InputError(f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it first.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"'{path}' cannot be written: it is a folder, or you may not write there.")
 
 
 def draft_of(place: Path) -> Path:
@@ -83,6 +103,29 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def refuse_packed(path: Path, beginning: bytes) -> None:
+    """Raises InputError, which names the program that unpacks it, if a file begins as a packed one does."""
+    for mark, program in _PACKED.items():
+        if beginning.startswith(mark):
+            raise InputError(f"'{path}' is packed ({program}) and read as it lies; unpack it and name what comes out.")
+
+
+def utf8_bytes(path: Path) -> bytes:
+    """The bytes of a text file, without its mark; of UTF-16 and 32 with the mark that says so, in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is packed.
+        UnicodeDecodeError: it does not hold what its mark says.
+    """
+    data = path.read_bytes()
+    refuse_packed(path, data)
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding).encode()
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
 def numbered_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """The lines of a text file that hold something, numbered from 1.
 
@@ -92,10 +135,10 @@ def numbered_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int,
         errors: as in `bytes.decode`, for bytes that are no UTF-8.
 
     Raises:
-        InputError: bytes that are no UTF-8, with their line.
+        InputError: a packed file; bytes that are no UTF-8, with their line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors=errors)
+        text = utf8_bytes(path).decode(errors=errors)
     except UnicodeDecodeError as error:
         number = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {number} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error

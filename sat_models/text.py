@@ -7,7 +7,27 @@ record from being written.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
+
+
+class DoubleKeyError(ValueError):
+    """A key that an object of JSON has twice: which of its values was meant, nobody can tell."""
+
+
+def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of what people write: an object, each of whose keys comes once.
+
+    Raises:
+        DoubleKeyError: one comes twice; the message is part of a sentence about the text.
+    """
+    pairs = list(pairs)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise DoubleKeyError(f"an object has the key {twice!a:.60} twice")
+    return found
 
 
 def is_utf8(text: str) -> bool:

@@ -25,6 +25,7 @@ def fail(error: BaseException) -> int:
         (lambda: None, 0),
         (lambda: 3, 3),
         (lambda: fail(ConfigError("--x is 1")), 2),
+        (lambda: fail(FileNotFoundError(2, "No such file or directory", "/nowhere/x")), 2),
         (lambda: fail(KeyboardInterrupt()), 130),
         (lambda: fail(SystemExit(2)), 2),
     ],

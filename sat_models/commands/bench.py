@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat_models.errors import run_script
+from sat_models.files import check_place
 from sat_models.flags import add_device_flags, check_numbers
 
 PRESETS = {
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sat_models.bench.suite import Bench
 
     runtime.setup_logging()
+    for place in filter(None, (args.output, args.plot)):
+        check_place(place)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(runtime.choose_device(args.device))

@@ -4,7 +4,7 @@
 |---|---|---|
 | caption | COCO captions JSON, or Karpathy's `dataset_*.json` | COCO, nocaps, Flickr30K |
 | vqa | VQAv2 questions and annotations JSON | VQAv2, OK-VQA; a POPE JSONL is read, too |
-| rec | `refs(*).p` and `instances.json`, or the refs as JSON | RefCOCO, RefCOCO+, RefCOCOg |
+| rec | `refs(*).p` and `instances.json`, or the refs as JSON; or Qwen-VL's JSONL | RefCOCO(+, g) |
 | reg | `region_descriptions.json` | Visual Genome |
 | grounded-caption | the folders `Sentences/` and `Annotations/` | Flickr30K Entities |
 | visual7w | `dataset_v7w_pointing.json` or `dataset_v7w_telling.json` | Visual7W |
@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sat_models.errors import ConfigError, InputError
-from sat_models.evaluation.entry import Entry, entries_of, entry_of, read_entry
+from sat_models.evaluation.entry import Entry, entries_of, read_entry
+from sat_models.evaluation.lines import holds_lines, read_expressions, read_pope
 from sat_models.evaluation.samples import PixelBox, Sample, is_file, read_json, read_plain_pickle, read_text
 from sat_models.text import is_utf8
 
@@ -55,9 +55,9 @@ def read_vqa(
 ) -> Iterator[Sample]:
     """One sample per question; pictures are named as COCO names them (or .png) unless it has a `file_name`. An id that
     is no number names the picture itself."""
-    if annotations.suffix == ".jsonl" or (questions is None and _is_pope(annotations)):
+    if annotations.suffix == ".jsonl" or (questions is None and holds_lines(annotations, "label")):
         _refuse(annotations, "a POPE file", questions=questions, split=split)
-        yield from _read_pope(annotations, images)
+        yield from read_pope(annotations, images)
         return
     if questions is None:
         raise InputError("VQAv2 keeps questions and answers apart: add --questions FILE (the …_questions.json).")
@@ -87,37 +87,14 @@ def _image_asked_about(question: Entry, images: Path, subtype: str) -> Path:
     return _image_file(images, f"COCO_{subtype}_{int(name):012d}" if re.fullmatch("[0-9]{1,12}", name) else name)
 
 
-def _is_pope(path: Path) -> bool:
-    """Whether a `.json` holds POPE's lines: its files were published under that name."""
-    try:
-        first = json.loads(read_text(path).lstrip().partition("\n")[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(first, dict) and "label" in first
-
-
-def _read_pope(path: Path, images: Path) -> Iterator[Sample]:
-    """POPE: a JSON object per line with `question_id`, `image`, `text` and `label`."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"line {number} of '{path}'"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is not JSON ({error}).") from error
-        entry = entry_of(value, place)
-        label = entry.text("label").strip().lower()
-        if label not in ("yes", "no"):
-            raise InputError(f"{place}: 'label' is {label!a:.40}; it must be yes or no.")
-        words = {"question": entry.text("text")}
-        yield Sample(entry.name("question_id"), images / entry.name("image"), words, (label,), kind="pope")
-
-
 def read_refcoco(
     annotations: Path, images: Path, *, instances: Path | None = None, split: str | None = None, **_: Any
 ) -> Iterator[Sample]:
     """One sample per referring expression."""
+    if annotations.suffix in (".json", ".jsonl") and holds_lines(annotations, "sent"):
+        _refuse(annotations, "a file of lines that hold their boxes and one split", instances=instances, split=split)
+        yield from read_expressions(annotations, images)
+        return
     refs = read_json(annotations) if annotations.suffix == ".json" else read_plain_pickle(annotations)
     data = read_entry(instances or annotations.parent / "instances.json")
     boxes = {entry.name("id"): entry.box("bbox") for entry in data.entries("annotations")}

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import InputError
+from sat_models.files import refuse_packed, utf8_bytes
 from sat_models.processing.image import load_image
+from sat_models.text import DoubleKeyError, unique_keys
 
 logger = logging.getLogger(__name__)
 
@@ -56,21 +58,23 @@ def read_json(path: Path) -> Any:
         InputError: it is missing or no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(utf8_bytes(path), object_pairs_hook=unique_keys)
     except OSError as error:
         raise unreadable(path, error) from error
+    except DoubleKeyError as error:
+        raise InputError(f"annotation file '{path}': {error}. Keep one of them.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"annotation file '{path}' is not JSON ({error}). Download it again.") from error
 
 
 def read_text(path: Path) -> str:
-    """A text file of UTF-8.
+    """A text file of UTF-8, or of UTF-16 or 32 with the mark that says so.
 
     Raises:
         InputError: it is missing, or of another encoding.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return utf8_bytes(path).decode()
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
@@ -91,7 +95,9 @@ def read_plain_pickle(path: Path) -> Any:
         InputError: it is missing, damaged, or names code.
     """
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        data = path.read_bytes()
+        refuse_packed(path, data)
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except OSError as error:
         raise unreadable(path, error) from error
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:

@@ -6,13 +6,13 @@ import functools
 import io
 import logging
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from sat_models.errors import InputError
+from sat_models.files import check_place
 from sat_models.processing.boxes import Box
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,4 @@ def check_writable(path: Path) -> None:
         raise InputError(
             f"'{path}' does not end as an image that can be written. Let it end in .png or .jpg."
         ) from None
-    if not path.parent.is_dir():
-        raise InputError(f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it first.")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"'{path}' cannot be written: it is a folder, or you may not write there.")
+    check_place(path)

@@ -113,6 +113,8 @@ def _read(file: BinaryIO, max_bytes: int) -> bytes:
         raise InputError(
             f"The open file {file!r:.80} cannot be read ({error}). Open it with open(path, 'rb')."
         ) from error
+    if data == b"" and start:
+        raise InputError(f"The open file {file!r:.80} stands at its end ({start} bytes). Call seek(0) first.")
     if not isinstance(data, bytes):
         raise InputError(f"{file!r:.80} gives text, no bytes. Open it with open(path, 'rb').")
     return data

@@ -25,6 +25,7 @@ from sat_models.files import appended_records, kept_records, numbered_lines, wri
 from sat_models.generation.answer import AnswerRow
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.image import kind_of
+from sat_models.text import DoubleKeyError, unique_keys
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
@@ -108,7 +109,9 @@ def read_tasks(source: Path, query: str) -> list[Task]:
 
 def _task_of_line(line: str, source: Path, number: int, query: str) -> Task:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=unique_keys)
+    except DoubleKeyError as error:
+        raise InputError(f"{source}, line {number}: {error}. Keep one of them.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}, line {number} is no JSON: {error}") from error
     if not isinstance(record, dict) or "image" not in record:
@@ -186,6 +189,8 @@ def decoding_of(options: SamplingOptions, version: str | None) -> dict[str, Any]
 def prepare(source: Path, output: Path, query: str, settings: dict[str, Any]) -> list[Task]:
     """The questions, and a place for the answers; called before weights are read, too. Raises as `caption`."""
     tasks = read_tasks(source, query)
+    if output.exists() and not output.is_file():
+        raise InputError(f"The output {output} cannot be written (it is no file). Name a file, such as out.jsonl.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         new = not output.exists()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sat_models.errors import InputError
-from sat_models.text import is_utf8
+from sat_models.text import DoubleKeyError, is_utf8, unique_keys
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -223,7 +223,9 @@ def read_body(raw: bytes, content_type: str) -> ChatRequest:
     if "json" not in content_type.lower():
         raise InputError(f"The Content-Type is '{content_type[:80]}'; send JSON as application/json.")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, object_pairs_hook=unique_keys)
+    except DoubleKeyError as error:
+        raise InputError(f"In the body {error}. Send one of them.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"The body is no JSON: {str(error)[:200]}.") from error
     return ChatRequest.model_validate(body)

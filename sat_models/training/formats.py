@@ -11,16 +11,15 @@ JSON is taken strictly: a trailing comma, as the document's print of SFT-311K sh
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.training.entries import parse_entry
+from sat_models.training.json_entries import json_entries
 from sat_models.training.records import EntryError, ImageFinder, OnProblem, Problem, Record, raise_problem
 
 logger = logging.getLogger(__name__)
@@ -110,34 +109,6 @@ def detect_format(path: str | os.PathLike[str]) -> tuple[str, Path]:
     )
 
 
-def json_entries(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON list, of a file with one JSON value per line, or of a file with one object.
-
-    Yields:
-        ("file:line", parsed entry); broken lines go to `on_problem`. In a list nothing behind a fault can be read.
-    """
-    if path.suffix.lower() != ".json":
-        yield from _lines(path, on_problem)
-        return
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        on_problem(Problem(f"{path}:1", "json", f"is not UTF-8 ({error.reason} at byte {error.start})"))
-        return
-    if text.lstrip().startswith("["):
-        yield from _array(text, path, on_problem)
-        return
-    try:
-        yield f"{path}:1", json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _lines(path, on_problem)
-        else:
-            on_problem(Problem(f"{path}:{error.lineno}", "json", _fault(error)))
-    except (ValueError, RecursionError) as error:
-        on_problem(Problem(f"{path}:1", "json", _odd(error)))
-
-
 def images_in(folder: Path) -> Iterator[Path]:
     """Pictures under a folder, sorted; hidden folders and, at its top, valid/, val/ and test/ are passed over."""
     seen = set()
@@ -221,75 +192,6 @@ def _is_sft(folder: Path) -> bool:
 def _label_folders(folder: Path) -> list[Path]:
     """`labels/`, and `labels_zh/`, `labels-en/` and the like."""
     return [e for e in sorted(folder.glob("labels*")) if e.is_dir() and re.fullmatch(r"labels([-_]\w+)?", e.name)]
-
-
-def _lines(path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
-    """One JSON value per line, empty lines passed over."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            source = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if not text:
-                    continue
-                entry = json.loads(text)
-            except json.JSONDecodeError as error:
-                on_problem(Problem(source, "json", _fault(error)))
-            except UnicodeDecodeError as error:
-                on_problem(Problem(source, "json", f"is not UTF-8 ({error.reason} at byte {error.start} of the line)"))
-            except (ValueError, RecursionError) as error:
-                on_problem(Problem(source, "json", _odd(error)))
-            else:
-                yield source, entry
-
-
-def _array(text: str, path: Path, on_problem: OnProblem) -> Iterator[tuple[str, Any]]:
-    """The items of a JSON list, each with the line on which it begins."""
-    decoder = json.JSONDecoder()
-    at = _skip_space(text, text.index("[") + 1)
-    line, counted, number = 1, 0, 0
-    try:
-        while text[at : at + 1] != "]":
-            value, end = decoder.raw_decode(text, at)
-            newlines = text.count("\n", counted, at)
-            line, counted, number = line + newlines, at, number + 1
-            yield f"{path}:{line}" + ("" if newlines or number == 1 else f" (entry {number})"), value
-            at = _skip_space(text, end)
-            if text[at : at + 1] == ",":
-                at = _skip_space(text, at + 1)
-                if text[at : at + 1] == "]":
-                    raise json.JSONDecodeError("Expecting value", text, at)
-            elif text[at : at + 1] != "]":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    except json.JSONDecodeError as error:
-        on_problem(Problem(f"{path}:{error.lineno}", "json", f"{_fault(error)}; nothing behind it is read"))
-    except (ValueError, RecursionError) as error:
-        on_problem(Problem(f"{path}:{line}", "json", f"{_odd(error)}; nothing behind it is read"))
-
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _skip_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
-
-
-def _odd(error: ValueError | RecursionError) -> str:
-    """What is wrong with JSON that Python cannot hold."""
-    return "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
-
-
-def _fault(error: json.JSONDecodeError) -> str:
-    """The fault, in a line."""
-    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    hint = ""
-    if after[:1] in ("]", "}") and before.endswith(","):
-        hint = "; JSON allows no comma before a closing bracket"
-    elif after[:1] == "'":
-        hint = '; JSON wants double quotes (")'
-    elif not after:
-        hint = "; it ends too early"
-    return f"is not JSON ({error.msg}, column {error.colno}{hint})"
 
 
 def _example(found: str, records: list[Record]) -> str:

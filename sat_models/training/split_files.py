@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from sat_models.errors import ConfigError, InputError
 from sat_models.text import json_line
-from sat_models.training.formats import detect_format, json_entries, read_records
+from sat_models.training.formats import detect_format, read_records
 from sat_models.training.image_names import IMAGE_KEYS
+from sat_models.training.json_entries import json_entries
 from sat_models.training.marks import NAMED, UNNAMED
 from sat_models.training.records import EntryError, ImageFile, ImageFinder, raise_problem
 from sat_models.training.split import group_by_common

@@ -214,10 +214,12 @@ def test_open_files_and_arrays(tmp_path: Path) -> None:
         (0, 0)
     )
     assert load_image(np.zeros((5, 7, 4), np.uint8)).getpixel((0, 0)) == (255, 255, 255)
+    at_end = io.BytesIO(b"abc")
+    at_end.seek(3)
     for bad, said in (
         (np.zeros((5, 7, 3)), "float64 [5, 7, 3]"), (np.zeros((3, 5, 7), np.uint8), "uint8 [3, 5, 7]"),
         (np.zeros((0, 7), np.uint8), "empty"), (np.uint8(3), "numpy.uint8|uint8"), (np.zeros(3, np.uint8), "[3]"),
-        (io.StringIO("x"), "gives text"), (io.BytesIO(b""), "not a picture"),
+        (io.StringIO("x"), "gives text"), (io.BytesIO(b""), "not a picture"), (at_end, "stands at its end"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said.replace("[", r"\[")):
             load_image(bad)

@@ -112,6 +112,7 @@ def test_lines_keep_their_fields_and_may_ask_for_themselves(vlm: VLM, folder: Pa
         ('{"query": "What?"}\n', "line 1 must be a JSON object with an 'image'"),
         ('{"image": 3}\n', "'image' is 3; it must be a path, a URL or null"),
         ('{"image": "a.png"}\n{"image": "a.png"}\n', "asks the same twice"),
+        ('{"image": "a.png", "query": "a", "query": "b"}', "line 1: an object has the key 'query' twice"),
         ("[" * 100_000, "line 1 is no JSON"),
         ('{"image": "a.png", "id": ' + "9" * 5000 + "}", "line 1 is no JSON"),
         ("\n", "holds nothing to do"),
@@ -179,7 +180,7 @@ def test_images_by_data_url(vlm: VLM, folder: Path, tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_found_first(vlm: VLM, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for output in (tmp_path, tmp_path / "file" / "out.jsonl"):
+    for output in (tmp_path, tmp_path / "file" / "out.jsonl", Path("/dev/null")):
         with pytest.raises(InputError, match="cannot be written"):
             run(vlm, folder, output)
 
