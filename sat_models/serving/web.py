@@ -107,8 +107,9 @@ class Page:
             yield _with_answer(shown, f"**{words['error']}:** {said}"), talk, None, "", asked_as
 
     def _open(self, path: str | None) -> Image.Image | None:
+        """The image that was uploaded to this path, which is never taken for a URL that the server would fetch."""
         policy = self._core.image_policy
-        return None if path is None else load_image(path, max_pixels=policy.max_pixels)
+        return None if path is None else load_image(Path(path), max_pixels=policy.max_pixels)
 
     def build(self) -> Any:
         """The Gradio page."""

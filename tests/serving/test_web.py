@@ -64,6 +64,31 @@ def test_a_question_that_cannot_be_asked_is_told_without_flags(core: ServerCore,
     json.dumps([(state[0], state[-1]) for state in states], ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/x.png", "data:image/png;base64,eA==", " https://x.invalid/x.png"])
+def test_a_path_is_never_fetched(core: ServerCore, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
+    assert "does not exist" in turn(Page(core), "Hi", path)[-1][0][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"talk": (str(EXAMPLE), [("a", None)])}, "Turn 1 of the history is"),
+        ({"talk": (str(EXAMPLE), "ab")}, "Turn 1 of the history is"),
+        ({"talk": (str(EXAMPLE), [("a", "b")] * 20_000)}, "The prompt takes more than"),
+        ({"question": "x" * 20_000_000}, "The prompt takes more than"),
+        ({"version": "nope"}, "Unknown prompt version 'nope'"),
+        ({"tokens": -3}, "max_new_tokens is -3"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_tampered_turns_are_told_in_a_line(core: ServerCore, changed: dict[str, Any], said: str) -> None:
+    asked = {"question": "Hi", "path": str(EXAMPLE), **changed}
+    shown = turn(Page(core), **asked)[-1][0][-1]["content"]
+    assert said in shown and len(shown) < 1000
+
+
 def test_a_turn_streams_and_draws(core: ServerCore, vlm: VLM) -> None:
     states = turn(Page(core), WHERE, str(EXAMPLE))
     said = vlm.generate(str(EXAMPLE), WHERE, max_new_tokens=64).text
