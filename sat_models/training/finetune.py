@@ -26,7 +26,7 @@ from sat_models.training.evaluating import Evaluator
 from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
 from sat_models.training.merging import merge_apart
 from sat_models.training.reporting import Reporter
-from sat_models.training.resuming import find_start, run_identity
+from sat_models.training.resuming import check_no_model, find_start, run_identity
 from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
 from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
@@ -82,6 +82,7 @@ def _hold(settings: FinetuneSettings, store: CheckpointStore) -> FolderLock | No
         raise ConfigError(f"--resume is '{settings.resume}'; use auto or none (SAVE_PATH is where a run goes on)")
     store.check_writable()
     lock = runtime.in_step(lambda: FolderLock(store.folder, "another fine-tuning run") if runtime.rank() == 0 else None)
+    runtime.in_step(lambda: check_no_model(store))
     if settings.resume == "none" and store.steps():
         raise CheckpointError(
             f"{store.folder} holds checkpoints of an earlier run (step {store.steps()[-1]}), which --resume none would "

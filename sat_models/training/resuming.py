@@ -18,10 +18,12 @@ from sat_models.digests import digest_of_files
 from sat_models.errors import CheckpointError
 from sat_models.training.records import Record
 from sat_models.training.settings import FinetuneSettings
-from sat_models.training.store import CheckpointStore
+from sat_models.training.store import MANIFEST_FILE, CheckpointStore
 from sat_models.zoo import locate
 
 logger = logging.getLogger(__name__)
+
+_WEIGHTS = frozenset((".safetensors", ".bin", ".pt", ".pth"))
 
 _CUT = "the optimiser state is cut over the processes in another way"
 _OTHERS_TRAIN = "other weights train, for which there is no optimiser state"
@@ -75,6 +77,25 @@ class Start:
 
     folder: Path
     progress: Progress
+
+
+def check_no_model(store: CheckpointStore) -> None:
+    """See that a run does not write into the folder of a model: its steps would take the place of the weights.
+
+    Raises:
+        CheckpointError: the folder holds weights that no fine-tuning run wrote.
+    """
+    if not store.folder.is_dir():
+        return
+    named = (store.folder / str(step) for step in ("release", *store.steps()))
+    folders = [folder for folder in named if folder.is_dir()]
+    others = [] if any((folder / MANIFEST_FILE).is_file() for folder in folders) else folders
+    others += [file for file in sorted(store.folder.iterdir()) if file.suffix in _WEIGHTS and file.is_file()]
+    if others:
+        raise CheckpointError(
+            f"{store.folder} holds weights that no fine-tuning run wrote ({others[0].name}), and steps of a run would "
+            "take their place. Choose another --save_path."
+        )
 
 
 def find_start(store: CheckpointStore, settings: FinetuneSettings, identity: dict[str, Any]) -> Start | None:

@@ -21,12 +21,14 @@ from sat_models.training.resuming import (
     REASONS,
     changes,
     check_identity,
+    check_no_model,
     data_digest,
     images_digest,
     run_identity,
     weights_digest,
 )
 from sat_models.training.settings import FinetuneSettings
+from sat_models.training.store import CheckpointStore
 
 GIVEN = {"from_pretrained": "cogvlm-tiny", "save_path": "s", "train_data": ("d",)}
 
@@ -56,6 +58,33 @@ def test_what_may_not_change_is_refused_with_the_true_reason(settings: dict[str,
     saved = json.loads(json.dumps(identity()))
     with pytest.raises(CheckpointError, match=f"x/4 was written by a run with {said}.*start anew.*x/merged"):
         check_identity(Path("x/4"), saved, identity(**settings))
+
+
+@pytest.mark.parametrize("kind", ["sat", "release", "huggingface", "step", "adapter"])
+def test_the_folder_of_a_model_is_no_place_for_a_run(kind: str, tmp_path: Path) -> None:
+    """Step 1 of a run would take the place of the model's own step 1."""
+    weights = {"sat": "1/mp_rank_00_model_states.pt", "release": "release/mp_rank_00_model_states.pt"}
+    weights |= {"huggingface": "model-00001-of-00002.safetensors", "step": "mp_rank_00_model_states.pt"}
+    file = tmp_path / "model" / weights.get(kind, "adapter.safetensors")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for folder in (tmp_path / "model", tmp_path / "link"):
+        with pytest.raises(CheckpointError, match=r"weights that no fine-tuning run wrote \(.*another --save_path"):
+            check_no_model(CheckpointStore(folder))
+    (tmp_path / "run" / "2").mkdir(parents=True)
+    (tmp_path / "run" / "2" / "manifest.json").touch()
+    (tmp_path / "run" / "4").mkdir()  # its manifest was lost: the step before is gone on with
+    check_no_model(CheckpointStore(tmp_path / "run"))
+    check_no_model(CheckpointStore(tmp_path / "new"))
+
+
+def test_a_run_into_its_own_base_leaves_the_weights_alone(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(ROOT / "sat_models" / "assets" / "cogvlm-tiny", tmp_path / "base"))
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    done = finetune(base, from_pretrained=base, train_iters=1, save_interval=1)
+    assert done.returncode == 2 and "holds weights that no fine-tuning run wrote (1)" in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_default_that_is_typed_is_no_change() -> None:
