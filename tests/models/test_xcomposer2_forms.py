@@ -174,6 +174,24 @@ def test_the_sizes_of_a_release_come_from_its_weights() -> None:
         FORM.config_to_sat({**RELEASE, "quantization_config": {"bits": 4}})
 
 
+@pytest.mark.parametrize("theta", [10000, 10000.0, 500000, None])
+def test_the_rotary_base_is_that_of_the_file(theta: float | None) -> None:
+    """LLaMA's own, too; a file without one has the releases'."""
+    data = {**RELEASE, "img_size": 490, "rope_theta": theta}
+    if theta is None:
+        del data["rope_theta"]
+    config = make_config(FORM.config_to_sat(data))
+    assert config.heads.rope_theta == (theta or 1e6)
+    assert make_config(FORM.config_to_sat(FORM.config_to_hf(config.to_dict()))).heads == config.heads
+
+
+@pytest.mark.parametrize("name", ["xcomposer2d5-tiny", "internlm-xcomposer2d5-7b", "internlm-xcomposer2-4khd-7b"])
+def test_the_tiled_form_comes_back_whatever_the_side_of_its_tiles(name: str) -> None:
+    """By the keys of `config.json` that golden data have, too."""
+    config = make_config(read_json(config_file(f"models/{name}.json")))
+    assert FORM.sizes_to_hf is not None and FORM.sizes_to_sat(FORM.sizes_to_hf(config))["tiling"] == config.tiling
+
+
 def test_released_sizes_make_the_bytes_of_the_release() -> None:
     """4KHD: what its index says of its bf16 weights; vl-7b: the share of Partial LoRA on the reference page."""
     runtime.init_model_parallel(1)

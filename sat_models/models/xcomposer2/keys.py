@@ -67,13 +67,22 @@ def _sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     end = sizes["eos_token_id"]
     ends = end if isinstance(end, list) else [sizes["vocab_size"] - 2, end]  # role tokens are the last two pieces
     patches = side // tower["patch_size"]
-    found = {**sizes, **_plora_sizes(data, shapes), "eos_token_id": ends, "eva_args": tower}
+    base = {"rope_theta": data["rope_theta"]} if "rope_theta" in data else {}  # `sizes` leave LLaMA's out; ours differs
+    found = {**sizes, **base, **_plora_sizes(data, shapes), "eos_token_id": ends, "eva_args": tower}
     if not tiled:
         return {**found, "image_length": patches**2}
-    tiling = "2d5" if side == _LARGE else "4khd"
+    tiling = _tiling(side, {**data, **found})
     style = {"text_processor_version": "xcomposer2d5"} if tiling == "2d5" else {}
     least = TiledImages.tokens_of(1, 1, patches // JOINED)
     return {**found, **style, "tiling": tiling, "image_length": least}
+
+
+def _tiling(side: int, data: Mapping[str, Any]) -> str:
+    """Which tiled form it is: by the side of a tile in the releases; else 4KHD alone has a product of its own to
+    queries, keys and values."""
+    if side in (_TILE, _LARGE):
+        return "4khd" if side == _TILE else "2d5"
+    return "4khd" if data.keys() & {"plora_wqkv", "plora_qkv_rank", "plora_qkv_scale"} else "2d5"
 
 
 def _side(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, tiled: bool) -> int:
@@ -100,7 +109,7 @@ def _plora_sizes(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
 
 def _sizes_to_hf(config: XComposer2Config) -> dict[str, Any]:
     rank = config.plora_qkv_rank or config.plora_rank
-    same = rank == config.plora_rank and config.plora_qkv_scale == 1.0
+    same = rank == config.plora_rank and config.plora_qkv_scale == 1.0 and config.tiling != "4khd"
     return {
         **internlm2_sizes_to_hf(config),
         "model_type": "internlmxcomposer2",
