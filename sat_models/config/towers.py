@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from sat_models.config.base import build, fields_to_dict, require_bool, require_divides, require_positive, take_known
+from sat_models.config.base import (
+    build,
+    fields_to_dict,
+    require_bool,
+    require_divides,
+    require_number_above,
+    require_positive,
+    take_known,
+)
 from sat_models.errors import ConfigError
 
 
@@ -137,12 +145,14 @@ class InternViTConfig(EarlyTowerConfig):
     Attributes:
         rms_norm: its norms are RMSNorms (6B), else LayerNorms.
         qk_norm: queries and keys are normed over all heads together (6B); no process computes a part of them then.
+        qk_epsilon: of those norms; None: that of the others.
         qkv_bias: queries, keys and values have biases (300M).
         table_size: side in pixels of the pictures that the table of positions was made for; None: `image_size`.
     """
 
     rms_norm: bool = False
     qk_norm: bool = False
+    qk_epsilon: float | None = None
     qkv_bias: bool = True
     table_size: int | None = None
 
@@ -151,6 +161,8 @@ class InternViTConfig(EarlyTowerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_bool(self, "rms_norm", "qk_norm", "qkv_bias")
+        if self.qk_epsilon is not None:
+            require_number_above(self, 0, "qk_epsilon")
         if self.table_size is not None:
             require_positive(self, "table_size")
             require_divides("eva_args.table_size", self.table_size, self.patch_size, "patch_size")

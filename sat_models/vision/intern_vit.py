@@ -28,7 +28,7 @@ class InternViT(VisionTower):
         width, run = config.hidden_size, config.layers_run
         self.add_mixin("scaled", ScaledLayerMixin(config.num_layers, width, run))
         if config.qk_norm:
-            heads, epsilon = config.num_attention_heads, config.layernorm_epsilon
+            heads, epsilon = config.num_attention_heads, config.qk_epsilon or config.layernorm_epsilon
             normed = NormedQueryKeyMixin(config.num_layers, heads, width, layers_run=run, epsilon=epsilon)
             self.add_mixin("qk_norm", normed)
         for mixin in self.mixins.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,13 +14,25 @@ import torch
 from torch import Tensor
 
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
+from sat_models.errors import ConfigError
+from sat_models.zoo.load import load_config
 from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from golden_set import SET, folders, reference, tensors  # noqa: E402
 
-__all__ = ["SET", "TOLERANCE", "Reference", "folders", "in_processes", "in_two_processes", "same_answers", "weights_of"]
+__all__ = [
+    "SET",
+    "TOLERANCE",
+    "Reference",
+    "folders",
+    "in_processes",
+    "in_two_processes",
+    "most_processes",
+    "same_answers",
+    "weights_of",
+]
 
 TOLERANCE = 2e-5
 """Of logits in fp32."""
@@ -43,7 +56,7 @@ class Reference:
 
 def same_answers(vlm: VLM, case: dict[str, Any], **asked: Any) -> None:
     """Greedy ids and text equal the original's, with the cache and computed anew for each token."""
-    ends = set(vlm.config.eos_token_ids)
+    ends = set(vlm.processor.tokenizer.eos_ids)
     wanted = [token for token in case["generated"] if token not in ends]
     found = vlm.generate(**asked, max_new_tokens=len(case["generated"]))
     assert found.token_ids == wanted and found.text == case["text"]
@@ -70,13 +83,25 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in weight_files(folder)[0] for name, value in read_shard_file(file).items()}
 
 
+def most_processes(folder: Path, most: int) -> int:
+    """The largest number of processes, at most so many, over which a folder's sizes let its model be split."""
+    config = load_config(folder)
+    for count in range(most, 1, -1):
+        with contextlib.suppress(ConfigError):
+            config.check_model_parallel(count)
+            return count
+    return 1
+
+
 def in_two_processes(folder: Path, out: Path) -> list[float]:
     """`in_processes` with two."""
     return in_processes(folder, out, 2)
 
 
 def in_processes(folder: Path, out: Path, count: int) -> list[float]:
-    """The largest difference of any golden logit in each of so many processes that share the model."""
+    """The largest difference of any golden logit in each process that shares the model: so many, or as many fewer as
+    its sizes ask for."""
+    count = most_processes(folder, count)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += [str(ROOT / "tests" / "parallel" / "hf_golden_worker.py"), str(folder), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

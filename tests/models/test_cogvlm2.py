@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_golden import TOLERANCE, Reference, folders, in_processes, in_two_processes, same_answers, weights_of
+from hf_golden import (
+    TOLERANCE,
+    Reference,
+    folders,
+    in_processes,
+    in_two_processes,
+    most_processes,
+    same_answers,
+    weights_of,
+)
 
 from sat_models.checkpoint.convert import convert
 from sat_models.errors import ConfigError
@@ -94,13 +103,13 @@ def test_more_processes_than_keys(folder: Path, tmp_path: Path) -> None:
 
 
 def test_there_and_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    convert(folder, "sat", tmp_path / "sat", size=2)
+    convert(folder, "sat", tmp_path / "sat", size=most_processes(folder, 2))
     convert(tmp_path / "sat", "hf", tmp_path / "hf", verify=True)
     before, after = weights_of(folder), weights_of(tmp_path / "hf")
     assert before.keys() == after.keys() and all(value.equal(after[name]) for name, value in before.items())
     given, written = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "hf"))
     kept = ("architectures", "num_multi_query_heads", "hidden_size", "template_version", "bos_token_id", "vocab_size")
-    assert {name: written[name] for name in kept} == {name: given[name] for name in kept}
+    assert {name: written.get(name) for name in kept if name in given} == {k: given[k] for k in kept if k in given}
     assert (tmp_path / "hf" / "tokenizer.json").is_file() and (tmp_path / "sat" / "tokenizer.json").is_file()
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from hf_golden import TOLERANCE, Reference, folders, in_processes, in_two_processes, same_answers, weights_of
+from hf_golden import (
+    TOLERANCE,
+    Reference,
+    folders,
+    in_processes,
+    in_two_processes,
+    most_processes,
+    same_answers,
+    weights_of,
+)
 
 from mixins.kv_cache import kv_cache
 from sat_models.checkpoint.convert import convert
@@ -126,7 +135,7 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
 
 def test_more_processes_than_keys(folder: Path, tmp_path: Path) -> None:
     """Each of four holds a copy of the key that its query reads, whether the file has one part or four."""
-    convert(folder, "sat", tmp_path / "four", size=4)
+    convert(folder, "sat", tmp_path / "four", size=most_processes(folder, 4))
     for name in ("reference.json", "reference.safetensors"):
         shutil.copy(folder / name, tmp_path / "four")
     for source in (folder, tmp_path / "four"):
@@ -134,7 +143,7 @@ def test_more_processes_than_keys(folder: Path, tmp_path: Path) -> None:
 
 
 def test_there_and_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    convert(folder, "sat", tmp_path / "sat", size=2)
+    convert(folder, "sat", tmp_path / "sat", size=most_processes(folder, 2))
     convert(tmp_path / "sat", "hf", tmp_path / "hf", verify=True)
     before, after = weights_of(folder), weights_of(tmp_path / "hf")
     assert before.keys() == after.keys() and all(value.equal(after[name]) for name, value in before.items())

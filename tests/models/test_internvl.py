@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_golden import SET, TOLERANCE, Reference, folders, in_two_processes, same_answers, weights_of
+from hf_golden import SET, TOLERANCE, Reference, folders, in_two_processes, most_processes, same_answers, weights_of
 from torch import Tensor
 
 from sat_models.checkpoint.convert import convert
@@ -118,7 +118,7 @@ def test_prompts_with_the_system_text_of_the_original(version: str, system: str,
 
 def test_there_and_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Through SAT's layout, cut in two, and transformers' own where that has the model."""
-    convert(folder, "sat", tmp_path / "sat", size=2)
+    convert(folder, "sat", tmp_path / "sat", size=most_processes(folder, 2))
     config = load_config(folder)
     if config.pixel_shuffle == "v1":
         with pytest.raises(ConfigError, match="column by column, and transformers' InternVL has row by row only"):
@@ -132,9 +132,15 @@ def test_there_and_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert load_config(back) == load_config(between) == config
     given, written = (json.loads((place / "config.json").read_text()) for place in (folder, back))
     for section in ("llm_config", "vision_config"):
-        assert given[section].items() >= {k: v for k, v in written[section].items() if k in KEPT[section]}.items()
-    assert {name: written[name] for name in KEPT["config"]} == {name: given[name] for name in KEPT["config"]}
+        same(given[section], written[section], KEPT[section])
+    same(given, written, KEPT["config"])
     assert load_pretrained(back, device="cpu").processor.tokenizer.eos_ids == config.eos_token_ids
+
+
+def same(given: dict[str, Any], written: dict[str, Any], names: tuple[str, ...]) -> None:
+    """What a config says of these is written again."""
+    for name in names:
+        assert name not in given or written.get(name) == given[name], name
 
 
 KEPT = {
@@ -172,3 +178,41 @@ def test_transformers_class_gives_our_logits(folder: Path, reference: Reference,
     again = tmp_path / "again"
     theirs.save_pretrained(again)
     assert all(value.equal(weights_of(again)[name]) for name, value in weights_of(written).items())
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
+@pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
+def test_norms_of_queries_in_transformers_have_an_epsilon_of_their_own(
+    kind: str, epsilon: float, tmp_path: Path
+) -> None:
+    """Of sizes that no golden folder has: six heads on three, patches of 7 px, the last layer but one."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    vision = transformers.InternVLVisionConfig(
+        hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80, attention_bias=False,
+        use_qk_norm=True, norm_type=kind, layer_norm_eps=epsilon, image_size=[42, 42], patch_size=[7, 7],
+    )  # fmt: skip
+    text = transformers.Qwen2Config(
+        vocab_size=100, hidden_size=60, intermediate_size=100, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=3, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = transformers.InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=7, vision_feature_layer=-2, tie_word_embeddings=False
+    )
+    theirs = transformers.InternVLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    for weight in theirs.parameters():
+        weight.data.add_(torch.randn_like(weight), alpha=0.05)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.tensor([[3, *[7] * 18, 9, 11]])
+    given = {"input_ids": ids, "position_ids": torch.arange(21)[None], "image_embed_mask": (ids == 7).long()}
+    pixels = torch.randn(2, 3, 42, 42)
+    with torch.inference_mode():
+        wanted = theirs(input_ids=ids, pixel_values=pixels).logits
+    for place in (tmp_path / "theirs", convert(tmp_path / "theirs", "sat", tmp_path / "sat").parent):
+        ours = load_pretrained(place, device="cpu", dtype="float32")
+        with torch.inference_mode():
+            torch.testing.assert_close(ours.model(**given, vision_image=pixels)[0], wanted, atol=TOLERANCE, rtol=0)
+    convert(tmp_path / "sat", "hf", tmp_path / "again", layout="transformers", verify=True)
+    if epsilon != 1e-6:
+        with pytest.raises(ConfigError, match="write the layout 'transformers'"):
+            convert(tmp_path / "sat", "hf", tmp_path / "original", layout="original")

@@ -123,7 +123,7 @@ def test_quantised_weights_over_two_processes(folder: Path, size: int, tmp_path:
     alone = load_pretrained(tmp_path / "kept", device="cpu", dtype="float32")
     assert any(name.endswith("quant_scale") and "vit_model" in name for name in alone.model.state_dict())
     furthest = in_two_processes(tmp_path / "kept", tmp_path)
-    assert furthest[0] == furthest[1] < 1, "close to full precision, and equal on both"
+    assert min(furthest) == max(furthest) < 1, "close to full precision, and equal on all"
 
 
 def test_a_token_goes_through_the_bare_weights(vlm: VLM) -> None:

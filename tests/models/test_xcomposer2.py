@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from hf_golden import SET, TOLERANCE, Reference, folders, in_processes, in_two_processes, same_answers, weights_of
+from hf_golden import (
+    SET,
+    TOLERANCE,
+    Reference,
+    folders,
+    in_processes,
+    in_two_processes,
+    most_processes,
+    same_answers,
+    weights_of,
+)
 from PIL import Image, ImageOps
 
 from sat_models.checkpoint.convert import convert
@@ -96,7 +106,7 @@ def test_a_repetition_penalty_counts_what_the_original_counts(vlm: VLM, referenc
     """The answer, and the prompt where it has no image."""
     for case in reference.cases:
         if "generated_penalty" in case:
-            wanted, ends = case["generated_penalty"], set(vlm.config.eos_token_ids)
+            wanted, ends = case["generated_penalty"], set(vlm.processor.tokenizer.eos_ids)
             options = {"max_new_tokens": len(wanted), "repetition_penalty": case["repetition_penalty"]}
             found = vlm.generate(**asked(reference, case), **options)
             assert found.token_ids == [token for token in wanted if token not in ends], case["key"]
@@ -150,7 +160,7 @@ def torch_shards(folder: Path, place: Path) -> Path:
 @pytest.mark.parametrize("stored", ["safetensors", "bin"])
 def test_there_and_back_bit_for_bit(folder: Path, stored: str, tmp_path: Path) -> None:
     given = folder if stored == "safetensors" else torch_shards(folder, tmp_path / "given")
-    convert(given, "sat", tmp_path / "sat", size=2)
+    convert(given, "sat", tmp_path / "sat", size=most_processes(folder, 2))
     convert(tmp_path / "sat", "hf", tmp_path / "hf", verify=True)
     before, after = weights_of(folder), weights_of(tmp_path / "hf")
     assert before.keys() == after.keys() and all(value.equal(after[name]) for name, value in before.items())

@@ -65,6 +65,11 @@ def from_original(data: Mapping[str, Any]) -> dict[str, Any]:
 def to_original(config: InternVLConfig) -> dict[str, Any]:
     """The inverse."""
     tower, language = config.eva_args, LANGUAGES[config.language]
+    if tower.qk_norm and (tower.qk_epsilon or tower.layernorm_epsilon) != tower.layernorm_epsilon:
+        raise ConfigError(
+            f"InternVL's own layout norms queries and keys with the epsilon of the other norms; this tower has "
+            f"{tower.qk_epsilon:g} beside {tower.layernorm_epsilon:g}; write the layout 'transformers'"
+        )
     return {
         "model_type": "internvl_chat",
         "downsample_ratio": 1 / config.joined,
@@ -106,6 +111,8 @@ def from_transformers(data: Mapping[str, Any]) -> dict[str, Any]:
         "qkv_bias": vision.get("attention_bias", False),
         **_tower(vision, _300M, "layer_norm", data.get("vision_feature_layer", -1)),
     }
+    if tower["qk_norm"] and tower["layernorm_epsilon"] != QK_EPSILON:
+        tower["qk_epsilon"] = QK_EPSILON
     side = _side(vision.get("image_size", 448))
     sizes = _language(data["text_config"], data, InternVLConfig.DEFAULT_VERSION)
     return {
@@ -124,10 +131,10 @@ def to_transformers(config: InternVLConfig) -> dict[str, Any]:
             "InternVL has row by row only (v2), so that it would answer from other tokens; write the layout 'original' "
             "(--layout original)"
         )
-    if tower.qk_norm and tower.layernorm_epsilon != QK_EPSILON:
+    if tower.qk_norm and (epsilon := tower.qk_epsilon or tower.layernorm_epsilon) != QK_EPSILON:
         raise ConfigError(
             f"transformers' InternVL norms queries and keys with epsilon {QK_EPSILON:g}, this tower with "
-            f"{tower.layernorm_epsilon:g}; write the layout 'original' (--layout original)"
+            f"{epsilon:g}; write the layout 'original' (--layout original)"
         )
     if config.image_token_id is None:
         raise ConfigError(
