@@ -32,6 +32,7 @@
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int places __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int16_t shorts __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #ifdef __clang__
@@ -60,7 +61,10 @@ INLINE float one_of(const void *x, long i, int form) {
 
 INLINE lanes some_of(const void *x, long i, int form) {
     if (form == SINGLE) return at((const float *)x + i);
-    if (form == BYTE) return __builtin_convertvector(*(const bytes *)((const int8_t *)x + i), lanes);
+    if (form == BYTE) { /* twice as wide at a time, or GCC takes them one by one */
+        shorts wider = __builtin_convertvector(*(const bytes *)((const int8_t *)x + i), shorts);
+        return __builtin_convertvector(__builtin_convertvector(wider, places), lanes);
+    }
     return (lanes)(__builtin_convertvector(*(const halves *)((const uint16_t *)x + i), places) << 16);
 }
 
@@ -223,20 +227,42 @@ static void gated_part(float *out, const float *x, const void *gate, const void 
         gated_of(out, x, gate, up, rows, outputs, inputs, first, last, 0);
 }
 
+#define NARROW 4 /* vectors of a value whose sums stay in registers */
+
+/* What token `t` of a stream adds to the sums, from number `from` of its value on. */
+INLINE void add_value(lanes *sums, const float *weights, const void *values, long t, long from, long width, int form) {
+    const void *value = stored(values, t * step_of(width, form), form);
+    float weight = weights[t] * scale_of(value, width, form);
+    for (int v = 0; v < NARROW; v++) sums[v] += some_of(value, from + v * LANES, form) * weight;
+}
+
 /* Sum of all values, each times its weight, over `total`. */
 INLINE void mix(float *out, const float *weights, float total, const void *values, long width, long count, int form,
                 int half) {
-    float sums[STREAMS][MAX_WIDTH];
-    long step = (count + STREAMS - 1) / STREAMS;
+    long step = (count + STREAMS - 1) / STREAMS, whole = count - (STREAMS - 1) * step, i = 0;
+    for (; i + NARROW * LANES <= width; i += NARROW * LANES) {
+        lanes sums[STREAMS][NARROW] = {0};
+        long t = 0;
+        for (; t < whole; t++)
+            for (int s = 0; s < STREAMS; s++) add_value(sums[s], weights, values, t + s * step, i, width, form);
+        for (; t < step; t++)
+            for (int s = 0; s < STREAMS && t + s * step < count; s++)
+                add_value(sums[s], weights, values, t + s * step, i, width, form);
+        for (int v = 0; v < NARROW; v++) {
+            lanes all = (sums[0][v] + sums[1][v] + sums[2][v] + sums[3][v]) / total;
+            for (int j = 0; j < LANES; j++) out[i + v * LANES + j] = rounded(all[j], half);
+        }
+    }
+    float sums[STREAMS][NARROW * LANES];
     memset(sums, 0, sizeof sums);
-    for (long t = 0; t < step; t++)
+    for (long t = 0; i < width && t < step; t++)
         for (int s = 0; s < STREAMS && t + s * step < count; s++) {
             const void *value = stored(values, (t + s * step) * step_of(width, form), form);
             float weight = weights[t + s * step] * scale_of(value, width, form);
-            for (long i = 0; i < width; i++) sums[s][i] += one_of(value, i, form) * weight;
+            for (long j = i; j < width; j++) sums[s][j - i] += one_of(value, j, form) * weight;
         }
-    for (long i = 0; i < width; i++)
-        out[i] = rounded((sums[0][i] + sums[1][i] + sums[2][i] + sums[3][i]) / total, half);
+    for (long j = i; j < width; j++)
+        out[j] = rounded((sums[0][j - i] + sums[1][j - i] + sums[2][j - i] + sums[3][j - i]) / total, half);
 }
 
 INLINE void attend_at(float *out, float *scores, const float *query, const void *keys, const void *values,
