@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sat_models.checkpoint.adapter import adapter_files
 from sat_models.digests import digest_of, digest_of_files
 from sat_models.evaluation.samples import Sample
 from sat_models.models.common.quantisation import Quantisation
+from sat_models.processing.tokenizer_files import COMPANIONS
 
 if TYPE_CHECKING:
     from sat_models.zoo.vlm import VLM
@@ -30,7 +32,7 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
     return {
         "weights_sha256": digest_of_files(vlm.checkpoint.files),
         "config_sha256": digest_of(vlm.config.to_dict()),
-        "tokenizer_sha256": digest_of_files([vlm.tokenizer_file]) if vlm.tokenizer_file else None,
+        "tokenizer_sha256": digest_of_files(_tokenizer_files(vlm.tokenizer_file)) if vlm.tokenizer_file else None,
         "adapter_sha256": digest_of_files(adapter) if adapter else None,
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "bits": stored.bits if stored else None,
@@ -41,6 +43,12 @@ def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
         "prompt_style": vlm.processor.version,
         "boxes": vlm.processor.form.boxes,
     }
+
+
+def _tokenizer_files(file: Path) -> list[Path]:
+    """A tokenizer's file, and those beside it that say which special tokens there are."""
+    beside = (file.with_name(name) for name in COMPANIONS)
+    return [file, *(path for path in beside if path.is_file())]
 
 
 def questions_digest(samples: Sequence[Sample]) -> str:

@@ -87,7 +87,7 @@ def test_other_pictures_under_the_same_names_are_other_questions(tmp_path: Path)
         runner.open_folder(tmp_path / "out", runner.settings_of("vqa", samples, **HOW))
 
 
-@pytest.mark.parametrize("changed", ["weights", "config", "dtype", "version"])
+@pytest.mark.parametrize("changed", ["weights", "config", "dtype", "version", "tokenizer"])
 def test_another_model_at_the_same_path_is_told(changed: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN / "cogvlm-mini", tmp_path / "model"))
     before = model_identity(load_pretrained(folder), str(folder))
@@ -101,10 +101,17 @@ def test_another_model_at_the_same_path_is_told(changed: str, tmp_path: Path) ->
     elif changed == "config":
         config = json.loads((folder / "model_config.json").read_text())
         (folder / "model_config.json").write_text(json.dumps({**config, "layernorm_epsilon": 0.1}))
+    elif changed == "tokenizer":
+        (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     else:
         loading = {"dtype": "bf16"} if changed == "dtype" else {"version": "vqa"}
     after = model_identity(load_pretrained(folder, **loading), str(folder))
-    name = {"weights": "weights_sha256", "config": "config_sha256", "version": "prompt_style"}.get(changed, changed)
+    name = {
+        "weights": "weights_sha256",
+        "config": "config_sha256",
+        "version": "prompt_style",
+        "tokenizer": "tokenizer_sha256",
+    }.get(changed, changed)
     assert {key for key in before if before[key] != after[key]} == {name}
 
 
