@@ -156,9 +156,9 @@ def test_the_memory_of_training_grows_with_tiles(vlm: VLM, images: list[Image.Im
 
 
 def test_a_benchmark_shows_as_many_tiles_as_fit(vlm: VLM) -> None:
-    each, most = vlm.config.image_length, vlm.config.most_tiles
-    assert len(prompt_of(vlm.config, each * (most + 1) + 20, image=True).vision_image) == most + 1, "an overview, too"
-    assert len(prompt_of(vlm.config, each * 4 + 2, image=True).vision_image) == 4
+    each, all_tiles = vlm.config.image_length, vlm.config.most_tiles + vlm.config.overview
+    assert len(prompt_of(vlm.config, each * all_tiles + 20, image=True).vision_image) == all_tiles, "an overview, too"
+    assert len(prompt_of(vlm.config, each * 4 + 2, image=True).vision_image) == min(4, all_tiles)
     assert len(prompt_of(vlm.config, each + 2, image=True).vision_image) == 1
 
 
@@ -253,7 +253,7 @@ def test_another_language_model_is_refused_by_its_name(folder: Path, name: str, 
         ({"template": "phi3-chat"}, "template 'phi3-chat' of InternVL is unknown here; allowed: Hermes-2"),
         ({"ps_version": "v3"}, "pixel_shuffle is 'v3'; allowed: v1, v2"),
         ({"downsample_ratio": 0.4}, "downsample_ratio = 0.4 is not one part"),
-        ({"downsample_ratio": 1 / 3}, "3 x 3 of the tower's"),
+        ({"downsample_ratio": 1 / 997}, "997 x 997 of the tower's"),
         ({"min_dynamic_patch": 50}, "least_tiles = 50 is more than"),
         ({"select_layer": -50}, "feature_layer is -50"),
         ({"vision_config": {"norm_type": "batch_norm"}}, "norm_type 'batch_norm' is not supported"),

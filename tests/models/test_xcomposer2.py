@@ -200,15 +200,15 @@ def test_a_batch_of_unlike_dialogues_is_one_by_one(vlm: VLM, reference: Referenc
 def test_tiles_beyond_the_context(tiled: Path) -> None:
     """The error says how many fit, and so many do."""
     vlm = load_pretrained(tiled, device="cpu", dtype="float32")
-    image = Image.new("RGB", (3000, 2000), "teal")
+    image, context = Image.new("RGB", (3000, 2000), "teal"), vlm.config.max_sequence_length
     with pytest.raises(InputError, match=r"max_tiles up to (\d+) fits") as failure:
-        vlm.processor(image, "What?", max_tiles=2000)
+        vlm.processor(image, "What?", max_tiles=context)
     most = int(str(failure.value).split("max_tiles up to ")[1].split(" ")[0])
-    assert vlm.processor(image, "What?", max_tiles=most).length < vlm.config.max_sequence_length
+    assert vlm.processor(image, "What?", max_tiles=most).length < context
     with pytest.raises(InputError, match="max_tiles up to"):
         vlm.processor(image, "What?", max_tiles=most + 1)
     with pytest.raises(InputError, match="even one tile of each does not fit"):
-        vlm.processor([image] * 300, "What?")
+        vlm.processor([image] * (context // vlm.config.image_length + 1), "What?")
 
 
 def test_marks_and_images_must_agree(vlm: VLM, reference: Reference) -> None:
