@@ -120,7 +120,11 @@ def test_a_batch_of_dialogues_answers_as_each_alone(vlm: VLM, reference: Referen
     """Of other lengths, numbers of turns and images: the released code cannot pad them."""
     cases = [case for case in reference.cases if not case["system"]]
     calls = [asked(reference, case) for case in cases]
-    two = {"image": [calls[0]["image"]] * 2, "query": "<image>Is it <image>?", "history": [("Hello", "Hello.")]}
+    two = {
+        "image": [reference.folder / "image.png"] * 2,
+        "query": "<image>Is it <image>?",
+        "history": [("Hello", "Hello.")],
+    }
     columns = [[call[name] for call in (*calls, two)] for name in ("image", "query", "history")]
     found = vlm.generate_batch(*columns, max_new_tokens=12)
     for case, answer in zip(cases, found, strict=False):
