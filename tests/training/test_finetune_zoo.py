@@ -41,6 +41,7 @@ def start_of(name: str, place: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "version"),
     [
+        ("cogvlm2-mini", "chat"),
         ("glm4v-mini", "glm4v"),
         ("internvl-mini", "Hermes-2"),
         ("internvl2-mini", "internlm2-chat"),
