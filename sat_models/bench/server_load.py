@@ -7,7 +7,7 @@ import io
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def measure(client: Any, question: Question, *, clients: int, seconds: float, fi
     Args:
         first_number: of the requests; others make other images.
     """
-    seen, lock, counter = Seen(), threading.Lock(), iter(range(first_number, first_number + 10**9))
+    seen, lock, counter = Seen(), threading.Lock(), itertools.count(first_number)
     end = time.perf_counter() + seconds
 
     def ask_again() -> None:
@@ -112,8 +112,11 @@ def measure(client: Any, question: Question, *, clients: int, seconds: float, fi
                 number = next(counter)
             ask(client, question, number, seen, lock)
 
-    start = time.perf_counter()
-    _together([ask_again] * clients)
+    start, threads = time.perf_counter(), [threading.Thread(target=ask_again) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     seen.seconds = time.perf_counter() - start
     return seen
 
@@ -127,26 +130,25 @@ def measure_arrivals(
         The streams alone, the streams beside the arrivals, the arrivals.
     """
     alone = measure(client, running, clients=clients, seconds=seconds)
-    beside, came, lock = Seen(), Seen(), threading.Lock()
-    over = threading.Event()
-
-    def streams() -> None:
-        found = measure(client, running, clients=clients, seconds=seconds, first_number=10**6)
-        beside.__dict__.update(found.__dict__)
-        over.set()
+    came, lock, over = Seen(), threading.Lock(), threading.Event()
 
     def arrivals() -> None:
         waiting: list[threading.Thread] = []
-        for number in range(10**9):
+        for number in itertools.count(2 * 10**6):
             if over.wait(every):
                 break
-            given = (client, arriving, 2 * 10**6 + number, came, lock)
-            waiting.append(threading.Thread(target=ask, args=given))
+            waiting.append(threading.Thread(target=ask, args=(client, arriving, number, came, lock)))
             waiting[-1].start()
         for thread in waiting:
             thread.join()
 
-    _together([streams, arrivals])
+    coming = threading.Thread(target=arrivals)
+    coming.start()
+    try:
+        beside = measure(client, running, clients=clients, seconds=seconds, first_number=10**6)
+    finally:
+        over.set()
+        coming.join()
     came.seconds = beside.seconds
     return alone, beside, came
 
@@ -185,11 +187,3 @@ def check(seen: Seen) -> None:
     if not seen.first:
         reason = seen.failed[0] if seen.failed else "no answer had any text"
         raise InputError(f"the server answered nothing: {reason}")
-
-
-def _together(actions: Sequence[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=action) for action in actions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
