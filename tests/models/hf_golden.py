@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
 from sat_models.errors import ConfigError
+from sat_models.generation.sampling import SamplingOptions
+from sat_models.serving.core import Question, ServerCore
+from sat_models.serving.requests import Finished
 from sat_models.zoo.load import load_config
 from sat_models.zoo.vlm import VLM
 
@@ -31,6 +35,7 @@ __all__ = [
     "in_two_processes",
     "most_processes",
     "same_answers",
+    "same_through_a_server",
     "weights_of",
 ]
 
@@ -65,6 +70,26 @@ def same_answers(vlm: VLM, case: dict[str, Any], **asked: Any) -> None:
         with torch.inference_mode():
             assert int(vlm.model(**given)[0][0, -1].argmax()) == token
         given = longer(given, token)
+
+
+def same_through_a_server(vlm: VLM, asked: list[tuple[Any, str, list]], tokens: int) -> None:
+    """Dialogues (images, question, history) asked all at once give what each gives alone; asked again, beginnings of
+    their prompts are kept."""
+    alone = [vlm.generate(*call, max_new_tokens=tokens).token_ids for call in asked]
+    core = ServerCore(vlm, vlm.engine(keep_prefixes=4), names=["model"])
+    for _ in range(2):
+        answers: list[queue.Queue] = [queue.Queue() for _ in asked]
+        requests = [
+            core.prepare(Question(query, shown, history, options=SamplingOptions(max_new_tokens=tokens)))
+            for shown, query, history in asked
+        ]
+        core.scheduler.submit_all([(r, answer.put) for r, answer in zip(requests, answers, strict=True)])
+        for wanted, answer in zip(alone, answers, strict=True):
+            event = answer.get(timeout=120)
+            while not isinstance(event, Finished):
+                event = answer.get(timeout=120)
+            assert event.answer.token_ids == wanted
+    core.scheduler.close()
 
 
 def longer(given: dict[str, Any], token: int) -> dict[str, Any]:

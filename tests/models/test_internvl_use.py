@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import queue
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hf_golden import folders, in_two_processes
+from hf_golden import folders, in_two_processes, same_through_a_server
 from PIL import Image
 
 from mixins.kv_cache import kv_cache
@@ -20,7 +19,6 @@ from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation.samples import Sample
 from sat_models.evaluation.tasks import TASKS, question_of
-from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import load
@@ -28,8 +26,6 @@ from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.internvl.tokens import TAGS
 from sat_models.processing.prompts import Turn
-from sat_models.serving.core import Question, ServerCore
-from sat_models.serving.requests import Finished
 from sat_models.training.memory import estimate_memory
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
@@ -83,22 +79,7 @@ def test_a_batch_of_unequal_tiles_answers_as_each_alone(vlm: VLM, images: list[I
 
 
 def test_the_server_answers_as_each_alone(vlm: VLM, images: list[Image.Image]) -> None:
-    asked = dialogues(images)
-    alone = [vlm.generate(*call, max_new_tokens=8).token_ids for call in asked]
-    core = ServerCore(vlm, vlm.engine(keep_prefixes=4), names=["internvl"])
-    for _ in range(2):  # the second time beginnings of prompts are kept
-        answers: list[queue.Queue] = [queue.Queue() for _ in asked]
-        requests = [
-            core.prepare(Question(query, shown, history, options=SamplingOptions(max_new_tokens=8)))
-            for shown, query, history in asked
-        ]
-        core.scheduler.submit_all([(r, answer.put) for r, answer in zip(requests, answers, strict=True)])
-        for wanted, answer in zip(alone, answers, strict=True):
-            event = answer.get(timeout=60)
-            while not isinstance(event, Finished):
-                event = answer.get(timeout=60)
-            assert event.answer.token_ids == wanted
-    core.scheduler.close()
+    same_through_a_server(vlm, dialogues(images), 8)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import queue
 from pathlib import Path
 
 import pytest
-from hf_golden import folders
+from hf_golden import folders, same_through_a_server
 from PIL import Image
 
 from mixins.kv_cache import kv_cache
-from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
 from sat_models.generation.steps.native import load
-from sat_models.serving.core import Question, ServerCore
-from sat_models.serving.requests import Finished
 from sat_models.training.data import VLMDataset
 from sat_models.training.formats import read_records
 from sat_models.training.memory import estimate_memory
@@ -41,21 +37,7 @@ def test_the_server_answers_as_each_alone(vlm: VLM) -> None:
         ([TALL, WIDE], "<ImageHere>And <ImageHere>?", []),
         ([TALL], "Why?", [("<ImageHere>Where?", "Left.")]),
     ]
-    alone = [vlm.generate(*call, max_new_tokens=6).token_ids for call in asked]
-    core = ServerCore(vlm, vlm.engine(keep_prefixes=4), names=["xcomposer2"])
-    for _ in range(2):  # the second time beginnings of prompts are kept
-        answers: list[queue.Queue] = [queue.Queue() for _ in asked]
-        requests = [
-            core.prepare(Question(query, shown, history, options=SamplingOptions(max_new_tokens=6)))
-            for shown, query, history in asked
-        ]
-        core.scheduler.submit_all([(r, answer.put) for r, answer in zip(requests, answers, strict=True)])
-        for wanted, answer in zip(alone, answers, strict=True):
-            event = answer.get(timeout=120)
-            while not isinstance(event, Finished):
-                event = answer.get(timeout=120)
-            assert event.answer.token_ids == wanted
-    core.scheduler.close()
+    same_through_a_server(vlm, asked, 6)
 
 
 def test_a_token_goes_through_the_bare_weights_of_a_llama(vlm: VLM) -> None:
