@@ -111,8 +111,8 @@ class PromptInPieces:
     def __init__(self, number: int, row: AnswerRow, engine: AnsweringModel, stepper: Stepper, piece: int) -> None:
         self.number, self.row = number, row
         self._engine, self._stepper, self._piece = engine, stepper, piece
-        self._store, self._done = _begun(row, engine, grows=True)
-        self._text_only = self._done > 0 or row.request.inputs.vision_image is None
+        self._store: KVStore | None = None
+        self._done, self._text_only = 0, row.request.inputs.vision_image is None
         self._given: dict[str, Any] | None = None
         self._features: Tensor | None = None
 
@@ -123,6 +123,9 @@ class PromptInPieces:
             all_of_it: nobody waits any more.
         """
         inputs = self.row.request.inputs
+        if self._store is None:
+            self._store, self._done = _begun(self.row, self._engine, grows=True)
+            self._text_only = self._text_only or self._done > 0
         if not self._text_only and self._given is None:
             self._encode_images()
             if not all_of_it:

@@ -125,6 +125,18 @@ def test_a_prompt_that_fails_leaves_the_others_alone(cogvlm: VLM, monkeypatch: p
         assert session.step().keys() == {first}
 
 
+def test_no_memory_for_one_prompt_is_its_own_failure(cogvlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(cogvlm)
+    with engine.session(max_rows=3, piece=5) as session:
+        first = busy(session, cogvlm)
+        number = session.add(Request(asked(cogvlm, "What is that?"), OPTIONS))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.prefixes, "start", lambda *_: 1 / 0)
+            assert session.step().keys() == {first}
+        assert session.finished == (number,) and isinstance(session[number].error, ZeroDivisionError)
+        assert session.step().keys() == {first}
+
+
 def test_what_is_kept_is_not_computed_again(cogvlm: VLM) -> None:
     engine = engine_of(cogvlm, keep_prefixes=4)
     engine.answer(Request(asked(cogvlm, "What is that?"), OPTIONS))
