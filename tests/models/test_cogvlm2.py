@@ -36,16 +36,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load_pretrained(folder, device="cpu", dtype="float32")
-
-
 def asked(reference: Reference, case: dict) -> dict:
     return {
         "image": reference.folder / "image.png" if case["images"] else None,

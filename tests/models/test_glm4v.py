@@ -48,16 +48,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load_pretrained(folder, device="cpu", dtype="float32")
-
-
 def asked(reference: Reference, case: dict[str, Any]) -> dict[str, Any]:
     """A case as a call, with a mark where its image stands."""
     questions, answers = list(case["turns"][::2]), case["turns"][1::2]

@@ -30,16 +30,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load_pretrained(folder, device="cpu", dtype="float32")
-
-
 def asked(reference: Reference, case: dict[str, Any]) -> dict[str, Any]:
     """What a case asks. A config's own number of tiles cuts an image as "tiles" says; "one" is the same image whole."""
     image, kind = reference.folder / "image.png", case["image"]

@@ -43,11 +43,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load_pretrained(folder, device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     """Of shapes that are cut into different numbers of tiles, the last into one."""
     generator = torch.Generator().manual_seed(0)

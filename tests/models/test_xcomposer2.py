@@ -41,16 +41,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load_pretrained(folder, device="cpu", dtype="float32")
-
-
 def shown(folder: Path, case: dict[str, Any]) -> Any:
     """The images of a case: named, or so many."""
     if "images" not in case:
