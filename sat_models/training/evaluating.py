@@ -24,7 +24,8 @@ from sat_models.generation.engine import Engine
 from sat_models.generation.model import evaluation_mode
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import IGNORE, VLMInputs
-from sat_models.training.data import VLMDataset, evaluation_batches
+from sat_models.training.batches import evaluation_batches
+from sat_models.training.data import VLMDataset
 from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
 

@@ -23,7 +23,8 @@ from sat_models.checkpoint.io import write_rank_weights
 from sat_models.checkpoint.staging import everywhere
 from sat_models.errors import CheckpointError, ZooError
 from sat_models.text import json_line
-from sat_models.training.data import Batch, VLMDataset, batches
+from sat_models.training.batches import Batch, batches
+from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
 from sat_models.training.evaluating import Evaluator, token_loss
 from sat_models.training.groups import group_of, vision_groups

@@ -18,7 +18,8 @@ from golden_set import each_case, tensors
 
 from sat_models.errors import ConfigError, InputError, UnknownNameError
 from sat_models.processing.layout import IGNORE, collate
-from sat_models.training.data import VLMDataset, batches, evaluation_batches
+from sat_models.training.batches import batches, evaluation_batches
+from sat_models.training.data import VLMDataset
 from sat_models.training.formats import read_records
 from sat_models.training.sampler import LengthGroupedSampler
 from sat_models.training.split import group_by_common, load_train_valid, split_records, validation_beside
