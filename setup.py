@@ -1,11 +1,13 @@
 """Packaging. `requirements.txt` lists the same base dependencies; a test keeps the two in step."""
 
+import re
 import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "sat_models" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 # Bounds are what the tests ran with; docs/architecture.md says why each package is here.
 INSTALL = [
@@ -22,13 +24,12 @@ INSTALL = [
     "tqdm>=4.66,<5",
     "spacy>=3.8,<3.9",
     "pyyaml>=6,<7",
-    "matplotlib>=3.10,<4",
-    "tensorboardX>=2.6,<3",
 ]
 EXTRAS = {
     "serve": ["gradio>=6,<7", "fastapi>=0.115,<1", "uvicorn>=0.30,<1", "prometheus-client>=0.20,<1"],
     "eval": ["pycocoevalcap>=1.2,<2"],
-    "track": ["wandb>=0.20,<1"],
+    "plot": ["matplotlib>=3.10,<4"],
+    "track": ["tensorboardX>=2.6,<3", "wandb>=0.20,<1", "swanlab>=0.10,<0.11"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "test": [
         "pytest>=9,<10",
@@ -38,10 +39,11 @@ EXTRAS = {
         "playwright>=1.50,<2",
         "transformers>=5.17,<6",
     ],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-EXTRAS["all"] = [line for extra in ("serve", "eval", "track", "quant") for line in EXTRAS[extra]]
+EXTRAS["all"] = [line for extra in ("serve", "eval", "plot", "track", "quant") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
-EXTRAS["test"] += [line for extra in ("serve", "eval", "quant") for line in EXTRAS[extra]]
+EXTRAS["test"] += [line for extra in ("serve", "eval", "plot", "quant", "docs") for line in EXTRAS[extra]]
 
 
 def packaged_configs() -> list[str]:
@@ -78,7 +80,7 @@ def kernel(source: str) -> Extension:
 
 setup(
     name="cogvlm-sat-zoo",
-    version="0.1.0",
+    version=VERSION,
     description="A zoo of vision-language models made of SwissArmyTransformer mixins: CogVLM, CogAgent and more",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -88,7 +90,8 @@ setup(
     package_dir=CONFIG_PACKAGES,
     ext_modules=[kernel(source) for source in KERNEL_SOURCES],
     package_data={
-        "sat_models": ["assets/**/*", "generation/steps/*.c", "models/common/*.[ch]"],
+        "sat_models": ["py.typed", "assets/**/*", "generation/steps/*.c", "models/common/*.[ch]"],
+        "mixins": ["py.typed"],
         **{name: ["*.json", "*.yaml"] for name in CONFIG_PACKAGES},
     },
     include_package_data=False,

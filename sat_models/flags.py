@@ -70,7 +70,7 @@ def add_name_flags(parser: argparse.ArgumentParser, *, default: str | None = DEF
 
 def add_device_flags(parser: argparse._ActionsContainer) -> None:
     """Where it computes, and in what dtype."""
-    flag(parser, "device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16 (default: %(default)s)")
     for name in ("fp16", "bf16", "fp32"):

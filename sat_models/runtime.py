@@ -19,6 +19,8 @@ import torch.distributed as dist
 from mixins.sat_compat import mpu
 from sat_models.errors import ConfigError, ZooError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _DTYPES = {
@@ -61,7 +63,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device '{device}' is not a device: use auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(f"device '{device}' is not a device: use auto, cpu, cuda, cuda:N or mps") from error
+    if chosen.type == "mps":
+        _check_apple(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device '{device}' was asked for, but torch sees no GPU here; use --device cpu or auto")
     if chosen.type == "cuda" and chosen.index is None:
@@ -74,12 +78,13 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of weights; "auto" is fp32 on CPU; on a GPU bf16 where it has it, else fp16."""
+    """The dtype of weights; "auto" is fp32 on CPU; on a GPU bf16 where it has it, else fp16; fp16 on Apple's."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        if torch.device(device).type == "cpu":
-            return torch.float32
+        kind = torch.device(device).type
+        if kind != "cuda":
+            return torch.float16 if kind == "mps" else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; use auto, {', '.join(_DTYPES)}")
@@ -126,6 +131,8 @@ def wait_for(device: torch.device) -> None:
     """Let a GPU end what it was given, before a clock is read; a CPU has ended already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def current_device() -> torch.device:
@@ -133,6 +140,14 @@ def current_device() -> torch.device:
     if torch.cuda.is_initialized():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def _check_apple(device: str | torch.device) -> None:
+    if not torch.backends.mps.is_available():
+        raise ConfigError(f"device '{device}' was asked for, but torch sees no Apple GPU; use --device cpu or auto")
+    if world_size() > 1:
+        raise ConfigError(f"device '{device}' serves one process, and this run has {world_size()}; use --device cpu")
+    logger.warning("nobody has tested this zoo on Apple's GPUs yet: compare an answer with --device cpu")
 
 
 def _check_gpus() -> None:

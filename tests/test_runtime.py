@@ -90,7 +90,7 @@ def test_the_device_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_no_device_or_dtype_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="device 'gpu' is not a device: use auto, cpu, cuda or cuda:N"):
+    with pytest.raises(ConfigError, match="device 'gpu' is not a device: use auto, cpu, cuda, cuda:N or mps"):
         runtime.choose_device("gpu")
     with pytest.raises(ConfigError, match="torch sees no GPU here; use --device cpu or auto"):
         runtime.choose_device("cuda:0")
@@ -154,3 +154,18 @@ def test_other_ranks_only_say_errors(
         root.handlers[:] = handlers
         root.setLevel(level)
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == heard
+
+
+def test_an_apple_gpu_is_taken_when_asked_for_and_said_to_be_untested(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.choose_device("mps") == torch.device("mps")
+    assert "nobody has tested this zoo on Apple's GPUs" in caplog.text
+    assert runtime.choose_dtype("auto", torch.device("mps")) == torch.float16
+    monkeypatch.setattr(runtime, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="'mps' serves one process, and this run has 2"):
+        runtime.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no Apple GPU; use --device cpu"):
+        runtime.choose_device("mps")

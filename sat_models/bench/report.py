@@ -14,6 +14,7 @@ import torch
 
 from sat_models.bench.random_models import Floors
 from sat_models.errors import InputError
+from sat_models.figures import new_figure
 
 _COLUMNS = ("what", "ours", "stock", "times faster", "floor", "of the floor", "peak memory")
 
@@ -63,17 +64,14 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     Raises:
         InputError: fewer than two contexts were measured.
+        MissingPackageError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     decoded = [row for row in rows if row["case"] == "decode" and row["value"] and not row["what"].startswith("int")]
     points = sorted(((int(re.search(r"(\d+) tokens", row["what"])[1]), row) for row in decoded), key=lambda p: p[0])
     if len(points) < 2:
         raise InputError("a plot over context needs at least two contexts (--contexts, --text-contexts)")
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
+    axes = figure.add_subplot()
     lines = (("value", "this repository", "o-"), ("stock", "stock SAT", "s-"), ("floor", "memory floor", "k--"))
     for key, label, style in lines:
         known = [(tokens, row[key]) for tokens, row in points if row[key]]
@@ -85,4 +83,3 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

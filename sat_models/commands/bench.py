@@ -81,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sat_models.bench import report as bench_report
     from sat_models.bench.rows import USUAL_CASES, BenchSettings
     from sat_models.bench.suite import Bench
+    from sat_models.figures import new_figure
 
     runtime.setup_logging()
     for place in filter(None, (args.output, args.plot)):
         check_place(place)
+    if args.plot:
+        new_figure(1, 1)  # says now, not after the measurements, that it cannot be drawn
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(runtime.choose_device(args.device))

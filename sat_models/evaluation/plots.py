@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sat_models.errors import InputError
 from sat_models.evaluation.runner import PREDICTIONS_FILE, SCORES_FILE, read_predictions
 from sat_models.evaluation.samples import read_json
+from sat_models.figures import new_figure
 from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.boxes import parse_boxes
 from sat_models.processing.image import load_image
@@ -93,16 +94,15 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
 
     Raises:
         InputError: a folder without scores of a task.
+        MissingPackageError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
     by_task: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for folder in folders:
         task, model, scores = _scores(folder)
         by_task.setdefault(task, []).append((f"{model} ({folder})", scores))
     columns = min(3, len(by_task))
     rows = math.ceil(len(by_task) / columns)
-    figure = Figure(figsize=(5.2 * columns, 3.2 * rows), layout="constrained")
+    figure = new_figure(5.2 * columns, 3.2 * rows)
     for number, (task, results) in enumerate(by_task.items(), 1):
         axes = figure.add_subplot(rows, columns, number)
         names = list(dict.fromkeys(name for _, scores in results for name in scores))

@@ -38,7 +38,9 @@ OURS = {
 
 
 def choose_precision(settings: FinetuneSettings, device: torch.device) -> str:
-    """fp32, bf16 or fp16. Raises ConfigError for fp16 on a CPU, which DeepSpeed cannot train."""
+    """fp32, bf16 or fp16. Raises ConfigError for fp16 on a CPU, which DeepSpeed cannot train, and for Apple's GPUs."""
+    if device.type == "mps":
+        raise ConfigError("device 'mps' answers, but fine-tuning was never run on it; use --device cpu, or a CUDA GPU")
     if settings.precision != "auto":
         if settings.precision == "fp16" and device.type == "cpu":
             raise ConfigError("fp16 trains on GPUs only (DeepSpeed); use --precision fp32 or bf16 on a CPU")
@@ -117,11 +119,19 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
     On CPUs it would compile an extension for collectives at its first start, for a minute, under a lock file that a
     killed process leaves behind for all that follow to wait for. gloo does without.
+
+    Raises:
+        ConfigError: it is not installed.
     """
     os.environ.setdefault("LOCAL_RANK", str(runtime.local_rank()))  # it insists, also without a launcher
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
+    try:
+        import deepspeed
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"training runs on DeepSpeed, and '{error.name}' is not installed here: pip install deepspeed"
+        ) from error
 
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

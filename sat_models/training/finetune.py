@@ -159,6 +159,7 @@ def _train(settings: FinetuneSettings, trainer: Trainer) -> Outcome:
             step=trainer.progress.step,
             tensorboard=settings.tensorboard,
             wandb=settings.wandb,
+            swanlab=settings.swanlab,
             settings=settings.to_dict(),
             active=runtime.rank() == 0,
         )

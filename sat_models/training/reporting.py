@@ -1,4 +1,4 @@
-"""The reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, a curve as a picture. Written by rank 0 alone."""
+"""The reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, SwanLab, a curve as an image. By rank 0 alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import CheckpointError, MissingPackageError
+from sat_models.figures import new_figure
 from sat_models.files import writing
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,13 @@ class Reporter:
         folder: of the run.
         step: the run goes on from here.
         tensorboard: write events too.
-        wandb: project to report to.
+        wandb: project of Weights & Biases to report to.
+        swanlab: project of SwanLab to report to.
         settings: shown beside the run there.
         active: False on ranks that say nothing.
 
     Raises:
-        MissingPackageError: wandb is asked for and not installed.
+        MissingPackageError: wandb or swanlab is asked for and not installed.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Reporter:
         step: int,
         tensorboard: bool = True,
         wandb: str | None = None,
+        swanlab: str | None = None,
         settings: Mapping[str, Any] | None = None,
         active: bool = True,
     ) -> None:
-        self._file, self._events, self._online = folder / METRICS_FILE, None, None
+        self._file, self._events = folder / METRICS_FILE, None
+        self._online: list[Any] = []
         self._active = active
         if not active:
             return
@@ -50,11 +54,11 @@ class Reporter:
             folder.mkdir(parents=True, exist_ok=True)
             _forget_after(self._file, step)
         if tensorboard:
-            from tensorboardX import SummaryWriter  # SAT requires it
-
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._events = _start_tensorboard(folder, step)
         if wandb:
-            self._online = _start_wandb(wandb, folder, settings or {})
+            self._online.append(_start_wandb(wandb, folder, settings or {}))
+        if swanlab:
+            self._online.append(_start_swanlab(swanlab, folder, settings or {}))
 
     def report(self, step: int, values: Mapping[str, Any]) -> None:
         """One line: `step` and named numbers.
@@ -70,20 +74,22 @@ class Reporter:
         if self._events is not None:
             for name, value in numbers.items():
                 self._events.add_scalar(name, value, step)
-        if self._online is not None:
-            self._online.log(numbers, step=step)
+        for run in self._online:
+            run.log(numbers, step=step)
 
     def close(self) -> Path | None:
         """End the reports and draw the curve. Returns the picture, None where there is nothing to draw."""
-        if self._online is not None:
-            self._online.finish()
+        for run in self._online:
+            run.finish()
         try:
             if self._events is not None:
                 self._events.close()
             return plot_curve(self._file) if self._active else None
         except OSError as error:
             logger.warning("the events or the curve could not be written: %s", error.strerror or error)
-            return None
+        except MissingPackageError as error:  # the numbers are in the file, and the run is done
+            logger.warning("no %s: %s", CURVE_FILE, error)
+        return None
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
@@ -105,11 +111,7 @@ def plot_curve(file: Path) -> Path | None:
     match = [(line["step"], line["eval/exact_match"]) for line in lines if "eval/exact_match" in line]
     if not train:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot(xlabel="step", ylabel="loss per token")
     axes.plot(*zip(*train, strict=True), label="training", linewidth=1)
     if valid:
@@ -132,9 +134,27 @@ def _forget_after(file: Path, step: int) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
+def _start_tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:  # written unless said otherwise, and all of it is in metrics.jsonl, too: no reason to end
+        logger.warning('no TensorBoard events: tensorboardX is not installed (pip install "cogvlm-sat-zoo[track]")')
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
 def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise MissingPackageError("wandb", "track", "reporting to Weights & Biases") from error
     return wandb.init(project=project, dir=str(folder), config=dict(settings), resume="allow")
+
+
+def _start_swanlab(project: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """A run of SwanLab, which has `log` and `finish` as wandb's has; SWANLAB_MODE=offline keeps it on this machine."""
+    try:
+        import swanlab
+    except ImportError as error:
+        raise MissingPackageError("swanlab", "track", "reporting to SwanLab") from error
+    return swanlab.init(project=project, log_dir=str(folder / "swanlab"), config=dict(settings))

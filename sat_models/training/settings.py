@@ -98,6 +98,7 @@ class FinetuneSettings:
     log_interval: int = _setting(10, "steps between lines of metrics.jsonl", int)
     tensorboard: bool = _setting(True, "write TensorBoard events to SAVE_PATH/tensorboard", bool)
     wandb: str | None = _setting(None, "project of Weights & Biases to report to")
+    swanlab: str | None = _setting(None, "project of SwanLab to report to; SWANLAB_MODE=offline keeps it in SAVE_PATH")
     merge: bool = _setting(True, "write SAVE_PATH/merged at the end", bool)
 
     def __post_init__(self) -> None:
