@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Corners = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
@@ -26,6 +27,28 @@ class BoxForm:
     square: bool = False
     tags: tuple[str, str] | None = None
 
+    @property
+    def marks(self) -> tuple[str, str, str, str]:
+        """What stands before the first number of a group, between numbers, between boxes, and behind the last number;
+        `tags` stand around it."""
+        return _MARKS_IN_TAGS if self.tags else _MARKS[self.style]
+
+    @cached_property
+    def numbers(self) -> list[str]:
+        """Every number that a box of this form may hold, as it is written, from the smallest on."""
+        if self.scale == 1:
+            return [f"{value / 100:.2f}" for value in range(101)]
+        if self.tags or self.style == "{<>}":
+            return [str(value) for value in range(self.scale + 1)]
+        return [f"{value:03d}" for value in range(self.scale)]
+
+
+_MARKS = {
+    "[[]]": ("[[", ",", ";", "]]"),
+    "[]": ("[", ", ", "], [", "]"),
+    "{<>}": ("{<", "><", ">}<delim>{<", ">}"),
+}
+_MARKS_IN_TAGS = ("[[", ", ", "], [", "]]")
 
 BOX_FORMS: dict[str, BoxForm] = {
     "thousand": BoxForm(),
@@ -122,26 +145,19 @@ def read_box(text: str, style: str, form: BoxForm | None) -> tuple[Corners, int]
 
 
 def write_box(shares: Sequence[float], form: BoxForm) -> str:
-    """One box, without the brackets that a group shares.
+    """The numbers of one box, without what a group has around them.
 
     Args:
         shares: corners as shares of the sides, in order, within 0 and 1.
     """
     if form.scale == 1:
-        return ", ".join(f"{value:.2f}" for value in shares)
-    if form.style == "{<>}":
-        return "".join(f"<{round(value * form.scale)}>" for value in shares)
-    if form.tags:
-        return ", ".join(str(round(value * form.scale)) for value in shares)
-    return ",".join(f"{min(round(value * form.scale), form.scale - 1):03d}" for value in shares)
+        return form.marks[1].join(f"{value:.2f}" for value in shares)
+    numbers = form.numbers
+    return form.marks[1].join(numbers[min(round(value * form.scale), len(numbers) - 1)] for value in shares)
 
 
 def write_group(boxes: Sequence[str], form: BoxForm) -> str:
     """Boxes of `write_box` as one text."""
-    if form.tags:
-        return f"{form.tags[0]}[[{'], ['.join(boxes)}]]{form.tags[1]}"
-    if form.style == "[[]]":
-        return f"[[{';'.join(boxes)}]]"
-    opening, closing = {"[]": ("[", "]"), "{<>}": ("{", "}")}[form.style]
-    between = "<delim>" if form.style == "{<>}" else ", "
-    return between.join(f"{opening}{box}{closing}" for box in boxes)
+    opening, _, between, closing = form.marks
+    before, behind = form.tags or ("", "")
+    return before + opening + between.join(boxes) + closing + behind

@@ -29,8 +29,10 @@ class ByteTokenizer:
     """The common part of both kinds; a kind adds `encode`.
 
     Attributes:
-        vocab_size, bos_id, eos_ids, pad_id: as `Tokenizer`.
+        vocab_size, bos_id, eos_ids, pad_id, adds_space: as `Tokenizer`.
     """
+
+    adds_space = False
 
     def __init__(
         self,

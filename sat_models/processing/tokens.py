@@ -38,12 +38,14 @@ class Tokenizer(Protocol):
         bos_id: begin of a sequence; None where the models were trained without.
         eos_ids: what ends an answer; training puts the first behind it.
         pad_id: fills a batch; masked wherever it stands.
+        adds_space: encoding puts a space in front of a text, and decoding takes it away.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_ids: tuple[int, ...]
     pad_id: int
+    adds_space: bool
 
     @property
     def eos_id(self) -> int:
@@ -87,7 +89,7 @@ class SentencePieceTokenizer:
         bos_id, eos_ids: begin and end of a sequence.
         pad_id: one past the last piece, as the original sets 32000 for Vicuna. It is an id that no text contains; it
             has a row in the embedding only where the model's vocabulary is larger than the tokenizer's.
-        adds_space: encoding puts a space in front of a text, and decoding takes it away.
+        adds_space: as `Tokenizer.adds_space`; the file says it.
     """
 
     def __init__(self, pieces: Any, *, added: Mapping[str, int] | None = None) -> None:
