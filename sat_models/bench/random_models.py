@@ -71,33 +71,45 @@ def _config_of(spec: registry.ModelSpec) -> LanguageConfig:
 
 
 @torch.no_grad()
-def random_model(config: LanguageConfig, *, dtype: torch.dtype, device: torch.device) -> ZooModel:
-    """A model with random weights, made on `device` (no copy passes through the CPU), in evaluation mode."""
+def random_model(
+    config: LanguageConfig, *, dtype: torch.dtype, device: torch.device, bits: int | None = None
+) -> ZooModel:
+    """A model with random weights, made on `device` (no copy passes through the CPU), in evaluation mode.
+
+    Args:
+        bits: of its linears, 8 or 4; each is quantised as it is drawn, so that the whole never exists in `dtype`.
+
+    Raises:
+        MissingPackageError: `bits`, and bitsandbytes is not installed.
+    """
     runtime.init_distributed(device)
     runtime.init_model_parallel(1)
     model = build_model(config, dtype=dtype)
-    model.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(SEED)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2:
-            parameter.normal_(std=_STD, generator=generator)
-        else:
-            parameter.fill_(float(name.endswith("weight")))
+    if bits is not None:
+        _quantise_random(model, bits, lambda like: _drawn(like, device, generator))
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                value = _drawn(parameter, device, generator)
+                if parameter.dim() < 2:
+                    value.fill_(float(name.endswith("weight")))
+                module._parameters[name] = nn.Parameter(value)
     for _, module, name in computable_buffers(model):
         module._buffers[name] = compute_buffer(module, name, device=device, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
-def quantise_random(model: ZooModel, bits: int) -> None:
-    """Exchange the linears of a model for quantised ones, in place, one after the other.
+def _drawn(like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
+    return torch.empty_like(like, device=device).normal_(std=_STD, generator=generator)
 
-    Raises:
-        MissingPackageError: bitsandbytes is not installed.
-    """
+
+def _quantise_random(model: ZooModel, bits: int, draw: Callable[[Tensor], Tensor]) -> None:
+    """Exchange the linears of a model on meta for quantised ones, in place, one after the other."""
     settings = Quantisation(bits=bits)
     quantiser = Quantiser(model, settings)
     for name in list(linears_to_quantise(model, settings)):  # names only: a linear that is exchanged is let go
-        weight = model.get_submodule(name).weight.detach()
+        weight = draw(model.get_submodule(name).weight.detach())
         quantiser.place(model, f"{name}.weight", lambda rank, weight=weight: weight, 0, 1)
 
 
@@ -135,11 +147,10 @@ class Floors:
     @classmethod
     def measure(cls, model: ZooModel, device: torch.device, now: Callable[[], float] = time.perf_counter) -> Floors:
         """Measure the machine with the model's dtype, by the clock `now`; on a CPU in fp32 too."""
-        dtype, config = next(model.parameters()).dtype, model.config
+        dtype, config = next(p.dtype for p in model.parameters() if p.is_floating_point()), model.config
         ways = {dtype, torch.float32} if device.type == "cpu" else {dtype}
         language = language_weights(model)
-        head = sum(p.numel() for p in model.get_mixin("lm").parameters())
-        matrices = sum(p.numel() for p in language if p.dim() == 2)
+        head, matrices = _values(model.get_mixin("lm").parameters()), _values(language)
         return cls(
             bandwidth=max(_bandwidth(device, way, now) for way in ways),
             arithmetic=max(_arithmetic(device, way, now) for way in ways),
@@ -188,12 +199,17 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def _values(tensors: Iterable[Tensor]) -> int:
+    """Of matrices and convolutions: two in each byte where weights have 4 bits; scales, which are buffers, are none."""
+    matrices = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter) and tensor.dim() in (2, 4))
+    return sum(matrix.numel() * (2 if matrix.dtype == torch.uint8 else 1) for matrix in matrices)
+
+
 def _vision_flops(model: ZooModel) -> int:
     """Of the "eva" tower and its projector: products and attention."""
     mixin, tower = model.get_mixin("eva"), model.config.eva_args
     patches = tower.num_patches + 1
-    weights = sum(p.numel() for p in mixin.parameters() if p.dim() in (2, 4))
-    return 2 * weights * patches + 4 * patches**2 * tower.hidden_size * tower.num_layers
+    return 2 * _values(mixin.parameters()) * patches + 4 * patches**2 * tower.hidden_size * tower.num_layers
 
 
 def _best(action: Callable[[], Any], device: torch.device, now: Callable[[], float], repeats: int = 6) -> float:

@@ -27,6 +27,7 @@ class BenchSettings:
         stock: also run the stock path.
         stock_tokens: its steps, which are slow.
         bits: weights of the quantised decode.
+        quant: bits of the linears in all other cases; None: they are in the model's dtype.
         train: "full" (every parameter, AdamW) or "lora" (rank 8, for models whose optimizer would not fit).
         train_batch: samples of a training step.
         clock: "wall", or "cpu": the processor time of this process, which on a machine that is busy with other things
@@ -43,6 +44,7 @@ class BenchSettings:
     stock: bool = True
     stock_tokens: int = 16
     bits: tuple[int, ...] = (8, 4)
+    quant: int | None = None
     train: str = "full"
     train_batch: int = 2
     clock: str = "wall"
@@ -53,6 +55,10 @@ class BenchSettings:
             raise InputError(f"unknown case {', '.join(sorted(unknown))}; allowed: {', '.join(CASES)}")
         if self.train not in ("full", "lora"):
             raise InputError(f"train is '{self.train}'; allowed: full, lora")
+        if self.quant is not None and self.stock:
+            raise InputError(f"quant is {self.quant}, but SAT's own way knows full precision only; add --no-stock")
+        if self.quant is not None and "train" in self.cases:
+            raise InputError(f"quant is {self.quant}, and such weights do not train; choose --cases without train")
         if self.clock not in CLOCKS:
             raise InputError(f"clock is '{self.clock}'; allowed: {', '.join(CLOCKS)}")
         if not (self.contexts or self.text_contexts or set(self.cases) <= {"vision"}):
@@ -73,7 +79,7 @@ class Row:
         speedup: how many times faster ours is.
         floor: the best that this machine's measured bandwidth and arithmetic allow.
         share: of the floor that is reached, 0 to 1.
-        memory: peak bytes on the GPU while it ran; None on the CPU.
+        memory: peak bytes while it ran, on the GPU or of this process; None where the system does not say.
     """
 
     case: str

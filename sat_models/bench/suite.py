@@ -24,9 +24,10 @@ from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from sat_models import runtime
 from sat_models.bench.profile import Part, profiled
-from sat_models.bench.random_models import Floors, prompt_of, quantise_random
+from sat_models.bench.random_models import Floors, prompt_of
 from sat_models.bench.rows import CLOCKS, BenchSettings, Row, make_row
 from sat_models.bench.stock import StockModel, stock_tokens
+from sat_models.checkpoint.memory import forget_peak, process_bytes
 from sat_models.errors import InputError
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
@@ -54,11 +55,13 @@ class Bench:
         device: where the model lies.
     """
 
-    def __init__(self, make_model: Callable[[], ZooModel], settings: BenchSettings, device: torch.device) -> None:
+    def __init__(
+        self, make_model: Callable[[int | None], ZooModel], settings: BenchSettings, device: torch.device
+    ) -> None:
         self.make_model, self.settings, self.device = make_model, settings, device
         self.rows: list[Row] = []
         self._now, self._start = CLOCKS[settings.clock], time.perf_counter()
-        self._take(make_model())
+        self._take(make_model(settings.quant))
         self.floors = Floors.measure(self.model, device, self._now)
 
     def _take(self, model: ZooModel) -> None:
@@ -181,8 +184,7 @@ class Bench:
     def _quantised(self, bits: int, what: str, inputs: VLMInputs) -> Row:
         self.model = self._engine = None  # one model at a time fits
         self._collect()
-        self._take(self.make_model())
-        quantise_random(self.model, bits)
+        self._take(self.make_model(bits))
         self._collect()
         times, peaks = [], []
         with self._peak(peaks):
@@ -277,12 +279,15 @@ class Bench:
 
     @contextmanager
     def _peak(self, peaks: list[int]) -> Iterator[None]:
-        """Appends the block's peak bytes on the GPU; nothing on the CPU."""
+        """Appends the block's peak bytes: on the GPU, or of this process where Linux says so."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            forget_peak()
         yield
-        if self.device.type == "cuda":
-            peaks.append(torch.cuda.max_memory_allocated(self.device))
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else process_bytes("VmHWM")
+        if peak is not None:
+            peaks.append(peak)
 
 
 def _failed(case: str, what: str, error: Exception) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -54,10 +55,25 @@ def release_freed() -> None:
         trim(0)
 
 
+def process_bytes(name: str) -> int | None:
+    """A number of Linux's /proc/self/status, VmRSS say; None on another system."""
+    if not _STATUS.exists():
+        return None
+    lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def forget_peak() -> None:
+    """Let the peak that `process_bytes("VmHWM")` tells begin anew here. Linux only; nothing happens elsewhere."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def anonymous_bytes() -> int:
     """Memory of this process behind which no file stands: what it really takes from the machine. Linux only."""
-    lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    found = process_bytes("RssAnon")
+    assert found is not None, "no /proc/self/status"
+    return found
 
 
 class AnonymousPeak:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "vision-layers": 8, "vision-hidden-size": 256, "vision-heads": 4, "vision-inner-size": 1024,
     }.items():  # fmt: skip
         size.add_argument(f"--{flag}", type=int, default=value, metavar="N", help=f"default: {value}")
+    size.add_argument("--quant", type=int, choices=[8, 4], help="bits of its linears in every case, from the start")
     what = parser.add_argument_group("what is measured")
     what.add_argument("--contexts", type=int, nargs="*", metavar="N", default=[1300], help="tokens, with a picture")
     what.add_argument("--text-contexts", type=int, nargs="*", metavar="N", default=[300], help="tokens, without one")
@@ -98,12 +100,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = bench_models.config_of_name(args.model)
     else:
         config = bench_models.config_of_sizes(**{name: getattr(args, name) for name in sizes})
-    given = ("batches", "new_tokens", "repeats", "stock", "stock_tokens", "train", "train_batch", "clock", "seconds")
+    given = (
+        "quant",
+        "batches",
+        "new_tokens",
+        "repeats",
+        "stock",
+        "stock_tokens",
+        "train",
+        "train_batch",
+        "clock",
+        "seconds",
+    )
     settings = BenchSettings(
         cases=tuple(args.cases or USUAL_CASES), contexts=tuple(args.contexts), text_contexts=tuple(args.text_contexts),
         bits=tuple(args.bits), **{name: getattr(args, name) for name in given},
     )  # fmt: skip
-    runner = Bench(lambda: bench_models.random_model(config, dtype=dtype, device=device), settings, device)
+    make = functools.partial(bench_models.random_model, config, dtype=dtype, device=device)
+    runner = Bench(lambda bits: make(bits=bits), settings, device)
     parameters = sum(p.numel() for p in runner.model.parameters())
     report = {
         "machine": bench_report.surroundings(device, dtype, args.clock, parameters, runner.floors, runner.decode_step),

@@ -15,11 +15,11 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from sat_models import registry, runtime
+from sat_models.checkpoint.memory import forget_peak, process_bytes
 from sat_models.config import read_json
 from sat_models.errors import run_script
 from sat_models.models.build import build_model, make_config
@@ -46,12 +46,6 @@ CASES = {
 }
 
 
-def status(name: str) -> int:
-    """A number of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def measure(name: str) -> tuple[int, int]:
     """Measured and estimated bytes of a case."""
     zero, precision, plan, shape, again = CASES[name]
@@ -65,8 +59,8 @@ def measure(name: str) -> tuple[int, int]:
         shapes, config, **shape, **again, precision=precision, zero_stage=zero, data_parallel=1, device="cpu"
     )
     print(f"{name}, {sum(p.numel() for p in shapes.parameters()) / 1e6:.0f} M parameters\n{estimate.table()}")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
-    level = status("VmRSS")
+    forget_peak()
+    level = process_bytes("VmRSS")
     model = build_model(config, device="cpu", dtype=DTYPES[precision])
     apply_plan(model, plan_of(*plan))
     settings = FinetuneSettings(
@@ -82,7 +76,7 @@ def measure(name: str) -> tuple[int, int]:
         loss, count = token_loss(engine, inputs)
         engine.backward(loss / count)
         engine.step()
-    return status("VmHWM") - level, estimate.total
+    return process_bytes("VmHWM") - level, estimate.total
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,8 +38,8 @@ SIZES = {
 CONFIG = config_of_sizes(**SIZES)
 
 
-def make() -> ZooModel:
-    return random_model(CONFIG, dtype=torch.float32, device=CPU)
+def make(bits: int | None = None) -> ZooModel:
+    return random_model(CONFIG, dtype=torch.float32, device=CPU, bits=bits)
 
 
 @pytest.fixture
@@ -159,42 +159,56 @@ def test_one_model_at_a_time_is_quantised(
     )
     runner = quick(settings)
     weights = [weakref.ref(runner.model.transformer.layers[0].attention.dense.weight)]
-    make_model, quantise = runner.make_model, bench.quantise_random
+    make_model = runner.make_model
 
-    def make_again() -> ZooModel:
+    def make_again(bits: int | None) -> ZooModel:
         assert weights[-1]() is None, "the model before is gone"
-        model = make_model()
-        weights.append(weakref.ref(model.transformer.layers[0].attention.dense.weight))
-        return model
-
-    def quantise_8_only(model: ZooModel, bits: int) -> None:
         if bits == 4:
             raise RuntimeError("no kernel")
-        quantise(model, bits)
-        assert weights[-1]() is None, "and so are the weights in full precision"
+        return make_model(bits)
 
     runner.make_model = make_again
-    monkeypatch.setattr(bench, "quantise_random", quantise_8_only)
     failed, measured = runner.run()
     assert (failed["what"], failed["note"]) == ("int4, picture, 30 tokens", "RuntimeError: no kernel")
     assert measured["what"] == "int8, picture, 30 tokens" and measured["value"] > 0
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_each_linear_is_let_go_when_it_is_exchanged(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+def test_a_quantised_model_is_never_whole_in_full_precision(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
     pytest.importorskip("bitsandbytes")
-    model, alive = make(), []
-    weights = [weakref.ref(linear.weight) for linear in linears_to_quantise(model, Quantisation(bits=bits)).values()]
+    drawn: list[weakref.ref[torch.Tensor]] = []
     place = bench_models.Quantiser.place
 
-    def counting(self: Any, *given: Any) -> None:
-        alive.append(sum(weight() is not None for weight in weights))
-        place(self, *given)
+    def counting(self: Any, model: ZooModel, key: str, part: Any, *given: Any) -> None:
+        assert not any(weight() is not None for weight in drawn), "the one before is let go"
+        drawn.append(weakref.ref(part(0)))
+        place(self, model, key, part, *given)
 
     monkeypatch.setattr(bench_models.Quantiser, "place", counting)
-    bench_models.quantise_random(model, bits)
-    assert alive == list(range(len(weights), 0, -1))
-    assert not any(weight() is not None for weight in weights)
+    model, plain = make(bits), make()
+    assert len(drawn) == len(linears_to_quantise(plain, Quantisation(bits=bits)))
+    assert not [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    floors, whole = (Floors.measure(each, CPU) for each in (model, plain))
+    assert (floors.token_flops, floors.head_flops, floors.vision_flops) == (
+        whole.token_flops, whole.head_flops, whole.vision_flops,
+    )  # fmt: skip
+    assert floors.token_bytes < whole.token_bytes / 2
+
+
+def test_every_case_can_be_measured_with_quantised_weights(quick: Callable[[BenchSettings], Bench]) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = BenchSettings(
+        cases=("prefill", "decode"), contexts=(30,), text_contexts=(), new_tokens=4, repeats=1, stock=False, quant=4
+    )
+    runner = quick(settings)
+    assert runner.model.transformer.layers[0].attention.dense.bits == 4
+    rows = runner.run()
+    assert [row["case"] for row in rows] == ["first token", "decode"]
+    assert all(row["value"] > 0 and row["memory"] > 1e7 for row in rows)
+    with pytest.raises(InputError, match="quant is 4, but SAT's own way knows full precision only; add --no-stock"):
+        replace(settings, stock=True)
+    with pytest.raises(InputError, match="such weights do not train"):
+        replace(settings, cases=("train",))
 
 
 def test_ratios() -> None:
