@@ -88,6 +88,7 @@ def random_model(
     generator = torch.Generator(device).manual_seed(SEED)
     if bits is not None:
         _quantise_random(model, bits, lambda like: _drawn(like, device, generator))
+        model.quantised_head = True  # as `load_pretrained` decides unless told otherwise
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:

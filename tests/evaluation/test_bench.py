@@ -198,14 +198,14 @@ def test_a_quantised_model_is_never_whole_in_full_precision(monkeypatch: pytest.
 def test_every_case_can_be_measured_with_quantised_weights(quick: Callable[[BenchSettings], Bench]) -> None:
     pytest.importorskip("bitsandbytes")
     settings = BenchSettings(
-        cases=("prefill", "decode"), contexts=(30,), text_contexts=(), new_tokens=4, repeats=1, stock=False, quant=4
+        cases=("prefill", "decode"), contexts=(30,), text_contexts=(), new_tokens=4, repeats=1, stock=False, quant=8
     )
     runner = quick(settings)
-    assert runner.model.transformer.layers[0].attention.dense.bits == 4
+    assert runner.model.transformer.layers[0].attention.dense.bits == 8
     rows = runner.run()
     assert [row["case"] for row in rows] == ["first token", "decode"]
     assert all(row["value"] > 0 and row["memory"] > 1e7 for row in rows)
-    with pytest.raises(InputError, match="quant is 4, but SAT's own way knows full precision only; add --no-stock"):
+    with pytest.raises(InputError, match="quant is 8, but SAT's own way knows full precision only; add --no-stock"):
         replace(settings, stock=True)
     with pytest.raises(InputError, match="such weights do not train"):
         replace(settings, cases=("train",))
