@@ -83,6 +83,19 @@ class ZooModel(BaseModel):
             self.add_mixin(name, new_mixin)
 
     @contextmanager
+    def without_mixin(self, name: str) -> Iterator[None]:
+        """Inside, the model does without the mixin `name`, if it has it; afterwards it is there again, as the last."""
+        if name not in self.mixins:
+            yield
+            return
+        mixin = self.mixins[name]
+        self.del_mixin(name)
+        try:
+            yield
+        finally:
+            self.add_mixin(name, mixin)
+
+    @contextmanager
     def _unchanged_on_failure(self) -> Iterator[None]:
         before = dict(self.mixins.items())
         try:

@@ -1,7 +1,8 @@
 """The mixin "packed": attention for rows that hold one picture and many independent questions about it.
 
 A row is a prefix (the picture) followed by R lanes of L tokens. A token sees the prefix and, as `lane_mask` says, its
-own lane; lanes do not see each other. The result is that of one dense [S, S] mask, at the cost of R small ones.
+own lane; lanes do not see each other. The result is that of one dense [S, S] mask, at the cost of R small ones. With
+one lane, which holds questions of any length one behind the other, keys and values are not copied.
 
 Legend: B rows, N heads, G key/value heads, S = P + R·L tokens, P prefix, R lanes, L lane length, H head dim.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from mixins.heads import repeated
 from mixins.sat_compat import BaseMixin, non_conflict
+
+PACKED_NAME = "packed"
 
 
 class PackedLanesMixin(BaseMixin):
@@ -47,6 +50,8 @@ class PackedLanesMixin(BaseMixin):
             return x[:, :, prefix:].unflatten(2, (lanes, lane_length)).transpose(1, 2)
 
         def with_prefix(x: Tensor) -> Tensor:  # -> [B·R, N, P + L, H]
+            if lanes == 1:
+                return x
             head = x[:, None, :, :prefix].expand(batch, lanes, heads, prefix, head_dim)
             return torch.cat((head, by_lane(x)), dim=3).flatten(0, 1)
 

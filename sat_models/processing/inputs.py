@@ -14,10 +14,11 @@ from torch import Tensor
 
 @dataclass
 class TokenLayout:
-    """One sample, every field a long tensor [S] but for a GLM's `position_ids` [2, S] and `attention_mask` [S, S].
+    """One sample, every field a long tensor [S] but for a GLM's `position_ids` [2, S] and the masks.
 
-    `vision_expert_mask` is None for models without experts, `attention_mask` for causal ones, and `labels` (unshifted,
-    -100 = not trained) except in training. `num_images` says how many images stand in it.
+    `vision_expert_mask` is None for models without experts, `attention_mask` [S, S] for causal ones, `labels`
+    (unshifted, -100 = not trained) except in training, and `lane_mask` (see `VLMInputs`; here bool [T, S]) except where
+    several samples share an image. `num_images` says how many images stand in it.
     """
 
     input_ids: Tensor
@@ -28,6 +29,7 @@ class TokenLayout:
     attention_mask: Tensor | None = None
     labels: Tensor | None = None
     num_images: int = 0
+    lane_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -48,6 +50,8 @@ class VLMInputs:
         cross_image: [N, 3, H2, W2] for the high-resolution branch of CogAgent, else None.
         attention_mask: [B or 1, 1, S, S] with 1 = may look; None is causal.
         labels: [B, S] long for training, unshifted, -100 where not trained; not part of `model_kwargs`.
+        lane_mask: bool [B, 1, T, S] for training with the mixin "packed": what the last T tokens may look at, where
+            several samples share the image before them (`packing.pack`); None elsewhere.
     """
 
     input_ids: Tensor
@@ -58,6 +62,7 @@ class VLMInputs:
     cross_image: Tensor | None = None
     attention_mask: Tensor | None = None
     labels: Tensor | None = None
+    lane_mask: Tensor | None = None
 
     @classmethod
     def from_layout(
@@ -77,6 +82,7 @@ class VLMInputs:
             cross_image=cross_image,
             attention_mask=None if layout.attention_mask is None else layout.attention_mask[None, None],
             labels=_row(layout.labels),
+            lane_mask=None if layout.lane_mask is None else layout.lane_mask[None, None],
         )
 
     @property
@@ -108,7 +114,7 @@ class VLMInputs:
             "attention_mask": self.attention_mask,
             "image_embed_mask": self.image_embed_mask,
         }
-        for name in ("vision_expert_mask", "vision_image", "cross_image"):
+        for name in ("vision_expert_mask", "vision_image", "cross_image", "lane_mask"):
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
         return kwargs

@@ -64,13 +64,11 @@ def layout_prompt(
     """
     if (num_images := len(images_of(pieces))) > 1 and not form.several_images:
         _warn_several_images(num_images)
-    tokens = _text([bos_id] if form.begin and bos_id is not None else ())
-    for piece in pieces:
-        tokens += _image(piece, form) if isinstance(piece, ImagePlan) else _text(piece)
-    tokens += _text(form.suffix)
-    context = len(tokens)
-    tokens += _text(answer_ids)
-    ids, embed, expert, rope = torch.tensor(tokens, dtype=torch.long).view(-1, 4).unbind(1)
+    begin = (bos_id,) if form.begin and bos_id is not None else ()
+    prompt = [_image(piece, form) if isinstance(piece, ImagePlan) else _text(piece) for piece in pieces]
+    tokens = torch.cat([_text(begin), *prompt, _text(form.suffix), _text(answer_ids)])
+    context = len(tokens) - len(answer_ids)
+    ids, embed, expert, rope = (column.contiguous() for column in tokens.unbind(1))
     if not form.shared_position:
         rope = torch.zeros_like(rope)
     layout = TokenLayout(ids, positions_of(rope), embed, expert if form.experts else None, rope, num_images=num_images)
@@ -85,17 +83,18 @@ def images_of(pieces: Sequence[Piece]) -> list[ImagePlan]:
     return [piece for piece in pieces if isinstance(piece, ImagePlan)]
 
 
-def _image(plan: ImagePlan, form: SequenceForm) -> list[tuple[int, int, int, int]]:
-    """(id, embedded, expert, shared position) of each place that an image takes."""
+def _image(plan: ImagePlan, form: SequenceForm) -> Tensor:
+    """(id, embedded, expert, shared position) of each place that an image takes, [places, 4]."""
     boi_id, eoi_id = form.marker_ids or (form.slot_id, form.slot_id)
-    slots = [(form.slot_id, 1, 1, 1)] * plan.length
+    slots = torch.tensor([(form.slot_id, 1, 1, 1)]).expand(plan.length, 4)
     if form.markers:
-        slots = [(boi_id, 1, 1, 0), *slots, (eoi_id, 1, 0, 0)]
-    return [*_text(plan.before), *slots, *_text(plan.after)]
+        slots = torch.cat((torch.tensor([(boi_id, 1, 1, 0)]), slots, torch.tensor([(eoi_id, 1, 0, 0)])))
+    return torch.cat((_text(plan.before), slots, _text(plan.after)))
 
 
-def _text(ids: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    return [(token, 0, 0, 0) for token in ids]
+def _text(ids: Sequence[int]) -> Tensor:
+    """The same of text."""
+    return torch.nn.functional.pad(torch.tensor(tuple(ids), dtype=torch.long).unsqueeze(1), (0, 3))
 
 
 def block_positions(context: int, length: int, *, mask_position: int) -> tuple[Tensor, Tensor]:
@@ -193,6 +192,7 @@ def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None
 
     Raises:
         InputError: no samples, one longer than `pad_to`, or labels or masks in some only.
+        ValueError: another side, or lanes padded on the left.
     """
     if not samples:
         raise InputError("A batch needs at least one sample; got none.")
@@ -206,10 +206,30 @@ def collate(samples: Sequence[VLMInputs], pad_id: int, pad_to: int | None = None
         raise InputError("Samples with and without labels cannot share a batch; collate them apart.")
     if len({sample.attention_mask is None for sample in samples}) > 1:
         raise InputError("Samples with and without an attention mask cannot share a batch; collate them apart.")
-    padded = [_pad(sample, length, pad_id, left=side == "left") for sample in samples]
+    padded = [_pad(sample, length, pad_id, left=side == "left") for sample in _in_step(samples, length, side)]
     first = padded[0]
     merged: dict[str, Any] = {name: _join([getattr(p, name) for p in padded]) for name in vars(first)}
     return VLMInputs(**merged)
+
+
+def _in_step(samples: Sequence[VLMInputs], length: int, side: str) -> Sequence[VLMInputs]:
+    """Samples whose lane masks, where there are any, begin at one place and reach to `length`.
+
+    A sample without one, the places between that one and its own lanes, and padding are causal.
+    """
+    if all(sample.lane_mask is None for sample in samples):
+        return samples
+    if side == "left":
+        raise ValueError("lanes are padded on the right alone")
+    starts = [s.length if s.lane_mask is None else s.length - s.lane_mask.shape[-2] for s in samples]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()[min(starts) :]
+    made = []
+    for sample, start in zip(samples, starts, strict=True):
+        mask = causal.expand(sample.batch_size, 1, -1, -1).clone()
+        if sample.lane_mask is not None:
+            mask[:, :, start - min(starts) : sample.length - min(starts), : sample.length] = sample.lane_mask
+        made.append(replace(sample, lane_mask=mask))
+    return made
 
 
 def _pad(sample: VLMInputs, length: int, pad_id: int, *, left: bool) -> VLMInputs:

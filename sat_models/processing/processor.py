@@ -166,33 +166,23 @@ class Processor:
         """The plans of the images of a call. Raises as `plans_of`."""
         return plans_of(as_list(image), self.images, max_tiles)
 
-    def training_samples(
-        self,
-        image: Images,
-        turns: Sequence[Turn],
-        *,
-        version: str | None = None,
-        max_length: int | None = None,
-        untrained: Collection[int] = (),
-        system: str | None = None,
-    ) -> list[VLMInputs]:
+    def training_samples(self, image: Images, turns: Sequence[Turn], **options: Any) -> list[VLMInputs]:
         """Training samples of one dialogue, each a batch of one with `labels`, not padded (see `layout.collate`).
 
         Args:
-            turns: (question, answer) pairs; questions may be empty, answers not.
-            version: prompt style; None takes the model's own.
-            max_length: longest sample in tokens; None takes the context.
-            untrained: numbers of turns, from 0, whose answers are read but not trained.
-            system: None is the model's own system text, "" none at all.
+            turns, options: those of `training_layouts`.
 
         Raises:
             InputError: no turns, an empty answer, a bad picture, or a first question that does not fit.
             UnknownNameError: unknown `version`.
         """
         plans = plans_of(sources := sources_of(image, self.images), self.images)
-        layouts = self.training_layouts(
-            turns, plans, version=version, max_length=max_length, untrained=untrained, system=system
-        )
+        return self.with_pixels(self.training_layouts(turns, plans, **options), sources, plans)
+
+    def with_pixels(
+        self, layouts: Sequence[TokenLayout], sources: Sequence[ImageSource], plans: Sequence[ImagePlan]
+    ) -> list[VLMInputs]:
+        """Layouts that begin with the first of these images, each as a batch of one with the pixels of all."""
         used = max((layout.num_images for layout in layouts), default=0)
         vision, cross = pixels_of(sources[:used], plans[:used], self.images, self.cross_image_size)
         return [VLMInputs.from_layout(layout, vision_image=vision, cross_image=cross) for layout in layouts]
@@ -211,7 +201,15 @@ class Processor:
         untrained: Collection[int] = (),
         system: str | None = None,
     ) -> list[TokenLayout]:
-        """`training_samples` without their pixels, for images of these plans."""
+        """`training_samples` without their pixels, for images of these plans.
+
+        Args:
+            turns: (question, answer) pairs; questions may be empty, answers not.
+            version: prompt style; None takes the model's own.
+            max_length: longest sample in tokens; None takes the context.
+            untrained: numbers of turns, from 0, whose answers are read but not trained.
+            system: None is the model's own system text, "" none at all.
+        """
         turns = check_turns(turns, "dialogue")
         for number, (_, answer) in enumerate(turns, 1):
             check_text(answer, f"answer of turn {number}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mixins.base import ZooModel
+from mixins.packed_attention import PACKED_NAME
 from sat_models.processing.example import Images, example_inputs, room_for_text
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import collate
@@ -58,12 +59,13 @@ def measure_activations(
     """Activations of one training pass over `batch_size` samples of `length` tokens, each with the same images.
 
     Args:
-        model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed.
+        model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed. With the
+            mixin "packed", a sample is a row of several.
         config: the model's.
         dtype: of weights and activations in training.
         images: of each sample, see `processing.example.Images`.
     """
-    inputs = example_batch(config, batch_size, length, images)
+    inputs = example_batch(config, batch_size, length, images, packed=PACKED_NAME in model.mixins)
     count = _kept(model, inputs, dtype, language=checkpoint_language, vision=checkpoint_vision)
     layer = 0
     if checkpoint_language or checkpoint_vision:
@@ -74,10 +76,18 @@ def measure_activations(
     return Activations(count, layer, loss)
 
 
-def example_batch(config: Any, batch_size: int, length: int, images: Images = 1) -> VLMInputs:
-    """A batch of text behind a picture; its pixels are on meta, the rest is real, because the model reads it."""
+def example_batch(config: Any, batch_size: int, length: int, images: Images = 1, *, packed: bool = False) -> VLMInputs:
+    """A batch of text behind a picture; its pixels are on meta, the rest is real, because the model reads it.
+
+    Args:
+        packed: the text has a lane mask. What it lets a token see takes no memory, so one sample may stand for several.
+    """
     text = room_for_text(config, length, images=images)
     sample = example_inputs(config, text, images=images, device="meta")
+    if packed:
+        common = int(sample.image_embed_mask[0].nonzero()[-1]) + 1
+        seen = torch.ones(sample.length - common, sample.length, dtype=torch.bool).tril(common)
+        sample = replace(sample, lane_mask=seen[None, None])
     return collate([sample] * batch_size, pad_id=0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mixins.packed_attention import PACKED_NAME, PackedLanesMixin
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.models.build import build_model
@@ -37,6 +38,8 @@ def announce(
     shell = build_model(config, dtype=DTYPES[precision])
     if settings.quant:
         make_quantised(shell, Quantisation(bits=settings.quant))
+    if settings.pack:
+        shell.add_mixin(PACKED_NAME, PackedLanesMixin())
     apply_plan(shell, plan)
     zero = ds_settings["zero_optimization"]
     data_parallel = mpu.get_data_parallel_world_size()
@@ -63,11 +66,13 @@ def announce(
         return
     if warning := images_warning(len(train), train.with_images()):
         logger.warning("training samples: %s", warning)
+    rows = f" in {len(train)} rows" if settings.pack else ""
     samples = settings.batch_size * settings.accumulate * data_parallel
     print(
         f"{settings.from_pretrained} in {precision} on {runtime.world_size()} process(es): "
         f"model-parallel {settings.mp}, data-parallel {data_parallel}, ZeRO {zero['stage']}\n"
-        f"{len(train)} training sample(s), {len(valid) if valid else 0} for validation; {samples} per step, "
+        f"{train.samples} training sample(s){rows}, {len(valid) if valid else 0} for validation; {samples} "
+        f"{'rows ' if settings.pack else ''}per step, "
         f"{settings.train_iters} steps ({settings.train_iters * samples / len(train):.3g} epochs), "
         f"version {train.version}, longest about {length} tokens\n\n{table}\n\n{estimate.table()}\n",
         flush=True,

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sat_models.config import ImagePlan
 from sat_models.errors import ConfigError, InputError, ZooError
@@ -36,10 +37,15 @@ class Sample:
     source: str
 
 
+Part = tuple[Record, tuple[int, ...]]
+"""A record, and the numbers of those of its turns that make one sample."""
+
+
 class VLMDataset:
     """Training samples of records.
 
-    `chat` and `chat_old` make one sample of all turns of a record, `base` and `vqa` one of each turn.
+    `chat` and `chat_old` make one sample of all turns of a record, `base` and `vqa` one of each turn. A subclass makes
+    rows of another kind: of several parts (`_grouped`), with other inputs (`_inputs`).
 
     With `on_bad="skip"`, samples whose question does not fit are left out at once. A picture that proves unreadable
     when it is loaded is replaced by the next good sample, the same on every rank and in every run, so that the size of
@@ -47,8 +53,9 @@ class VLMDataset:
 
     Attributes:
         records: what it was made of.
-        lengths: roughly the tokens of each sample, for grouping; cheap, and the same everywhere.
-        largest_images: what becomes of the images of the sample with the most tiles.
+        samples: how many, in all rows.
+        lengths: roughly the tokens of each row, for grouping; cheap, and the same everywhere.
+        largest_images: what becomes of the images of the row with the most tiles.
         bad: reasons of samples found bad, by source.
     """
 
@@ -81,15 +88,19 @@ class VLMDataset:
         self.version = version or processor.version
         self.max_length = max_length or processor.max_length
         self.bad: dict[str, str] = {}
-        self._items: list[tuple[Record, tuple[int, ...]]] = []
         self._style = processor.style(self.version).trained
-        for record in records:
-            for places in processor.split_turns(range(len(record.turns)), self.version):
-                if places[-1] not in record.untrained and self._fits(record, self._turns(record, places)):
-                    self._items.append((record, tuple(places)))
-        plans = [processor.plans(record.images) for record, _ in self._items]
+        parts: list[Part] = [
+            (record, tuple(places))
+            for record in records
+            for places in processor.split_turns(range(len(record.turns)), self.version)
+            if places[-1] not in record.untrained and self._fits(record, self._turns(record, places))
+        ]
+        self._items = self._grouped(parts)
+        self.samples = sum(map(len, self._items))
+        plans = [processor.plans(record.images) for (record, _), *_ in self._items]
         self.lengths = [
-            rough_length(processor, own, self._turns(*item)) for own, item in zip(plans, self._items, strict=True)
+            rough_length(processor, own, itertools.chain.from_iterable(self._turns(*part) for part in parts))
+            for own, parts in zip(plans, self._items, strict=True)
         ]
         self.largest_images = max(plans, key=lambda own: sum(plan.num_tiles for plan in own), default=[])
         if self.bad:
@@ -97,6 +108,25 @@ class VLMDataset:
         if not self._items:
             reason = next(iter(self.bad.values()), "there is nothing to read")
             raise InputError(f"no usable sample in {len(records)} record(s): {reason}")
+
+    def _grouped(self, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
+        """The parts of each row, in order."""
+        return [(part,) for part in parts]
+
+    def _inputs(self, parts: Sequence[Part]) -> VLMInputs:
+        """One row. Raises InputError where it cannot be made."""
+        ((record, places),) = parts
+        turns, options = self._sample(record, places)
+        return self.processor.training_sample(list(record.images), turns, **options)
+
+    def _sample(self, record: Record, places: Sequence[int]) -> tuple[tuple[Turn, ...], dict[str, Any]]:
+        """The turns of a part, and the further arguments of `Processor.training_layouts`."""
+        return self._turns(record, places), {
+            "version": self.version,
+            "max_length": self.max_length,
+            "untrained": [number for number, place in enumerate(places) if place in record.untrained],
+            "system": self.system_of(record),
+        }
 
     def __len__(self) -> int:
         return len(self._items)
@@ -106,12 +136,13 @@ class VLMDataset:
         return self.take(index).inputs
 
     def source(self, index: int) -> str:
-        """ "file:line" of a sample."""
-        return self._items[index][0].source
+        """ "file:line" of a row, of the first of its parts."""
+        (record, _), *others = self._items[index]
+        return f"{record.source} and {len(others)} more about the same images" if others else record.source
 
     def dialogue(self, index: int) -> tuple[Record, tuple[Turn, ...]]:
-        """The record of a sample and those of its turns that the sample holds."""
-        record, places = self._items[index]
+        """The record of a row's first part and those of its turns that the part holds."""
+        record, places = self._items[index][0]
         return record, self._turns(record, places)
 
     def system_of(self, record: Record) -> str | None:
@@ -123,8 +154,8 @@ class VLMDataset:
         return tuple(turns[place] for place in places)
 
     def with_images(self) -> int:
-        """How many samples have a picture."""
-        return sum(bool(record.images) for record, _ in self._items)
+        """How many rows have a picture."""
+        return sum(bool(record.images) for (record, _), *_ in self._items)
 
     def take(self, index: int) -> Sample:
         """One sample.
@@ -135,17 +166,11 @@ class VLMDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         for at in itertools.chain(range(index, len(self)), range(index)):
-            record, places = self._items[at]
-            untrained = [number for number, place in enumerate(places) if place in record.untrained]
             try:
-                inputs = self.processor.training_sample(
-                    list(record.images), self._turns(record, places), version=self.version,
-                    max_length=self.max_length, untrained=untrained, system=self.system_of(record),
-                )  # fmt: skip
-                return Sample(inputs, at, record.source)
+                return Sample(self._inputs(self._items[at]), at, self.source(at))
             except InputError as error:
-                self._reject(record.source, error)
-        raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[record.source]}")
+                self._reject(self.source(at), error)
+        raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[self.source(at)]}")
 
     def _fits(self, record: Record, turns: Sequence[Turn]) -> bool:
         """True if the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixins.base import ZooModel
+from mixins.packed_attention import PACKED_NAME
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError
@@ -75,7 +76,7 @@ class Evaluator:
             `loss` per target token, `perplexity`, and where samples are answered `exact_match`, `vqa_accuracy` and, for
             answers with boxes, `box_accuracy` (first box, IoU at least 0.5), all in 0-1; and one dict per answer.
         """
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), model.without_mixin(PACKED_NAME), torch.no_grad():
             scores = self._loss(model, device, dtype)
             predictions = self._answers(model, device, in_step)
         return {**scores, **_means(predictions)}, predictions

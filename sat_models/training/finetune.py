@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mixins.packed_attention import PACKED_NAME, PackedLanesMixin
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.io import write_model_config
@@ -25,13 +26,14 @@ from sat_models.training.engine import DTYPES, choose_precision, deepspeed_setti
 from sat_models.training.evaluating import Evaluator
 from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
 from sat_models.training.merging import merge_apart
+from sat_models.training.packing import PackedDataset, check_packs
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import check_no_model, find_start, run_identity
 from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
 from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
 from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of
-from sat_models.zoo import load_pretrained, load_processor
+from sat_models.zoo import load_config, load_pretrained, load_processor
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,8 @@ def _trainer(
     identity: dict[str, Any],
 ) -> Trainer:
     """The run at its beginning."""
+    if settings.pack:
+        vlm.model.add_mixin(PACKED_NAME, PackedLanesMixin())
     trained = apply_plan(vlm.model, plan)
     whole = "*" in plan.full
     store.check_writable(_checkpoint_bytes(vlm.model, trained, whole) * (settings.keep_last + 2))
@@ -257,8 +261,12 @@ def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMData
         image_root=settings.image_root,
     )
     options = {"version": settings.version, "max_length": settings.max_length, "on_bad": settings.on_bad_sample}
+    rows = VLMDataset
+    if settings.pack:
+        check_packs(load_config(settings.from_pretrained))
+        rows = PackedDataset
     return (
-        VLMDataset(train, processor, **options),
+        rows(train, processor, **options),
         VLMDataset(valid, processor, **options) if valid else None,
     )
 
@@ -286,7 +294,7 @@ def _identity(
             return None
         return run_identity(
             settings, train.records, base=_base_name(settings), precision=precision,
-            zero=ds_settings["zero_optimization"]["stage"], version=train.version,
+            zero=ds_settings["zero_optimization"]["stage"], version=train.version, max_length=train.max_length,
         )  # fmt: skip
 
     return runtime.broadcast_object(runtime.in_step(own))

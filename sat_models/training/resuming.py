@@ -44,8 +44,11 @@ REASONS = {
     "lora_alpha": "what was trained would count for more or less",
     "optimizer": "another optimiser keeps another state",
     "seed": "the order of the data hangs on it",
+    "packed to": "the rows would hold other samples, and the order of the data hangs on them",
 }
 """The facts that a run and the checkpoint it goes on from must have in common, and why."""
+_NEW = ("packed to",)
+"""Those that checkpoints of before do not name, and that were None for them."""
 SAID = (
     "batch_size", "accumulate", "learning_rate", "muon_rate", "min_learning_rate", "schedule", "warmup",
     "weight_decay", "adam_betas", "clip", "rate_scales", "lora_dropout", "max_length", "group_by_length",
@@ -128,13 +131,14 @@ def run_identity(
     precision: str,
     zero: int,
     version: str,
+    max_length: int,
 ) -> dict[str, Any]:
     """The value of each of `REASONS` for a run.
 
     Args:
         records: of the training data.
         base: name or absolute path of the model that it starts from.
-        precision, zero, version: as they were chosen.
+        precision, zero, version, max_length: as they were chosen.
     """
     plain = settings.to_dict()
     own = {
@@ -147,6 +151,7 @@ def run_identity(
         "zero": zero,
         "precision": precision,
         "lora_alpha": 1.0 if settings.lora_alpha is None else settings.lora_alpha,
+        "packed to": max_length if settings.pack else None,
     }
     return {name: own.get(name, plain.get(name)) for name in REASONS}
 
@@ -159,7 +164,7 @@ def check_identity(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any
     """
     for name, reason in REASONS.items():
         before = 1.0 if name == "lora_alpha" and saved.get(name) is None else saved.get(name)
-        if name in saved and before != own[name]:
+        if (name in saved or name in _NEW) and before != own[name]:
             raise CheckpointError(
                 f"{folder} was written by a run with {name} = {_shown(before)}, but this one has {_shown(own[name])}: "
                 f"{reason}. Run with the former value, or start anew in another --save_path (from "

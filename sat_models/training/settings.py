@@ -52,6 +52,7 @@ class FinetuneSettings:
     image_root: str | None = _setting(None, "folder that picture names are tried in first")
     on_bad_sample: str = _setting("error", "what a bad sample does", choices=("error", "skip"))
     max_length: int | None = _setting(None, "longest sample in tokens; default: the model's context", int)
+    pack: bool = _setting(False, "samples about the same images share a row of up to --max_length tokens", bool)
     group_by_length: bool = _setting(True, "batches of samples of like length", bool)
     workers: int = _setting(2, "threads that load pictures ahead", int)
 
@@ -160,6 +161,8 @@ class FinetuneSettings:
             raise ConfigError("--pre_seq_len is for a model that stays as it is: give --lora_rank, or train the expert")
         if self.quant and self.lora_rank == -1:
             raise ConfigError("--quant keeps weights in a few bits, which cannot train themselves: give --lora_rank")
+        if self.pack and self.pre_seq_len:
+            raise ConfigError("--pack has attention of its own, in which --pre_seq_len is not: drop one of the two")
         if self.patience and not self.eval_interval:
             raise ConfigError("--patience counts evaluations, but --eval_interval 0 has none")
         if self.best_by != "loss" and not self.eval_samples:

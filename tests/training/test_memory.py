@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mixins.base import ZooModel
+from mixins.packed_attention import PACKED_NAME, PackedLanesMixin
 from sat_models import runtime
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ConfigError
@@ -44,7 +45,7 @@ def estimate(plan: str = "all", **options: Any) -> memory.MemoryEstimate:
 def really_kept(model: ZooModel, config: Any, *, language: bool = False, vision: bool = False) -> int:
     """Bytes that autograd holds after a forward pass with its loss, counted over real tensors."""
     recompute(model.train(), language=language, vision=vision)
-    inputs = example_batch(config, 2, 40)
+    inputs = example_batch(config, 2, 40, packed=PACKED_NAME in model.mixins)
     for name in ("vision_image", "cross_image"):
         if getattr(inputs, name) is not None:
             setattr(inputs, name, torch.zeros(getattr(inputs, name).shape))
@@ -71,6 +72,14 @@ def test_activations_are_those_of_a_real_forward_pass(name, plan):
     counted = measure_activations(model, config, batch_size=2, length=40, dtype=torch.float32)
     assert counted.layer == 0
     assert counted.kept == pytest.approx(really_kept(model, config), rel=0.03)
+
+
+def test_the_activations_of_packed_rows_are_those_of_a_real_forward_pass():
+    model, config = made("cogvlm-mini", "all", device="cpu")
+    plain = measure_activations(model, config, batch_size=2, length=40, dtype=torch.float32).kept
+    model.add_mixin(PACKED_NAME, PackedLanesMixin())
+    counted = measure_activations(model, config, batch_size=2, length=40, dtype=torch.float32).kept
+    assert counted == pytest.approx(really_kept(model, config), rel=0.03) and counted != plain
 
 
 def test_keys_that_queries_share_are_counted_as_they_are():

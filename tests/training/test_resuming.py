@@ -36,12 +36,19 @@ GIVEN = {"from_pretrained": "cogvlm-tiny", "save_path": "s", "train_data": ("d",
 def identity(**settings: Any) -> dict[str, Any]:
     made = FinetuneSettings(**{**GIVEN, **settings})
     records = [record(1, None)]
-    return run_identity(made, records, base="b", precision="fp32", zero=1, version="chat")
+    return run_identity(made, records, base="b", precision="fp32", zero=1, version="chat", max_length=256)
 
 
 def test_everything_that_must_stay_has_a_reason() -> None:
     assert identity().keys() == REASONS.keys()
     check_identity(Path("x/4"), json.loads(json.dumps(identity())), identity())
+
+
+def test_a_run_of_before_packing_was_not_packed() -> None:
+    saved = {name: value for name, value in identity().items() if name != "packed to"}
+    check_identity(Path("x/4"), saved, identity())
+    with pytest.raises(CheckpointError, match="packed to = None"):
+        check_identity(Path("x/4"), saved, identity(pack=True))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,7 @@ def test_everything_that_must_stay_has_a_reason() -> None:
         ({"lora_alpha": 2.0}, "lora_alpha = 1.0, but this one has 2.0: what was trained would count for more"),
         ({"optimizer": "muon", "zero": 0}, "optimizer = adamw, but this one has muon: another optimiser keeps"),
         ({"mp": 2}, "mp = 1, but this one has 2: the optimiser state is cut over the processes"),
+        ({"pack": True}, "packed to = None, but this one has 256: the rows would hold other samples"),
         ({"seed": 1}, "seed = 1234, but this one has 1: the order of the data"),
     ],
 )
