@@ -6,14 +6,21 @@ same place for every caller, and on every process that shares a model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from sat_models.errors import InputError
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.scores import (
+    Alternative,
+    RowScores,
+    TokenScore,
+    box_places,
+    check_top,
+    probability,
+    within,
+)
 from sat_models.generation.stops import AnswerText, Behind, NoText, StrippedText
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.intake import Images, MaxTiles
@@ -37,8 +44,12 @@ class Request:
         stops: texts that end the answer besides the model's end tokens; no part of them belongs to it.
         lead: what does not belong to its text, where it begins so; its tokens are the answer's all the same.
         logprobs: note each token's log probability.
+        top_logprobs: how many of the likeliest tokens to note besides in each place; more than 0 needs `logprobs`.
         stripped: white space at the ends of the text is no part of it.
         counts_prompt: a repetition penalty counts the prompt's tokens, too.
+
+    Raises:
+        InputError: a `top_logprobs` out of its range, or without `logprobs`.
     """
 
     inputs: VLMInputs
@@ -48,6 +59,12 @@ class Request:
     logprobs: bool = False
     stripped: bool = False
     counts_prompt: bool = False
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        check_top(self.top_logprobs)
+        if self.top_logprobs and not self.logprobs:
+            raise InputError(f"top_logprobs is {self.top_logprobs} without logprobs; ask for both, or for none.")
 
     @classmethod
     def of(
@@ -61,6 +78,7 @@ class Request:
         options: SamplingOptions | None = None,
         stops: Sequence[str] = (),
         logprobs: bool = False,
+        top_logprobs: int = 0,
         allow_empty_query: bool = False,
         system: str | None = None,
         max_tiles: MaxTiles = None,
@@ -68,9 +86,12 @@ class Request:
         """A question in words: its prompt, and how its prompt style ends and strips answers.
 
         Args:
-            image, query, history, version, allow_empty_query, system, max_tiles: see `Processor.__call__`, which says
-                what it raises.
+            image, query, history, version, allow_empty_query, system, max_tiles: see `Processor.__call__`.
             stops: besides the prompt style's.
+            logprobs, top_logprobs: as the attributes.
+
+        Raises:
+            InputError: as `Processor.__call__`, and as `Request`.
         """
         how = {"allow_empty_query": allow_empty_query, "system": system, "max_tiles": max_tiles}
         inputs = processor(image, query, history=history, version=version, **how)
@@ -78,7 +99,7 @@ class Request:
         style = processor.style(version)
         counts_prompt = processor.form.penalises_text_prompts and inputs.vision_image is None
         chosen = options or SamplingOptions()
-        return cls(inputs, chosen, ends, style.lead, logprobs, style.stripped, counts_prompt)
+        return cls(inputs, chosen, ends, style.lead, logprobs, style.stripped, counts_prompt, top_logprobs)
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,9 @@ class GenerationResult:
         cached_tokens: how many of them were kept from an earlier prompt and not computed again.
         logprobs: of each token the natural logarithm of its probability in the model's own distribution (temperature
             1, nothing cut off); None unless asked for.
+        top_logprobs: of each place the likeliest tokens, (id, log probability) each, the likeliest first; None unless
+            asked for.
+        text_ends: of each token, how many characters of `text` it and those before it made.
     """
 
     text: str
@@ -101,6 +125,33 @@ class GenerationResult:
     prompt_tokens: int = 0
     cached_tokens: int = field(default=0, compare=False)
     logprobs: list[float] | None = field(default=None, compare=False)
+    top_logprobs: list[tuple[Alternative, ...]] | None = field(default=None, compare=False)
+    text_ends: list[int] = field(default_factory=list, compare=False)
+
+    @property
+    def score(self) -> float | None:
+        """The probability of its tokens together, 0 to 1, to tell sure answers from unsure ones (see `scores`); None
+        without `logprobs`."""
+        return None if self.logprobs is None else probability(self.logprobs)
+
+    @property
+    def box_scores(self) -> list[float] | None:
+        """The same of the numbers of each box in its text, in the order in which `VLM.read` gives the boxes."""
+        if self.logprobs is None:
+            return None
+        return [self.score_between(*place) for place in box_places(self.text)]
+
+    def score_between(self, start: int, end: int) -> float | None:
+        """The same of the tokens that made the characters `text[start:end]`."""
+        if self.logprobs is None:
+            return None
+        return probability(self.logprobs[number] for number in within(self.text_ends, start, end))
+
+    @property
+    def token_scores(self) -> list[TokenScore]:
+        """Its tokens with what the model says of each; empty without `logprobs`."""
+        tops = self.top_logprobs or [()] * len(self.token_ids)
+        return [TokenScore(*each) for each in zip(self.token_ids, self.logprobs or (), tops, strict=False)]
 
 
 class AnswerRow:
@@ -118,6 +169,7 @@ class AnswerRow:
         cached_tokens: how many tokens of the prompt were not computed; known at the first token.
         finish_reason: None while it runs, and if it was ended from outside or failed.
         error: why it failed, else None.
+        scores: what the model said of its tokens; None unless asked for.
     """
 
     def __init__(
@@ -133,7 +185,8 @@ class AnswerRow:
         decoder = decoder or NoText()
         decoder = Behind(request.lead, decoder) if request.lead else decoder
         self._text = AnswerText(StrippedText(decoder) if request.stripped else decoder, request.stops)
-        self._logprobs: list[Tensor] = []
+        self.scores = RowScores(request.top_logprobs) if request.logprobs else None
+        self._scores_taken = 0
 
     @property
     def token_ids(self) -> list[int]:
@@ -162,13 +215,16 @@ class AnswerRow:
         elif len(self.sampled) == self.budget:
             self._end("length")
 
-    def note_logprob(self, logprob: Tensor) -> None:
-        """The log probability of the token that `take` is told next: a tensor without dimensions, on any device."""
-        self._logprobs.append(logprob)
-
     def take_text(self) -> str:
         """The text that became certain since the last call; the pieces joined are the answer's text."""
         return self._text.take()
+
+    def take_scores(self) -> list[TokenScore]:
+        """Scores of the tokens that became certain since the last call; none unless asked for."""
+        if self.scores is None:
+            return []
+        first, self._scores_taken = self._scores_taken, len(self.token_ids)
+        return self.scores.read(self.token_ids, first)
 
     def result(self) -> GenerationResult:
         """The answer.
@@ -181,70 +237,15 @@ class AnswerRow:
             raise self.error
         if self.finish_reason is None:
             raise RuntimeError("this answer has not ended; read it to its end first")
-        ids = list(self.token_ids)
-        logprobs = None
-        if self.request.logprobs:
-            logprobs = torch.stack(self._logprobs[: len(ids)]).tolist() if ids else []
-        return GenerationResult(
-            self._text.text, ids, self.finish_reason, self.prompt_tokens, self.cached_tokens, logprobs
-        )
+        ids, scored = list(self.token_ids), {}
+        if self.scores is not None:
+            scores = self.scores.read(ids)
+            scored["logprobs"] = [score.logprob for score in scores]
+            scored["top_logprobs"] = [score.top for score in scores] if self.scores.top else None
+        ends = list(self._text.ends)
+        counts = (self.prompt_tokens, self.cached_tokens)
+        return GenerationResult(self._text.text, ids, self.finish_reason, *counts, text_ends=ends, **scored)
 
     def _end(self, reason: FinishReason) -> None:
         self._text.finish()
         self.finish_reason = "stop" if self._text.stopped else reason
-
-
-class AnswerStream(Iterator[int]):
-    """The token ids of one answer as they are made. Iterate it to the end, or `close` it.
-
-    Args:
-        row: the answer.
-        source: a generator that drives the model and gives the row's ids; closing it gives the model back.
-    """
-
-    def __init__(self, row: AnswerRow, source: Iterator[int]) -> None:
-        self._row, self._source = row, source
-
-    def __next__(self) -> int:
-        return next(self._source)
-
-    def close(self) -> None:
-        """Stop generating, on all processes, and give the model back."""
-        getattr(self._source, "close", lambda: None)()
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Ids that are certain, the end token excluded."""
-        return self._row.token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """None until the end, and after `close`."""
-        return self._row.finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt, image included."""
-        return self._row.prompt_tokens
-
-    @property
-    def cached_tokens(self) -> int:
-        """How many of them were kept from an earlier prompt and not computed again; known at the first id."""
-        return self._row.cached_tokens
-
-    def pieces(self) -> Iterator[str]:
-        """The text in pieces as soon as they are certain; never half a character, joined they are the answer's text."""
-        try:
-            for _ in self:
-                if piece := self._row.take_text():
-                    yield piece
-            if rest := self._row.take_text():
-                yield rest
-        finally:
-            self.close()
-
-    def result(self) -> GenerationResult:
-        """The whole answer; what is left of it is read first."""
-        for _ in self:
-            pass
-        return self._row.result()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sat_models.generation.answer import AnswerRow, AnswerStream, GenerationResult, Request
+from sat_models.generation.answer import AnswerRow, GenerationResult, Request
 from sat_models.generation.model import AnsweringModel
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.session import BatchSession
+from sat_models.generation.stream import AnswerStream
 from sat_models.generation.tokens import hand_out, model_group
 from sat_models.processing.inputs import VLMInputs
 

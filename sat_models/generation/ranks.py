@@ -15,10 +15,11 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from sat_models import runtime
-from sat_models.generation.answer import AnswerRow, AnswerStream, Request
+from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.engine import Engine, certain_ids
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.session import BatchSession
+from sat_models.generation.stream import AnswerStream
 from sat_models.processing.inputs import VLMInputs
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,8 @@ class SharedSession:
         return self._told(self._session.join(row), row.request)
 
     def _told(self, number: int, request: Request) -> int:
-        self._calls.append(("add", replace(request, inputs=request.inputs.to("cpu"))))
+        told = replace(request, inputs=request.inputs.to("cpu"), logprobs=False, top_logprobs=0)  # scored here alone
+        self._calls.append(("add", told))
         return number
 
     def remove(self, number: int) -> AnswerRow:

@@ -31,7 +31,8 @@ from sat_models.generation.prefill import (
 )
 from sat_models.generation.rows import RowGroup
 from sat_models.generation.sampling import NO_TOKEN
-from sat_models.generation.tokens import RowSampler, choose, log_probabilities, model_group, not_numbers
+from sat_models.generation.scores import score_step
+from sat_models.generation.tokens import RowSampler, choose, model_group, not_numbers
 
 
 class BatchSession:
@@ -255,7 +256,7 @@ class BatchSession:
         else:
             for group, part in zip(groups, tokens.split([len(group.rows) for group in groups]), strict=True):
                 group.feed(part)
-        self._note_logprobs(numbers, everything, tokens)
+        self._note_scores(numbers, everything, tokens)
         given: dict[int, int] = {}
         for number, token in zip(numbers, tokens.tolist(), strict=True):
             row = self._rows[number]
@@ -269,11 +270,13 @@ class BatchSession:
                 self._leave(number)
         return given
 
-    def _note_logprobs(self, numbers: list[int], logits: Tensor, tokens: Tensor) -> None:
-        wanted = [place for place, number in enumerate(numbers) if self._rows[number].request.logprobs]
-        if wanted:
-            for place, logprob in zip(wanted, log_probabilities(logits, tokens, wanted), strict=True):
-                self._rows[numbers[place]].note_logprob(logprob)
+    def _note_scores(self, numbers: list[int], logits: Tensor, tokens: Tensor) -> None:
+        """What the model says of the tokens, for the rows that asked."""
+        scored = {place: row.scores for place, number in enumerate(numbers) if (row := self._rows[number]).scores}
+        if scored:
+            step = score_step(logits, tokens, list(scored), max(scores.top for scores in scored.values()))
+            for row, scores in enumerate(scored.values()):
+                scores.note(step, row)
 
     @torch.inference_mode()
     def _leave(self, number: int, row: AnswerRow | None = None) -> None:

@@ -83,13 +83,17 @@ class AnswerText:
 
     Attributes:
         token_ids: the answer's, as far as they are certain; always the first ones of what was pushed.
+        ends: of each of these tokens, how many characters of the text it and those before it made. A token that holds
+            a part of a character made none; the last part made it.
         stopped: a stop string has come.
     """
 
     def __init__(self, decoder: TextStream, stops: Sequence[str] = ()) -> None:
         self._decoder, self._stops = decoder, tuple(stop for stop in stops if stop)
         self.token_ids: list[int] = []
+        self.ends: list[int] = []
         self.stopped = False
+        self._length = 0
         self._pieces: list[str] = []
         self._taken = 0  # pieces that `take` gave
         self._silent: list[int] = []  # tokens without text so far: a byte of a character, say
@@ -126,8 +130,11 @@ class AnswerText:
 
     def _give(self, tokens: Sequence[int], piece: str) -> None:
         self.token_ids.extend(tokens)
+        self.ends.extend([self._length] * len(tokens))
         if piece:
             self._pieces.append(piece)
+            self._length += len(piece)
+            self.ends[-1:] = [self._length] if self.ends else []
 
     def _hold(self, piece: str) -> None:
         """Take in the silent tokens with their text, and let go of what cannot be the beginning of a stop string."""

@@ -77,15 +77,6 @@ def choose(logits: Tensor, samplers: Sequence[RowSampler], group: Any) -> Tensor
     return tokens
 
 
-@torch.inference_mode()
-def log_probabilities(logits: Tensor, tokens: Tensor, rows: Sequence[int]) -> Tensor:
-    """Of the chosen tokens [R] of some rows of logits [R, V], in fp32, in the model's own distribution."""
-    if len(rows) < len(logits):
-        logits, tokens = logits[list(rows)], tokens[list(rows)]
-    logits = logits.float()
-    return logits.gather(1, tokens.clamp(min=0)[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-
-
 def hand_out(token: int, device: torch.device, group: Any) -> Generator[int, None, bool]:
     """Yield a token to the caller; then all processes of the group hear whether the first one's caller goes on.
 

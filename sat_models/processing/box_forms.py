@@ -76,6 +76,7 @@ _GROUP = re.compile(
 STYLES = {"[[]]": "double", "[]": "single", "{<>}": "braces", "(),()": "points"}
 """Brackets -> the group that finds them."""
 _STYLE_OF = {group: style for style, group in STYLES.items()}
+_EDGES = "[] \t\r\n\f\v"
 _BETWEEN = re.compile(r";|\]\s*[,;]?\s*\[")
 _NUMBERS = re.compile(_SIGNED, re.ASCII)
 _ONE = re.compile(rf"\s*{_FOUR}\s*", re.ASCII)
@@ -90,26 +91,42 @@ class Group:
         start, end: where, in characters.
         style: a key of `STYLES`.
         boxes: the text of each; one without four numbers is None.
+        places: where the numbers of each stand, first to last, in characters; None as there.
     """
 
     start: int
     end: int
     style: str
     boxes: tuple[str | None, ...]
+    places: tuple[tuple[int, int] | None, ...]
 
 
 def groups_in(text: str) -> Iterator[Group]:
     """Every group of boxes of a text, in order, in whatever form."""
     for found in _GROUP.finditer(text):
         style = _STYLE_OF[found.lastgroup]
-        if style != "[[]]":
-            boxes: tuple[str | None, ...] = (found.group(),)
-        else:
-            parts = _BETWEEN.split(found.group().strip("[] \t\r\n\f\v"))
-            if len(parts) % 2 == 0 and all(map(_CORNER.fullmatch, parts)):  # [[x0, y0], [x1, y1]]
-                parts = [f"{first},{last}" for first, last in zip(parts[::2], parts[1::2], strict=True)]
-            boxes = tuple(part if _ONE.fullmatch(part) else None for part in parts)
-        yield Group(found.start(), found.end(), style, boxes)
+        parts = _parts(text, *found.span()) if style == "[[]]" else [(found.group(), *found.span())]
+        read = [(part, _numbers_at(text, start, end)) for part, start, end in parts]
+        boxes, places = zip(*(each if each[0] is not None else (None, None) for each in read), strict=True)
+        yield Group(found.start(), found.end(), style, boxes, places)
+
+
+def _parts(text: str, start: int, end: int) -> list[tuple[str | None, int, int]]:
+    """The boxes between double brackets with the places where each begins and ends; None without four numbers."""
+    inner = text[start:end]
+    begin, last = start + len(inner) - len(inner.lstrip(_EDGES)), start + len(inner.rstrip(_EDGES))
+    cuts = [begin, *(edge for cut in _BETWEEN.finditer(text, begin, last) for edge in cut.span()), last]
+    parts = [(text[a:z], a, z) for a, z in zip(cuts[::2], cuts[1::2], strict=True)]
+    if len(parts) % 2 == 0 and all(_CORNER.fullmatch(part) for part, _, _ in parts):  # [[x0, y0], [x1, y1]]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [(f"{first},{second}", a, z) for (first, a, _), (second, _, z) in pairs]
+    return [(part if _ONE.fullmatch(part) else None, a, z) for part, a, z in parts]
+
+
+def _numbers_at(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """Where the numbers of a box stand."""
+    spans = [found.span() for found in _NUMBERS.finditer(text, start, end)]
+    return (spans[0][0], spans[-1][1]) if spans else None
 
 
 def without_groups(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sat_models.generation.answer import GenerationResult, Request
     from sat_models.generation.engine import Engine
     from sat_models.generation.sampling import SamplingOptions
+    from sat_models.generation.stream import AnswerPieces
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -103,6 +104,7 @@ class VLM:
         *,
         system: str | None = None,
         max_tiles: MaxTiles = None,
+        top_logprobs: int = 0,
         **options: Unpack[SamplingKeywords],
     ) -> GenerationResult:
         """Answer a question; in a run of several processes, call it on each with the same arguments.
@@ -115,18 +117,20 @@ class VLM:
             system: None is the model's own system text, "" none at all.
             max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
                 the model's own choice.
+            top_logprobs: give the so many likeliest tokens of each place, too; 0 to 20.
             options: max_new_tokens, max_length, temperature, top_p, top_k, seed, repetition_penalty: see
                 `SamplingKeywords`.
 
         Returns:
             `.text`, `.token_ids` (of the answer, end token and stop string excluded), `.finish_reason` ("stop" or
-            "length"), `.logprobs` (one a token).
+            "length"), `.logprobs` and `.top_logprobs` (one a token), `.score` (the probability of the whole answer) and
+            `.box_scores`; see `GenerationResult`.
 
         Raises:
             InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option, or
                 one that there is not.
         """
-        how = {"system": system, "max_tiles": max_tiles, "logprobs": True}
+        how = {"system": system, "max_tiles": max_tiles, "logprobs": True, "top_logprobs": top_logprobs}
         request = self.request(image, query, history, version, self._sampling(options, self.generate), **how)
         return self.engine().answer(request)
 
@@ -139,10 +143,18 @@ class VLM:
         *,
         system: str | None = None,
         max_tiles: MaxTiles = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
         **options: Unpack[SamplingKeywords],
-    ) -> Iterator[str]:
-        """As `generate`, but gives pieces of text as they are decoded; bad arguments raise at the call."""
-        how = {"system": system, "max_tiles": max_tiles}
+    ) -> AnswerPieces:
+        """As `generate`, but gives pieces of text as they are decoded, and behind the last one what `generate` returns,
+        by the method `result`, there with scores where `logprobs` asks for them; bad arguments raise at the call."""
+        how = {
+            "system": system,
+            "max_tiles": max_tiles,
+            "logprobs": logprobs or bool(top_logprobs),
+            "top_logprobs": top_logprobs,
+        }
         request = self.request(image, query, history, version, self._sampling(options, self.stream), **how)
         return self.engine().stream(request).pieces()
 
@@ -156,6 +168,7 @@ class VLM:
         max_rows: int = 16,
         system: str | None = None,
         max_tiles: MaxTiles = None,
+        top_logprobs: int = 0,
         **options: Unpack[SamplingKeywords],
     ) -> list[GenerationResult]:
         """Answer several questions together; each answer is that of `generate` with the same arguments.
@@ -165,7 +178,7 @@ class VLM:
             queries: the questions.
             histories: one history for each question; None: none.
             max_rows: how many are answered at a time; memory grows with it.
-            system, max_tiles, options: as in `generate`, the same for all.
+            system, max_tiles, top_logprobs, options: as in `generate`, the same for all.
 
         Raises:
             InputError: lists of different length, or as `generate`.
@@ -177,7 +190,7 @@ class VLM:
                 "histories; it needs one of each per answer (None is an image that is not there)."
             )
         chosen = self._sampling(options, self.generate_batch)
-        how = {"system": system, "max_tiles": max_tiles, "logprobs": True}
+        how = {"system": system, "max_tiles": max_tiles, "logprobs": True, "top_logprobs": top_logprobs}
         requests = [
             self.request(image, query, history, version, chosen, **how)
             for image, query, history in zip(images, queries, histories, strict=True)

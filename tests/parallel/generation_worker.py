@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from sat_models import runtime
 from sat_models.errors import run_script
-from sat_models.generation.answer import Request
+from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
@@ -96,6 +97,16 @@ def stopped(engine: SharedEngine, request: Request) -> list[Any]:
     return [[result.text, result.token_ids, result.finish_reason] for result in results]
 
 
+def scored(request: Request) -> Request:
+    """The request with scores."""
+    return replace(request, logprobs=True, top_logprobs=3)
+
+
+def numbers_of(result: GenerationResult) -> dict[str, Any]:
+    """What is compared of an answer's scores."""
+    return {"token_ids": result.token_ids, "logprobs": result.logprobs, "top_logprobs": result.top_logprobs}
+
+
 def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     """A session that process 0 leads; an answer with a kept prefix before and after it."""
     engine = SharedEngine(vlm.engine(keep_prefixes=1))
@@ -115,6 +126,8 @@ def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
             session.step()
         report["rows_of_session"] = [session.remove(number).token_ids for number in numbers]
     report["after"] = list(engine.tokens(asked[2], SamplingOptions(max_new_tokens=6)))
+    request = scored(Request(asked[1], SamplingOptions(max_new_tokens=6)))
+    report["scored stream"] = numbers_of(engine.stream(request).result())
     engine.stop()
     return report
 
@@ -125,8 +138,9 @@ def main(golden: Path, out: Path) -> None:
     report: dict[str, Any] = {"sums": {name: sums_per_layer(vlm, given) for name, given in forwards(golden).items()}}
     asked = prompts(vlm, golden)
     engine = Engine(vlm.model, eos_id=-5, max_length=256, device="cpu")
-    rows = engine.answers(list(map(Request, asked, options())), max_rows=3)
+    rows = engine.answers(list(map(scored, map(Request, asked, options()))), max_rows=3)
     report["rows"] = [row.token_ids for row in rows]
+    report["scored rows"] = list(map(numbers_of, rows))
     report |= shared(vlm, asked)
     given = forwards(golden)["slices"]
     apply_lora(vlm.model, LoRASettings(rank=2, targets=("transformer.layers.*.attention.dense",)))

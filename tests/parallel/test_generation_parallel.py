@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sat_models.generation.answer import Request
+from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.zoo import load_pretrained
 
@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 WORKER = Path(__file__).with_name("generation_worker.py")
 sys.path.insert(0, str(WORKER.parent))
+sys.path.insert(0, str(ROOT / "tests" / "generation"))
 import generation_worker  # noqa: E402
+import whole_forward  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=["cogvlm-mini", "cogagent-mini"])
@@ -71,3 +73,12 @@ def test_batches_and_shared_sessions_are_those_of_one_process(reports: list[dict
     assert first["stopped"] == [[end.text, end.token_ids, end.finish_reason]] * 4
     assert first["rows_of_session"] == [answers[row] for row in (0, 2, 3)]
     assert first["after"] == answers[2]
+
+
+def test_scores_equal_one_forward_of_one_process(reports: list[dict[str, Any]], name: str) -> None:
+    """Of rows that all processes drive, on each of them, drawn ones too; and of a stream that the first one leads."""
+    vlm = load_pretrained(GOLDEN / name, device="cpu", dtype="float32")
+    asked = generation_worker.prompts(vlm, GOLDEN / name)
+    said = [*zip(asked, reports[0]["scored rows"], strict=True), *zip(asked, reports[1]["scored rows"], strict=True)]
+    for inputs, found in [*said, (asked[1], reports[0]["scored stream"])]:
+        whole_forward.check(vlm, inputs, GenerationResult("", finish_reason="length", **found), top=3)

@@ -8,8 +8,9 @@ from typing import Any
 
 from sat_models.config.sequence import PLAIN_FORM
 from sat_models.errors import InputError
-from sat_models.generation.answer import AnswerRow, AnswerStream, Request
+from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.stream import AnswerStream
 from sat_models.processing.prompts import PromptStyle
 from sat_models.serving.chat import ChatSession
 from sat_models.zoo.vlm import VLM
