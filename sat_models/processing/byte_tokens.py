@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import InputError, MissingPackageError
-from sat_models.processing.tokens import special_of
+from sat_models.processing.tokens import name_among, special_of
 
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -76,6 +76,10 @@ class ByteTokenizer:
     def special_id(self, name: str) -> int:
         """As `Tokenizer.special_id`."""
         return special_of(self._specials, name)
+
+    def name_of(self, token_id: int) -> str:
+        """As `Tokenizer.name_of`."""
+        return name_among(self._specials, token_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """As `Tokenizer.decode`."""

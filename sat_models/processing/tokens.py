@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """The bytes of one id in UTF-8 (none, if special), and whether that may be a part of a character."""
         ...
 
+    def name_of(self, token_id: int) -> str:
+        """The name of a special token, the inverse of `special_id`; "" for others and for ids without a token."""
+        ...
+
 
 def special_of(specials: Mapping[str, int], name: str) -> int:
     """`specials[name]`. Raises ConfigError with the names that there are."""
@@ -79,6 +83,11 @@ def special_of(specials: Mapping[str, int], name: str) -> int:
         known = ", ".join(sorted(specials)) or "none"
         raise ConfigError(f"The tokenizer has no special token '{name}'; it has: {known}. Use the model's own file.")
     return specials[name]
+
+
+def name_among(specials: Mapping[str, int], token_id: int) -> str:
+    """The name of a special token, "" for others."""
+    return next((name for name, token in specials.items() if token == token_id), "")
 
 
 class SentencePieceTokenizer:
@@ -167,8 +176,16 @@ class SentencePieceTokenizer:
 
     def special_id(self, name: str) -> int:
         """As `Tokenizer.special_id`; begin and end are known by the names that the file gives them."""
+        return special_of(self._named(), name)
+
+    def name_of(self, token_id: int) -> str:
+        """As `Tokenizer.name_of`."""
+        control = 0 <= token_id < self.pieces.get_piece_size() and self.pieces.IsControl(token_id)
+        return name_among(self._named(), token_id) or (self.pieces.IdToPiece(token_id) if control else "")
+
+    def _named(self) -> dict[str, int]:
         own = {self._pieces.IdToPiece(token): token for token in (self._pieces.bos_id(), self._pieces.eos_id())}
-        return special_of({**own, **self._specials}, name)
+        return {**own, **self._specials}
 
     def stream(self) -> StreamDecoder:
         """As `Tokenizer.stream`."""

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from sat_models.errors import InputError, ZooError
+from sat_models.generation.answer import GenerationResult
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.scores import TokenScore
 from sat_models.serving.core import Limits, Question, ServerCore, choices_of
 from sat_models.serving.failures import UnknownModelError, describe, on_error
+from sat_models.serving.logprobs import logprobs_body
 from sat_models.serving.messages import conversation, open_images, system_text
 from sat_models.serving.metrics import Metrics
 from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
@@ -171,12 +174,12 @@ class Call:
         )  # fmt: skip
         if self._cancelled:
             return
-        how = _options(body, limits), body.stop, system, body.max_tiles
+        how = _options(body, limits), body.stop, system, body.max_tiles, bool(body.logprobs), body.top_logprobs or 0
         question = Question(query, images, history, body.version, *how)
         self.asked = core.prepare(question)
         self.most = core.room(self.asked)
         self.size = images[-1].size if images else None
-        self._read = core.read
+        self._read, self._tokenizer = core.read, core.processor.tokenizer
 
     @property
     def headers(self) -> dict[str, str]:
@@ -220,15 +223,16 @@ class Call:
         choices = []
         for index, finished in sorted(done.items()):
             message = {"role": "assistant", "content": finished.answer.text, "refusal": None}
-            message |= self._found(finished.answer.text)
-            choices.append(
-                {"index": index, "message": message, "finish_reason": finished.answer.finish_reason, "logprobs": None}
-            )
+            message |= self._found(finished.answer)
+            logprobs = self._logprobs(finished.answer.token_scores, first=True)
+            reason = finished.answer.finish_reason
+            choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs})
         return {**self._head("chat.completion"), "choices": choices, "usage": self._usage(list(done.values()))}
 
     async def stream(self, first: tuple[int, Event]) -> AsyncIterator[str]:
         """The chunks of a streamed answer."""
         done: list[Finished] = []
+        begun: set[int] = set()
         wants_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         for index in range(len(self.tickets)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
@@ -238,10 +242,12 @@ class Call:
                 yield json.dumps(describe(event.error)[1])
                 return
             if isinstance(event, Piece):
-                yield self._chunk(index, {"content": event.text})
+                logprobs = self._logprobs(event.scores, first=index not in begun)
+                begun |= {index} if event.scores else set()
+                yield self._chunk(index, {"content": event.text}, logprobs=logprobs)
             else:
                 done.append(event)
-                yield self._chunk(index, self._found(event.answer.text), event.answer.finish_reason)
+                yield self._chunk(index, self._found(event.answer), event.answer.finish_reason)
         if wants_usage:
             usage = self._usage(done)
             yield json.dumps({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
@@ -257,13 +263,21 @@ class Call:
             if not left:
                 return
 
-    def _found(self, text: str) -> dict[str, Any]:
-        """Boxes of an answer, and what else its family says in a form of its own, in pixels of the last picture."""
-        found = self._read(text, self.size)
+    def _found(self, answer: GenerationResult) -> dict[str, Any]:
+        """Boxes of an answer, and what else its family says in a form of its own, in pixels of the last picture; where
+        probabilities were asked for, those of the answer and of each box."""
+        found = self._read(answer.text, self.size)
         boxes = [
             {"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found.boxes
         ]
-        return {"boxes": boxes, **found.parts}
+        if answer.score is None:
+            return {"boxes": boxes, **found.parts}
+        scored = [{**box, "score": score} for box, score in zip(boxes, answer.box_scores, strict=False)]
+        return {"boxes": scored, "score": answer.score, **found.parts}
+
+    def _logprobs(self, scores: Sequence[TokenScore], *, first: bool) -> dict[str, Any] | None:
+        """The `logprobs` of tokens; `first`: they begin the answer."""
+        return logprobs_body(scores, self._tokenizer, first=first) if self.body.logprobs else None
 
     def _usage(self, done: list[Finished]) -> dict[str, Any]:
         answers = [finished.answer for finished in done]
@@ -273,8 +287,10 @@ class Call:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
 
-    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> str:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+    def _chunk(
+        self, index: int, delta: dict[str, Any], reason: str | None = None, *, logprobs: dict[str, Any] | None = None
+    ) -> str:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return json.dumps({**self._head("chat.completion.chunk"), "choices": [choice]}, ensure_ascii=False)
 
 

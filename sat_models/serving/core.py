@@ -51,6 +51,7 @@ class Question:
     Attributes:
         system: None is the model's own system text; another one is for prompt styles with a place for it.
         max_tiles: most tiles of each image; None is the model's own choice.
+        logprobs, top_logprobs: what is noted of each token; see `Request`.
     """
 
     query: str
@@ -61,6 +62,8 @@ class Question:
     stops: tuple[str, ...] = ()
     system: str | None = None
     max_tiles: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
 
 
 class ServerCore:
@@ -121,7 +124,8 @@ class ServerCore:
         return Request.of(
             self.processor, list(question.images) or None, question.query, history=question.history,
             version=question.version, options=question.options, stops=question.stops,
-            system=question.system, max_tiles=question.max_tiles,
+            system=question.system, max_tiles=question.max_tiles, logprobs=question.logprobs,
+            top_logprobs=question.top_logprobs,
         )  # fmt: skip
 
 

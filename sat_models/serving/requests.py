@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sat_models.errors import ZooError
 from sat_models.generation.answer import GenerationResult, Request
+from sat_models.generation.scores import TokenScore
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,11 @@ class RequestTimeoutError(ZooError):
 
 @dataclass(frozen=True)
 class Piece:
-    """More text of an answer."""
+    """More text of an answer; where its request asked for scores, those of the tokens that became certain with it, and
+    then a piece may have no text."""
 
     text: str
+    scores: list[TokenScore] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

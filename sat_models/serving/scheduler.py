@@ -196,15 +196,18 @@ class Scheduler:
         if not ticket.begun:
             ticket.begun = True
             self._observer.first_token(time.monotonic() - ticket.started)
-        if piece := row.take_text():
-            ticket.tell(Piece(piece))
+        self._tell_piece(ticket, row)
+
+    def _tell_piece(self, ticket: Ticket, row: AnswerRow) -> None:
+        piece, scores = row.take_text(), row.take_scores()
+        if piece or scores:
+            ticket.tell(Piece(piece, scores))
 
     def _finish(self, ticket: Ticket, row: AnswerRow) -> None:
         if row.error is not None:
             self._fail(ticket, row.error)
             return
-        if rest := row.take_text():
-            ticket.tell(Piece(rest))
+        self._tell_piece(ticket, row)
         answer = row.result()
         ticket.tell(Finished(answer))
         self._note(ticket, "cancelled" if ticket.cancelled else answer.finish_reason)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from sat_models.errors import InputError
+from sat_models.generation.scores import LARGEST_TOP
 from sat_models.text import DoubleKeyError, is_utf8, unique_keys
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -180,6 +179,8 @@ class ChatRequest(_Strict):
     repetition_penalty: Real | None = Field(None, gt=0)
     seed: Whole | None = Field(None, ge=-(2**62), le=2**62)
     n: Whole | None = Field(None, ge=1)
+    logprobs: StrictBool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=LARGEST_TOP)
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -204,6 +205,8 @@ class ChatRequest(_Strict):
         for name, neutral in NEUTRAL.items():
             if name in asked and asked.pop(name) not in neutral:
                 raise ValueError(f"'{name}' is not supported by these models; leave it out")
+        if asked.get("top_logprobs") and asked.get("logprobs") is not True:
+            raise ValueError("'top_logprobs' needs 'logprobs': true; send both, or leave it out")
         return asked
 
 

@@ -237,7 +237,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 9}, "at most 8"),
     ({"messages": asked("word " * 3000)}, "prompt takes"),
     ({"frequency_penalty": 1.0}, "'frequency_penalty' is not supported"),
-    ({"logprobs": True}, "'logprobs' is not supported"),
+    ({"top_logprobs": 2}, "'top_logprobs' needs 'logprobs'"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"extra_body": {"beams": 4}}, "beams"),
 ]
 

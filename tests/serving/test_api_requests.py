@@ -82,6 +82,7 @@ NOTHING = [
     {"stream_options": {"include_usage": None}}, {"parallel_tool_calls": True}, {"parallel_tool_calls": False},
     {"tool_choice": "auto"}, {"tool_choice": "none"}, {"tools": []}, {"function_call": "auto"}, {"echo": False},
     {"best_of": 1}, {"top_k": -1}, {"top_k": 0}, {"logit_bias": {}}, {"logprobs": False}, {"min_p": 0.0},
+    {"logprobs": False, "top_logprobs": 0}, {"logprobs": None, "top_logprobs": None}, {"top_logprobs": 0},
     {"modalities": ["text"]}, {"response_format": {"type": "text"}}, {"store": False}, {"service_tier": "auto"},
     {"something_new": None}, {"verbosity": "medium"}, {"max_tokens": None, "max_completion_tokens": 1},
     {"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning": {"effort": "none"}}, {"extra_body": {}},
@@ -106,6 +107,9 @@ SOMETHING = [
     ({f"x{number}": 1 for number in range(1000)}, "and 997 more"), ({"x" * 10_000: 1}, "xxx"),
     ({"version": "v" * 10_000}, "Unknown prompt version"), ({"min_tokens": 2}, "'min_tokens'"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 1}, "needs 'logprobs': true"), ({"logprobs": 5}, "logprobs"),
+    ({"logprobs": "true"}, "logprobs"), ({"logprobs": True, "top_logprobs": True}, "top_logprobs: it is true"),
     *(({name: True}, f"{name}: it is true; it must be") for name in ("max_tokens", "n", "seed", "temperature")),
     ({"top_k": False}, "top_k: it is false"), ({"metadata": {f"{n}": "x" for n in range(200_000)}}, "metadata"),
 ]  # fmt: skip
