@@ -114,6 +114,14 @@ def add_sampling_flags(
     )  # fmt: skip
 
 
+def add_scores_flag(parser: argparse._ActionsContainer) -> None:
+    """Whether answers come with their probabilities."""
+    flag(
+        parser, "scores", action="store_true",
+        help="with each answer the probability of its tokens together, and that of the numbers of each box, 0 to 1",
+    )  # fmt: skip
+
+
 def sampling_options(args: argparse.Namespace, **others: Any) -> SamplingOptions:
     """Sampling as the flags say; `others` are further fields.
 

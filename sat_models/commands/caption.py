@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat_models.errors import run_script
-from sat_models.flags import add_model_flags, add_sampling_flags, check_numbers, flag, loading, sampling_options
+from sat_models.flags import (
+    add_model_flags,
+    add_sampling_flags,
+    add_scores_flag,
+    check_numbers,
+    flag,
+    loading,
+    sampling_options,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag(parser, "query", default="Describe this image.", help="default: %(default)s")
     flag(parser, "batch_size", type=int, default=16, help="answers at a time (default: %(default)s)")
     add_sampling_flags(parser, max_new_tokens=256)
+    add_scores_flag(parser)
     flag(parser, "model_parallel_size", type=int, default=1, help="processes that share one model, under torchrun")
     return parser
 
@@ -44,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, arguments = sampling_options(args), loading(args)
     runtime.init_distributed(runtime.choose_device(args.device))
     runtime.init_model_parallel(args.model_parallel_size)
-    settings = decoding_of(options, args.version)
+    settings = decoding_of(options, args.version, scores=args.scores)
     runtime.in_step(lambda: prepare(args.source, args.output, args.query, settings))  # before weights are read
     vlm = load_pretrained(args.from_pretrained, **arguments)
     made_by = runtime.in_step(lambda: model_identity(vlm, args.from_pretrained) if runtime.rank() == 0 else {})
     written, failed = caption(
         vlm, args.source, args.output, query=args.query, options=options, version=args.version,
-        max_rows=args.batch_size, made_by=made_by,
+        max_rows=args.batch_size, scores=args.scores, made_by=made_by,
     )  # fmt: skip
     if runtime.rank() == 0:
         print(f"{written} written to {args.output}, {failed} of them errors", file=sys.stderr)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CAME_LATER = {"scores": False}
+"""Settings that files of earlier versions lack, and what was the case then."""
+
 
 def model_identity(vlm: VLM, name_or_path: str) -> dict[str, Any]:
     """Weights, config, tokenizer and adapter by their SHA-256; dtype, bits, kind of device and prompt style by name.
@@ -67,6 +70,7 @@ def images_digest(samples: Sequence[Sample]) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of `now` was otherwise, for a message; "" where nothing was."""
+    before = {**_CAME_LATER, **before}
     differ = [name for name, value in now.items() if before.get(name) != value]
     return "; ".join(f"{name} {_shown(before.get(name))} -> {_shown(now[name])}" for name in differ)
 

@@ -26,20 +26,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer(GenerationResult):
-    """A finished turn; `boxes` and `parts` are those of `Reading`, in pixels of the session's picture."""
+    """A finished turn; `boxes` and `parts` are those of `Reading`, in pixels of the session's picture. Scores are there
+    where the session was asked for them."""
 
     boxes: list[Box] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The line of `--json`: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, and `parts`."""
+        """The line of `--json`: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, `parts`, and
+        scores of the answer, of each box and of each token (logarithms)."""
+        scores = {"score": self.score, "box_scores": self.box_scores, "logprobs": self.logprobs}
         return {
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
             "boxes": [list(box.pixels) for box in self.boxes],
             **self.parts,
+            **(scores if self.logprobs is not None else {}),
         }
+
+    def scores_line(self) -> str:
+        """The scores of the answer and of its boxes, for people."""
+        shown = f"score {self.score:.3g}"
+        boxes = ", ".join(f"{score:.3g}" for score in self.box_scores)
+        return f"{shown}; boxes {boxes}" if boxes else shown
 
 
 def shared_engine(vlm: VLM, *, keep_prefixes: int = 1, prefix_bytes: int | None = None) -> SharedEngine:
@@ -64,6 +74,7 @@ class ChatSession:
         version: prompt style; None takes the model's own.
         allow_empty_query: let an empty question through (`--no_prompt`).
         max_tiles: most tiles of a picture; None is the model's own choice.
+        scores: note how probable each token is.
     """
 
     def __init__(
@@ -75,12 +86,13 @@ class ChatSession:
         version: str | None = None,
         allow_empty_query: bool = False,
         max_tiles: int | None = None,
+        scores: bool = False,
     ) -> None:
         self._vlm = vlm
         self._engine = engine or shared_engine(vlm)
         self.options = options or SamplingOptions()
         self.version = version
-        self.allow_empty_query, self.max_tiles = allow_empty_query, max_tiles
+        self.allow_empty_query, self.max_tiles, self.scores = allow_empty_query, max_tiles, scores
         self.image: Image.Image | None = None
         self.history: list[tuple[str, str]] = []
 
@@ -116,6 +128,7 @@ class ChatSession:
         request = Request.of(
             self._vlm.processor, self.image, query, history=self.history, version=self.version, options=self.options,
             allow_empty_query=self.allow_empty_query, max_tiles=self.max_tiles,
+            logprobs=self.scores,
         )  # fmt: skip
         answer = self._engine.stream(request)
         with contextlib.closing(answer.pieces()) as pieces:

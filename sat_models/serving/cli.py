@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sat_models.errors import ConfigError, ZooError, complain
-from sat_models.flags import add_model_flags, add_sampling_flags, flag, loading, positive, sampling_options
+from sat_models.flags import (
+    add_model_flags,
+    add_sampling_flags,
+    add_scores_flag,
+    flag,
+    loading,
+    positive,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print one JSON line: text, token_ids, finish_reason, boxes (CogAgent: agent)",
     )
+    add_scores_flag(parser)
     flag(parser, "output", metavar="FILE", type=Path, help="where to save the picture with the answer's boxes")
     return parser
 
@@ -125,8 +134,9 @@ def _load(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[ChatSess
     vlm = load_pretrained(args.from_pretrained, rotary_table=args.rotary_table, **arguments)
     engine = shared_engine(vlm)
     return ChatSession(
-        vlm, engine=engine, options=options, allow_empty_query=args.no_prompt, max_tiles=args.max_tiles
-    ), engine
+        vlm, engine=engine, options=options, allow_empty_query=args.no_prompt, max_tiles=args.max_tiles,
+        scores=args.scores,
+    ), engine  # fmt: skip
 
 
 def _ask_once(session: ChatSession, args: argparse.Namespace, image: Image | None) -> None:
@@ -139,6 +149,8 @@ def _ask_once(session: ChatSession, args: argparse.Namespace, image: Image | Non
             print(json.dumps(answer.as_json()), file=out, flush=True)
         else:
             print("" if show else answer.text, file=out, flush=True)
+            if args.scores:
+                print(answer.scores_line(), file=out, flush=True)
     if args.output is not None:
         drawn = session.draw(answer, args.output)
         missing = "no boxes drawn" if not answer.boxes else "the warning says why"

@@ -142,6 +142,8 @@ class Dialogue:
             self._say(self._words.cut_off)
         for name, part in answer.parts.items():
             self._say(f"{name}: {json.dumps(part, ensure_ascii=False)}")
+        if answer.logprobs is not None:
+            self._say(answer.scores_line())
         self._draw(answer)
 
     def _show_piece(self, piece: str) -> None:

@@ -81,7 +81,7 @@ class Page:
                 max_new_tokens=int(tokens), temperature=temperature, top_p=top_p, top_k=int(top_k),
                 seed=None if seed is None else int(seed),
             )  # fmt: skip
-            asked = Question(question, [image] if image else [], turns, version, options)
+            asked = Question(question, [image] if image else [], turns, version, options, logprobs=True)
             async with contextlib.aclosing(answer_events(self._core, asked)) as events:
                 async for event in events:
                     if isinstance(event, Failed):
@@ -97,7 +97,7 @@ class Page:
                             _with_answer(shown, text + cut),
                             (image_path, [*turns, (question, text)]),
                             drawn,
-                            tables(found, words),
+                            tables(found, words, event.answer),
                             "",
                         )
         except Exception as error:

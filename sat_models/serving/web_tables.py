@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sat_models.generation.answer import GenerationResult
 from sat_models.processing.boxes import Box
 from sat_models.zoo.vlm import Reading
 
 
-def tables(found: Reading, words: Mapping[str, str]) -> str:
-    """Markdown tables; empty where nothing was found.
+def tables(found: Reading, words: Mapping[str, str], answer: GenerationResult) -> str:
+    """Markdown tables: what was found, with the probability of each box, and that of the whole answer below.
 
     Args:
+        answer: what `found` was read from; without `logprobs` no probability is shown.
         words: of the page's language; a part is shown under the word of its name (`agent.operation.action`), else
             under that name.
     """
-    both = [_boxes(found.boxes, words["table"]), _parts(found.parts, words)]
-    return "\n\n".join(table for table in both if table)
+    whole = "" if answer.score is None else f"{words['score']}: {_share(answer.score)}"
+    parts = [_boxes(found.boxes, answer.box_scores, words), _parts(found.parts, words), whole]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _boxes(boxes: Sequence[Box], title: str) -> str:
-    """The boxes in pixels."""
+def _boxes(boxes: Sequence[Box], scores: Sequence[float] | None, words: Mapping[str, str]) -> str:
+    """The boxes in pixels, with a column of their probabilities where these are known."""
     if not boxes:
         return ""
-    rows = [(_cell(box.phrase), *map(str, box.rounded())) for box in boxes]
-    return _table((title, "x1", "y1", "x2", "y2"), ("---", *["---:"] * 4), rows)
+    names = [words["table"], "x1", "y1", "x2", "y2"]
+    rows = [[_cell(box.phrase), *map(str, box.rounded())] for box in boxes]
+    if scores is not None:
+        names.append(words["box_score"])
+        rows = [[*row, _share(score)] for row, score in zip(rows, scores, strict=True)]
+    return _table(names, ("---", *["---:"] * (len(names) - 1)), rows)
+
+
+def _share(score: float) -> str:
+    """A probability in percent, with two digits that say something."""
+    return f"{100 * score:.2g} %" if score < 0.995 else f"{100 * score:.3g} %"
 
 
 def _parts(parts: Mapping[str, Any], words: Mapping[str, str]) -> str:
