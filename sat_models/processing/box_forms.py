@@ -20,12 +20,24 @@ class BoxForm:
         style: the brackets that one is written with: a key of `STYLES`.
         square: the sides are those of the picture padded to a square, its middle the picture's.
         tags: on either side of a group; then numbers have as many digits as they need, and reach `scale` itself.
+        names: on either side of a name, where the family's own data mark them.
     """
 
     scale: int = 1000
     style: str = "[[]]"
     square: bool = False
     tags: tuple[str, str] | None = None
+    names: tuple[str, str] = ("", "")
+
+    @property
+    def example(self) -> str:
+        """How a box is written, with letters for its numbers."""
+        corners = ("x0", "y0", "x1", "y1")
+        if self.style == "{<>}":
+            one = "".join(f"<{corner}>" for corner in corners)
+        else:
+            one = ("," if self.style == "[[]]" and not self.tags else ", ").join(corners)
+        return write_group([one], self)
 
     @property
     def marks(self) -> tuple[str, str, str, str]:
@@ -55,7 +67,7 @@ BOX_FORMS: dict[str, BoxForm] = {
     "unit": BoxForm(scale=1, style="[]"),
     "unit of square": BoxForm(scale=1, style="[]", square=True),
     "hundred": BoxForm(scale=100, style="{<>}"),
-    "thousand in tags": BoxForm(tags=("<box>", "</box>")),
+    "thousand in tags": BoxForm(tags=("<box>", "</box>"), names=("<ref>", "</ref>")),
 }
 """By the name that a family's `SequenceForm.boxes` has: CogVLM's, LLaVA's without and with padding (as LLaVA's issue
 606 found), MiniGPT-v2's, InternVL's."""

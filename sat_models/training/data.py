@@ -150,7 +150,7 @@ class VLMDataset:
         return record.said(self._style)[1]
 
     def _turns(self, record: Record, places: Sequence[int]) -> tuple[Turn, ...]:
-        turns, _ = record.said(self._style)
+        turns, _ = record.said(self._style, self.processor.box_form)
         return tuple(turns[place] for place in places)
 
     def with_images(self) -> int:

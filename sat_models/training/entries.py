@@ -14,6 +14,9 @@ A user's message may have such a key of its own (GLM-4's data): the picture stan
 hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures. They are taken out of the
 text for the models that read all pictures before it; for the others a record keeps their places.
 
+"objects" are ms-swift's names and boxes: they stand where `<ref-object>` and `<bbox>` do, or, in an entry that asks
+nothing, are asked about as those of other annotations are (`grounding/`).
+
 Also read: "history" ([question, answer] pairs before the entry's own turns), "system" (as a system message is: in the
 place that the prompt style has for it, else in front of the first question, a line of its own), and of an answer
 "loss", "weight" or "train" (`entry_keys.TRAINED_KEYS`): false or 0 means that it is not trained. Keys that would change
@@ -27,17 +30,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sat_models.processing.prompts import Turn
+from sat_models.training.boxed_text import BoxGroup
 from sat_models.training.entry_keys import is_trained, refuse_unread
+from sat_models.training.grounding.asking import CAPTION_PROMPT, Asking
+from sat_models.training.grounding.samples import records_of
+from sat_models.training.grounding.swift import Objects, objects_of, refuse_marks, with_marks
 from sat_models.training.image_names import Slot, fill_slots, image_names, part_name
 from sat_models.training.marks import SLOT, check_answer, check_system, with_slots, without_slots
 from sat_models.training.records import EntryError, ImageFile, ImageFinder, Record
 
-CAPTION_PROMPT = "Describe this image."
-"""Question of a caption, for formats that carry none."""
 QUESTION_KEYS = ("prompt", "question", "query")
 ANSWER_KEYS = ("text", "label", "answer", "response")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TEXT_KEYS = ("role", "from", "content", "value")
+_DIALOGUES = ("captions", "messages", "conversations")
 _STYLES_HINT = "an entry has 'prompt' and 'text', 'conversations', 'messages', or 'captions'"
 
 
@@ -63,6 +69,12 @@ class _Said:
         self.slots += names
         return text
 
+    def place(self, objects: Objects, images: Sequence[ImageFile]) -> list[list[BoxGroup]]:
+        """Put names and marks of boxes where they belong; the boxes of each turn."""
+        refuse_marks(self.system)
+        self.turns, groups = objects.placed(self.turns, images)
+        return groups
+
     def system_apart(self) -> tuple[str, str] | tuple[None, None]:
         """The system text and the first question without it; two None where there is none."""
         first = self.turns[0][0]
@@ -78,8 +90,9 @@ def parse_entry(
     *,
     prompt: str | None = None,
     images: Sequence[ImageFile] | None = None,
+    asking: Asking | None = None,
 ) -> list[Record]:
-    """The records of one entry: one, or one per caption.
+    """The records of one entry: one, one per caption, or those about its objects.
 
     Args:
         entry: parsed JSON.
@@ -87,6 +100,7 @@ def parse_entry(
         finder: looks up the names of pictures.
         prompt: question for captions; None is `CAPTION_PROMPT`.
         images: where the pictures do not stand in the entry.
+        asking: what is asked about the objects of an entry that asks nothing; None is the usual.
 
     Raises:
         EntryError: a missing or unknown key or role, an empty text, a slot without a picture or the reverse, a picture
@@ -94,10 +108,37 @@ def parse_entry(
     """
     if not isinstance(entry, dict):
         raise EntryError("fields", f"an entry is {type(entry).__name__}, but must be an object: {_STYLES_HINT}")
-    refuse_unread(entry, "")
+    refuse_unread(entry)
     if not is_trained(entry, ""):
         raise EntryError("empty", "none of its answers is trained")
-    styles = [key for key in ("captions", "messages", "conversations") if entry.get(key) not in (None, [])]
+    objects = objects_of(entry)
+    if objects is not None:
+        if not any(key in entry for key in (*_DIALOGUES, *QUESTION_KEYS, *ANSWER_KEYS)):
+            files = [finder.find(name) for name in image_names(entry)] if images is None else images
+            return list(records_of(objects.annotated(files, source), asking or Asking()))
+        entry = with_marks(entry)
+    said = _said(entry, prompt)
+    own_names = [] if images is not None else image_names(entry)
+    records = []
+    for number, one in enumerate(said, 1):
+        if images is None:
+            found = tuple(finder.find(name) for name in fill_slots(one.slots, own_names))
+        else:
+            found = tuple(images)
+            fill_slots(one.slots, [str(image) for image in found])
+        name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
+        boxes = None if objects is None else one.place(objects, found)
+        turns, untrained = _without_end(_checked(one.turns), one.untrained)
+        placed = tuple(question for question, _ in one.turns[: len(turns)]) if one.slots else ()
+        found = found[: sum(question.count(SLOT) for question in placed)] if placed else found
+        kept = None if boxes is None else tuple(group for own in boxes[: len(turns)] for group in own)
+        records.append(Record(name, found, turns, source, untrained, *one.system_apart(), placed, kept))
+    return records
+
+
+def _said(entry: dict[str, Any], prompt: str | None) -> list[_Said]:
+    """The content of an entry: one dialogue, or its captions."""
+    styles = [key for key in _DIALOGUES if entry.get(key) not in (None, [])]
     if len(styles) > 1:
         raise EntryError("fields", f"has both '{styles[0]}' and '{styles[1]}'; keep the one that is meant")
     if "captions" in entry:
@@ -109,20 +150,7 @@ def parse_entry(
         said = [_dialogue(entry[key], key, before)]
     else:
         said = [_question_and_answer(entry, _before(entry))]
-    own_names = [] if images is not None else image_names(entry)
-    records = []
-    for number, one in enumerate(said, 1):
-        if images is None:
-            found = tuple(finder.find(name) for name in fill_slots(one.slots, own_names))
-        else:
-            found = tuple(images)
-            fill_slots(one.slots, [str(image) for image in found])
-        name = str(entry.get("id", source)) + (f"#{number}" if len(said) > 1 else "")
-        turns, untrained = _without_end(_checked(one.turns), one.untrained)
-        placed = tuple(question for question, _ in one.turns[: len(turns)]) if one.slots else ()
-        found = found[: sum(question.count(SLOT) for question in placed)] if placed else found
-        records.append(Record(name, found, turns, source, untrained, *one.system_apart(), placed))
-    return records
+    return said
 
 
 def _before(entry: dict[str, Any]) -> _Said:

@@ -13,25 +13,27 @@ TRAINED_KEYS = ("loss", "weight", "train", "train_on_turn")
 _FILMS = ("video", "videos", "frames", "audio", "audios", "speech")
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 _CHOICES = ("rejected", "rejected_response", "rejected_messages", "rejected_images", "chosen")
-_BOXES = ("objects", "bbox", "bboxes", "boxes", "polygons", "segmentation", "keypoints")
+_BOXES = ("bbox", "bboxes", "boxes", "polygons", "segmentation", "keypoints")
 _MASKS = ("loss_scale", "loss_mask", "mask", "masked", "train_detail", "sample_weight")
 _WORDS = ("reasoning_content", "system_prompt", "system_message", "instruction")
+OF_ENTRIES = ("objects",)
+"""Keys that are read where they stand in an entry, and not in a message."""
 UNREAD = (*_FILMS, *_TOOLS, *_CHOICES, *_BOXES, *_MASKS, *_WORDS)
 """Keys of an entry or a message that change what is learned, and that are not read."""
 _LIKED = ("label", "kto_tag", "desirable")
 """Keys that say if people liked the answer."""
 
 
-def refuse_unread(fields: Mapping[str, Any], where: str) -> None:
+def refuse_unread(fields: Mapping[str, Any], where: str = "") -> None:
     """Keys that nobody reads may be there where they say nothing.
 
     Args:
-        where: for messages, such as "'messages' item 1: ".
+        where: of a message, such as "'messages' item 1: "; "" for an entry.
 
     Raises:
         EntryError: one says something.
     """
-    for key in UNREAD:
+    for key in (*UNREAD, *(OF_ENTRIES if where else ())):
         if fields.get(key) not in (None, False, "", "[]", "{}", "null", [], {}):
             raise EntryError(
                 "fields", f"{where}'{key}' is {fields[key]!a:.60}, which is not read here; remove it or the sample"

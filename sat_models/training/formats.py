@@ -19,8 +19,10 @@ from pathlib import Path
 
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.training.entries import parse_entry
+from sat_models.training.grounding.asking import Asking
 from sat_models.training.json_entries import json_entries
-from sat_models.training.records import EntryError, ImageFinder, OnProblem, Problem, Record, raise_problem
+from sat_models.training.reading import SPLITS, Reading
+from sat_models.training.records import EntryError, OnProblem, Problem, Record, raise_problem
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ def read_records(
     format: str | None = None,
     prompt: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
+    asking: Asking | None = None,
+    split: str = SPLITS[0],
     on_problem: OnProblem = raise_problem,
 ) -> list[Record]:
     """All records of a file or folder, in a fixed order.
@@ -47,6 +51,8 @@ def read_records(
         format: one of `FORMATS` to force it; None looks.
         prompt: question where the data carry none (captchas, SFT-311K captions); None takes the format's own.
         image_root: folder that picture names are tried in first.
+        asking: what is asked about boxes in pixels; None is the usual.
+        split: "train" or "val", for data that hold both.
         on_problem: called with each fault; the default raises it.
 
     Raises:
@@ -66,7 +72,7 @@ def read_records(
         on_problem(problem)
 
     records = []
-    for record in FORMATS[found](place, prompt, root, report):
+    for record in FORMATS[found](place, Reading(prompt, root, asking or Asking(), split, report)):
         fault = record.fault()
         if fault is None:
             records.append(record)
@@ -130,47 +136,47 @@ def captcha_answer(path: Path) -> str:
     return path.stem.split("_")[0]
 
 
-def _read_json(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+def _read_json(path: Path, how: Reading) -> Iterator[Record]:
     """Entries of one file."""
-    finder = ImageFinder(path, root)
-    for source, entry in json_entries(path, on_problem):
+    finder = how.finder(path)
+    for source, entry in json_entries(path, how.on_problem):
         try:
-            yield from parse_entry(entry, source, finder, prompt=prompt)
+            yield from parse_entry(entry, source, finder, prompt=how.prompt, asking=how.asking)
         except EntryError as error:
-            on_problem(error.at(source))
+            how.on_problem(error.at(source))
 
 
-def _read_sft311k(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+def _read_sft311k(path: Path, how: Reading) -> Iterator[Record]:
     """Labels with the picture of the same stem."""
     for folder in _sft_folders(path):
         images = {image.stem: image for image in reversed(list(images_in(folder / "images")))}
         labelled = set()
         for label in sorted(file for labels in _label_folders(folder) for file in labels.glob("*.json")):
             labelled.add(label.stem)
-            for source, entry in json_entries(label, on_problem):
+            for source, entry in json_entries(label, how.on_problem):
                 try:
                     if label.stem not in images:
                         raise EntryError("image", f"no picture {folder / 'images' / label.stem}.* belongs to it")
-                    finder = ImageFinder(label, root)
-                    yield from parse_entry(entry, source, finder, prompt=prompt, images=[images[label.stem]])
+                    own = {"images": [images[label.stem]], "asking": how.asking}
+                    yield from parse_entry(entry, source, how.finder(label), prompt=how.prompt, **own)
                 except EntryError as error:
-                    on_problem(error.at(source))
+                    how.on_problem(error.at(source))
         bare = sorted(set(images) - labelled)
         if bare:
             logger.warning("%s: %d picture(s) without a label are not used, such as '%s'", folder, len(bare), bare[0])
 
 
-def _read_captchas(path: Path, prompt: str | None, root: Path | None, on_problem: OnProblem) -> Iterator[Record]:
+def _read_captchas(path: Path, how: Reading) -> Iterator[Record]:
     """One record per picture."""
     for image in images_in(path):
         answer, source = captcha_answer(image), f"{image}:1"
         if answer.strip():
-            yield Record(source, (image,), ((CAPTCHA_PROMPT if prompt is None else prompt, answer),), source)
+            yield Record(source, (image,), ((CAPTCHA_PROMPT if how.prompt is None else how.prompt, answer),), source)
         else:
-            on_problem(Problem(source, "empty", "the file name holds no answer before its first '_'"))
+            how.on_problem(Problem(source, "empty", "the file name holds no answer before its first '_'"))
 
 
-FORMATS: dict[str, Callable[[Path, str | None, Path | None, OnProblem], Iterator[Record]]] = {
+FORMATS: dict[str, Callable[[Path, Reading], Iterator[Record]]] = {
     "json": _read_json,
     "sft311k": _read_sft311k,
     "captcha": _read_captchas,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sat_models.errors import InputError
+from sat_models.processing.box_forms import BoxForm
 from sat_models.processing.prompts import PromptStyle, Turn
 from sat_models.text import is_utf8, printable
+from sat_models.training.boxed_text import BoxGroup, filled_turns
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Record:
         system: system text; in `turns` it stands in front of the first question, a line of its own.
         first_question: the first question without it; None where there is no system text.
         placed: the questions of `turns` with `<image>` where each picture stands; empty where nothing says so.
+        boxes: what stands at the box marks of `turns`, in order; None for texts that are what they say.
     """
 
     id: str
@@ -44,10 +47,11 @@ class Record:
     system: str | None = None
     first_question: str | None = None
     placed: tuple[str, ...] = ()
+    boxes: tuple[BoxGroup, ...] | None = None
 
-    def said(self, style: PromptStyle) -> tuple[tuple[Turn, ...], str | None]:
-        """The turns as a prompt style takes them: with its marks where it reads pictures in any place; and the system
-        text, where there is one and the style has a place for it."""
+    def said(self, style: PromptStyle, form: BoxForm | None = None) -> tuple[tuple[Turn, ...], str | None]:
+        """The turns as a prompt style takes them: with its marks where it reads pictures in any place, and boxes in a
+        family's form (None: CogVLM's); and the system text, where there is one and the style has a place for it."""
         questions, apart = [question for question, _ in self.turns], None
         if style.images_anywhere and self.placed:
             questions = [_marked(question, style) for question in self.placed]
@@ -56,7 +60,8 @@ class Record:
             if style.images_anywhere and self.placed:
                 first = _marked(self.placed[0].removeprefix(f"{apart}\n"), style)
             questions = [first, *questions[1:]]
-        return tuple(zip(questions, (answer for _, answer in self.turns), strict=True)), apart
+        turns = tuple(zip(questions, (answer for _, answer in self.turns), strict=True))
+        return turns if self.boxes is None else filled_turns(turns, self.boxes, form), apart
 
     def fault(self) -> str | None:
         """The fault of its texts, if there is one: half of a surrogate pair, which JSON and file names can hold,
@@ -102,6 +107,7 @@ PROBLEM_KINDS = {
     "empty": "empty text",
     "slots": "as many <image> as pictures are needed",
     "image": "a picture is missing or cannot be read",
+    "boxes": "a box outside of its picture, of no size, or of an unknown name",
     "too long": "does not fit into max_length",
     "duplicate": "the same pictures and turns again",
 }
@@ -145,12 +151,14 @@ class EntryError(Exception):
 class ImageFinder:
     """From the names in one file to pictures on disk.
 
-    A name is tried in `image_root` (where given), relative to the file, relative to the working directory, and at last
-    by its base name beside the file, which is said once per file.
+    A name is tried in `image_root` (where given), relative to the file and to the working directory, in `folders`, and
+    at last by its base name beside the file, which is said once per file.
     """
 
-    def __init__(self, file: Path, image_root: Path | None = None, *, quiet: bool = False) -> None:
-        self._file, self._root = file, image_root
+    def __init__(
+        self, file: Path, image_root: Path | None = None, *, folders: Sequence[Path] = (), quiet: bool = False
+    ) -> None:
+        self._file, self._root, self._folders = file, image_root, folders
         self._warned = quiet
 
     def find(self, name: str) -> ImageFile:
@@ -163,13 +171,15 @@ class ImageFinder:
             return name
         folder = self._file.parent
         tried = [*([self._root / name] if self._root else []), folder / name, Path(name)]
+        tried += [other / name for other in self._folders]
         found = next((path for path in tried if _is_file(path)), None)
         if found:
             return found
         beside = folder / re.split(r"[\\/]", name)[-1]
         if not _is_file(beside):
             places = ", ".join(dict.fromkeys(str(path)[:200] for path in (*tried, beside)))
-            raise EntryError("image", f"picture '{name[:200]}' is not there (tried {places})")
+            hint = "" if self._root else "; name the folder of the pictures with image_root"
+            raise EntryError("image", f"picture '{name[:200]}' is not there (tried {places}){hint}")
         if not self._warned:
             logger.warning("%s: '%s' and maybe more is not where the path says; taking %s", self._file, name, beside)
             self._warned = True

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +180,12 @@ def changes(saved: Mapping[str, Any], settings: FinetuneSettings) -> str:
 
 
 def data_digest(records: Iterable[Record]) -> str:
-    """Of texts, and of names and sizes of images; what these hold is told apart by `images_digest`."""
+    """Of texts and boxes, and of names and sizes of images; what these hold is told apart by `images_digest`."""
     digest = hashlib.sha256()
     for record in records:
         names = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
-        digest.update(json.dumps([names, record.turns, record.untrained]).encode())
+        boxes = [] if record.boxes is None else [[astuple(group) for group in record.boxes]]
+        digest.update(json.dumps([names, record.turns, record.untrained, *boxes]).encode())
     return digest.hexdigest()
 
 

@@ -136,10 +136,10 @@ def images_warning(count: int, with_images: int) -> str | None:
 
 
 def duplicates(records: Sequence[Record]) -> Iterator[Problem]:
-    """Records whose pictures and turns were there before."""
+    """Records whose pictures, turns and boxes were there before."""
     seen: dict[Any, str] = {}
     for record in records:
-        first = seen.setdefault((record.images, record.turns), record.source)
+        first = seen.setdefault((record.images, record.turns, record.boxes), record.source)
         if first is not record.source:
             yield Problem(record.source, "duplicate", f"is the same as {first}")
 
@@ -169,7 +169,7 @@ def check_lengths(
         part for part in processor.split_turns(range(len(record.turns)), version) if part[-1] not in record.untrained
     ]
     lengths, problems, plans, style = [], [], processor.plans(record.images), processor.style(version).trained
-    said, system = record.said(style)
+    said, system = record.said(style, processor.box_form)
     for part in parts:
         turns = [said[place] for place in part]
         (*_, whole) = processor.training_layouts(turns, plans, version=version, max_length=_NO_LIMIT, system=system)
@@ -196,7 +196,7 @@ def first_sample(
 ) -> tuple[str, str] | None:
     """Source and text of the first sample that can be made."""
     for record in records:
-        turns, system = record.said(processor.style(version).trained)
+        turns, system = record.said(processor.style(version).trained, processor.box_form)
         try:
             samples = processor.training_samples(
                 list(record.images), turns, version=version, max_length=max_length, untrained=record.untrained,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from data_helpers import GOLDEN, image_file, processor, write_jsonl
+from PIL import Image
 
 from sat_models.errors import InputError
 from sat_models.processing.layout import IGNORE
@@ -51,7 +52,8 @@ ASKED = {"prompt": "What?", "text": "A dog."}
 
 
 def sample_text(record: Record, version: str = "chat") -> str:
-    made = processor().training_samples(list(record.images), record.turns, version=version, untrained=record.untrained)
+    turns, _ = record.said(processor().style(version))
+    made = processor().training_samples(list(record.images), turns, version=version, untrained=record.untrained)
     return " | ".join(marked_text(sample, processor().tokenizer) for sample in made)
 
 
@@ -101,7 +103,8 @@ def test_other_ways_to_say_what_is_trained(
         (dialogue({"weight": 0.5}), "'messages' item 2: 'weight' is 0.5; it must be true or false"),
         (dialogue({"loss": "no"}), "'messages' item 2: 'loss' is 'no'"),
         (dialogue({"loss_scale": 2.0}), "'messages' item 2: 'loss_scale' is 2.0, which is not read"),
-        ({**ASKED, "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}}, "'objects' is {'ref'"),
+        ({**ASKED, "objects": {"ref": ["x"], "bbox": [[1, 2, 3, 4]]}}, "0 <bbox> in the texts, but 1 in"),
+        (dialogue({"objects": {"ref": ["x"]}}), "'messages' item 2: 'objects' is {'ref': ['x']}, which is not read"),
         ({**ASKED, "tools": '[{"name": "f"}]'}, "'tools' is '[{"),
         ({**ASKED, "video": "a.mp4"}, "'video' is 'a.mp4', which is not read"),
         ({"videos": ["a.mp4"], **dialogue({})}, "'videos' is ['a.mp4']"),
@@ -169,9 +172,13 @@ def test_a_number_that_nobody_can_hold_is_a_bad_sample(name: str, here: Path) ->
     assert "a number of too many digits" in read(here / "one.json")[1][0].message
 
 
-def test_boxes_by_reference_are_refused_by_name(here: Path) -> None:
+def test_boxes_by_reference_are_read_or_refused_by_name(here: Path) -> None:
     records, (problem,) = read(case("swift_bbox/data.jsonl", here))
-    assert not records and "'objects' is {" in problem.message and problem.source.endswith("data.jsonl:1")
+    assert not records and problem.source.endswith("data.jsonl:1")
+    assert "(9, 16, 13, 21) px; it must lie inside of its picture, which has 12 x 8 px" in problem.message
+    Image.new("RGB", (50, 60)).save(here / "1.png")
+    (record,), problems = read(here / "data.jsonl")
+    assert not problems and sample_text(record).endswith("« [[180,267,260,350;720,800,980,883]]</s>»")
     records, (problem,) = entry_of(here, prompt="Find <ref-object>", text="It is there.")
     assert "'prompt' holds '<ref-object>', which is not read here" in problem.message
 
