@@ -32,12 +32,7 @@ class BoxForm:
     @property
     def example(self) -> str:
         """How a box is written, with letters for its numbers."""
-        corners = ("x0", "y0", "x1", "y1")
-        if self.style == "{<>}":
-            one = "".join(f"<{corner}>" for corner in corners)
-        else:
-            one = ("," if self.style == "[[]]" and not self.tags else ", ").join(corners)
-        return write_group([one], self)
+        return write_group([self.marks[1].join(("x0", "y0", "x1", "y1"))], self)
 
     @property
     def marks(self) -> tuple[str, str, str, str]:
