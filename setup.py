@@ -38,6 +38,7 @@ EXTRAS = {
         "openai>=2,<4",
         "playwright>=1.50,<2",
         "transformers>=5.17,<6",
+        "peft>=0.21,<0.22",
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }

@@ -23,7 +23,8 @@ from mixins.ptuning import PTUNING_NAME, PTuningMixin, add_ptuning
 from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.layout import LATEST_FILE
-from sat_models.checkpoint.peft import PEFT_CONFIG_FILE, PEFT_WEIGHTS, PeftSettings, by_sat_names, find_peft, read_peft
+from sat_models.checkpoint.peft import PEFT_CONFIG_FILE, PEFT_WEIGHTS, PeftSettings, find_peft, read_peft
+from sat_models.checkpoint.peft_names import by_sat_names
 from sat_models.checkpoint.reshard import SplitRule, merge, slice_for_rank, split_rules
 from sat_models.checkpoint.staging import write_tensors
 from sat_models.config import LanguageConfig
@@ -66,8 +67,8 @@ class Adapter:
         """
         if self.peft is None or self.file is None:
             return self
-        tensors, rank = by_sat_names(self.tensors, self.peft, config, self.file)
-        lora = LoRASettings(targets=("*",), rank=rank, alpha=rank, use_dora=self.peft.dora)
+        tensors, rank, alpha = by_sat_names(self.tensors, self.peft, config, self.file)
+        lora = LoRASettings(targets=("*",), rank=rank, alpha=alpha, use_dora=self.peft.dora)
         return replace(self, tensors=tensors, lora=lora, peft=None)
 
     @property
@@ -186,7 +187,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 
     if (file := find_peft(Path(path).expanduser())) is not None:
         tensors, base, settings = read_peft(file)
-        return Adapter(tensors=tensors, base_model=base, file=file, peft=settings)
+        return Adapter(tensors=tensors, base_model=base, extra=dict(settings.extra), file=file, peft=settings)
     file = adapter_path(path)
     if not file.is_file():
         raise CheckpointError(f"there is no adapter at {file}; give an {ADAPTER_FILE} or the folder that holds it")

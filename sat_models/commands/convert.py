@@ -1,5 +1,5 @@
 """The command that converts weights between SAT's layout and Hugging Face's, in any model-parallel size, dtype and
-number of bits.
+number of bits, and adapters to PEFT's form.
 
 Runs on the CPU in one process, file to file. `--from_pretrained OUTPUT` takes the result.
 """
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sat_models.errors import run_script
-from sat_models.flags import check_numbers
+from sat_models.errors import CheckpointError, run_script
+from sat_models.flags import check_numbers, refuse_unused
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +23,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--from", dest="source", required=True, metavar="NAME_OR_PATH",
-        help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo",
+        help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo; --to peft: an adapter",
     )  # fmt: skip
-    parser.add_argument("--to", required=True, choices=("sat", "hf"), help="form of the result")
+    parser.add_argument("--to", required=True, choices=("sat", "hf", "peft"), help="form of the result")
     parser.add_argument(
         "--layout", choices=("transformers", "original"),
         help="of --to hf: as transformers' own class reads it, or as the release has it (default: transformers' own, "
         "where it has the model)",
     )  # fmt: skip
     add_output_flags(parser, "folder to write")
+    parser.add_argument(
+        "--base", metavar="FOLDER_OR_ID",
+        help="of --to peft: Hugging Face folder or id of the adapter's base (default: what the adapter was trained on)",
+    )  # fmt: skip
     parser.add_argument("--merge-lora", metavar="ADAPTER", help="adapter file or folder to merge on the way")
     parser.add_argument("--quant", type=int, choices=(4, 8), help="quantise the linears of a SAT folder")
     parser.add_argument(
@@ -66,16 +70,28 @@ def chosen_dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert once. Returns the exit code."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     check_numbers(args, {"mp": 1})
     from sat_models import runtime
+
+    runtime.setup_logging()
+    of_adapters = {"source", "to", "layout", "output", "overwrite", "base"}
+    used = of_adapters if args.to == "peft" else {*vars(args)} - {"base"}
+    refuse_unused(parser, args, used, f"--to {args.to}")
+    written = (_write_adapter if args.to == "peft" else _write_model)(args)
+    checked = " Its logits equal those of the source." if args.verify else ""
+    print(f"wrote {written}.{checked} Try it: --from_pretrained {args.output}")
+    return 0
+
+
+def _write_model(args: argparse.Namespace) -> Path:
     from sat_models.checkpoint.adapter import read_adapter
     from sat_models.checkpoint.convert import convert
     from sat_models.models.common.quantisation import Quantisation
     from sat_models.zoo.locate import locate
 
-    runtime.setup_logging()
-    written = convert(
+    return convert(
         locate(args.source),
         args.to,
         args.output,
@@ -87,9 +103,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         verify=args.verify,
         overwrite=args.overwrite,
     )
-    checked = " Its logits equal those of the source." if args.verify else ""
-    print(f"wrote {written}.{checked} Try it: --from_pretrained {args.output}")
-    return 0
+
+
+def _write_adapter(args: argparse.Namespace) -> Path:
+    from sat_models import runtime
+    from sat_models.checkpoint.adapter import find_adapter, read_adapter
+    from sat_models.checkpoint.find import find_checkpoint
+    from sat_models.checkpoint.huggingface import HFCheckpoint
+    from sat_models.checkpoint.peft_writer import save_peft
+    from sat_models.checkpoint.source import open_source
+    from sat_models.zoo.locate import locate
+
+    file = find_adapter(args.source)
+    if file is None:
+        raise CheckpointError(f"{args.source} holds no adapter; --to peft writes one anew, a model goes --to sat or hf")
+    adapter = read_adapter(file)
+    by_id = bool(args.base) and not Path(args.base).expanduser().exists()
+    base = args.base or adapter.base_model
+    checkpoint = find_checkpoint(locate(adapter.base_model if by_id else base))
+    if not by_id and not isinstance(checkpoint, HFCheckpoint):
+        raise CheckpointError(
+            f"{base} is no Hugging Face folder, and PEFT puts an adapter onto such a model: name its folder or the "
+            f"hub's id with --base (convert_checkpoint.py --from {base} --to hf --output FOLDER makes one)"
+        )
+    runtime.init_model_parallel(1)
+    source = open_source(checkpoint, adapter=adapter)
+    place = Path(base).expanduser()
+    name = str(place.resolve()) if place.exists() else base
+    return save_peft(
+        source, args.output.expanduser().resolve(), base=name, layout=args.layout, overwrite=args.overwrite
+    )
 
 
 def command() -> None:

@@ -24,7 +24,8 @@ from sat_models import runtime
 from sat_models.checkpoint.adapter import adapter_files, read_adapter
 from sat_models.checkpoint.convert import convert, save_hf
 from sat_models.checkpoint.find import find_checkpoint
-from sat_models.checkpoint.peft import PeftSettings, _Linear, _LowRank
+from sat_models.checkpoint.peft import PeftSettings
+from sat_models.checkpoint.peft_names import LowRankMatrices, PeftLinear
 from sat_models.commands.merge import main as merge
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError
@@ -237,9 +238,12 @@ def test_rows_that_are_packed_by_groups() -> None:
     keys = KeyTable({"layers.{i}.qkv.weight": Packed("model.layers.{i}.wqkv.weight")}, heads=heads)
     a, b, w = torch.randn(3, 16), torch.randn(64, 3), torch.randn(64, 16)
     place = keys.place("model.layers.0.wqkv.weight")
-    linear = _Linear("model.layers.0.wqkv", {"lora_A": a, "lora_B": b, "lora_magnitude_vector": w.norm(dim=1)})
-    made = _LowRank("layers.0.qkv.weight", {0: linear}, keys, PeftSettings(6.0), 5).tensors()
+    linear = PeftLinear("model.layers.0.wqkv", {"lora_A": a, "lora_B": b, "lora_magnitude_vector": w.norm(dim=1)})
+    matrices = LowRankMatrices(keys, PeftSettings(6.0))
+    matrices.add(linear, [place])
+    made, rank, alpha = matrices.tensors()
+    assert alpha / rank == 2
     wanted = keys.sat_value(place, [w + 2 * b @ a])
-    given = keys.sat_value(place, [w]) + made["layers.0.qkv.matrix_B.0"] @ made["layers.0.qkv.matrix_A.0"]
+    given = keys.sat_value(place, [w]) + 2 * made["layers.0.qkv.matrix_B.0"] @ made["layers.0.qkv.matrix_A.0"]
     torch.testing.assert_close(given, wanted)
     torch.testing.assert_close(made["layers.0.qkv.magnitude.0"], keys.sat_value(place, [w.norm(dim=1)]))

@@ -202,6 +202,7 @@ class HFForm:
         sizes_to_sat: content of `config.json` -> sizes under SAT's names; a KeyError is an absent key.
         sizes_to_hf: typed config -> `config.json` without architecture and template; None for a form that is only read.
         canonical: a name in the files -> that in `keys`; None for what is no weight (tables of positions).
+        in_memory: a name in `keys` -> that of the parameter in the class's model, by which adapters call it.
         telling: whether a `config.json` that names `architecture` is of this form, where others name it, too.
         apart: weights that lie elsewhere.
         layout: whose names it has: transformers' own class, or the release's original code.
@@ -218,6 +219,7 @@ class HFForm:
     sizes_to_sat: Callable[[Mapping[str, Any]], dict[str, Any]]
     sizes_to_hf: Callable[[Any], dict[str, Any]] | None = None
     canonical: Callable[[str], str | None] = _unchanged
+    in_memory: Callable[[str], str] = _unchanged
     telling: Callable[[Mapping[str, Any]], bool] | None = None
     apart: Apart | None = None
     also_named: tuple[str, ...] = ()

@@ -63,6 +63,24 @@ def canonical(name: str) -> str | None:
     return name
 
 
+_IN_MEMORY = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^vision_tower\.vision_model\.", "model.vision_tower."),
+        (r"^multi_modal_projector\.", "model.multi_modal_projector."),
+    )
+)
+
+
+def in_memory(name: str) -> str:
+    """A name of the hub's as that of the parameter in transformers' model."""
+    for pattern, instead in _IN_MEMORY:
+        name = pattern.sub(instead, name)
+    return name
+
+
 OWN_TOWER = "vision_tower.vision_tower."
 """In names of the original layout: the tower lies with the language model."""
 KNOWN_TOWERS = {
@@ -136,6 +154,7 @@ FORM = HFForm(
     sizes_to_sat=_sizes_to_sat,
     sizes_to_hf=_sizes_to_hf,
     canonical=canonical,
+    in_memory=in_memory,
     layout="transformers",
 )
 ORIGINAL = HFForm(
