@@ -19,7 +19,7 @@ from sat_models.errors import run_script
 
 def run() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        from sat_models.training.settings import make_parser
+        from sat_models.training.settings_files import make_parser
 
         make_parser(__doc__).print_help()
         return 0

@@ -29,7 +29,8 @@ from sat_models.training.merging import merge_apart
 from sat_models.training.packing import PackedDataset, check_packs
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import check_no_model, find_start, run_identity
-from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
+from sat_models.training.settings import FinetuneSettings
+from sat_models.training.settings_files import make_parser, settings_from
 from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
 from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of

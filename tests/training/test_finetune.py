@@ -23,7 +23,7 @@ from sat_models.checkpoint.find import find_checkpoint
 from sat_models.errors import ZooError
 from sat_models.training.finetune import finetune as finetune_here
 from sat_models.training.merging import merge_step
-from sat_models.training.settings import make_parser, settings_from
+from sat_models.training.settings_files import make_parser, settings_from
 
 
 def follow(said: str, script: str, **given: str) -> subprocess.CompletedProcess[str]:

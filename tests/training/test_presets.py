@@ -8,7 +8,7 @@ import pytest
 
 from sat_models.registry import find_spec
 from sat_models.training.engine import deepspeed_settings
-from sat_models.training.settings import make_parser, settings_from
+from sat_models.training.settings_files import make_parser, settings_from
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("*.yaml"))
 NEEDED = ["--train_data", "data", "--save_path", "out"]

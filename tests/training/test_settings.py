@@ -11,7 +11,8 @@ import pytest
 
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.training.loop_parts import learning_rate
-from sat_models.training.settings import FinetuneSettings, make_parser, settings_from
+from sat_models.training.settings import FinetuneSettings
+from sat_models.training.settings_files import make_parser, settings_from
 
 NEEDED = ["--from_pretrained", "cogvlm-chat", "--train_data", "data", "--save_path", "out"]
 
