@@ -67,6 +67,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         MissingPackageError: matplotlib is not installed.
     """
     decoded = [row for row in rows if row["case"] == "decode" and row["value"] and not row["what"].startswith("int")]
+    decoded = [row for row in decoded if "through" not in row["what"]]
     points = sorted(((int(re.search(r"(\d+) tokens", row["what"])[1]), row) for row in decoded), key=lambda p: p[0])
     if len(points) < 2:
         raise InputError("a plot over context needs at least two contexts (--contexts, --text-contexts)")

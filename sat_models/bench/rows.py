@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sat_models.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 USUAL_CASES = ("vision", "prefill", "decode", "batch", "quant", "train")
@@ -28,6 +33,7 @@ class BenchSettings:
         stock_tokens: its steps, which are slow.
         bits: weights of the quantised decode.
         quant: bits of the linears in all other cases; None: they are in the model's dtype.
+        kernels: what `Engine` takes by this name; decoding is measured with each beside the usual step.
         train: "full" (every parameter, AdamW) or "lora" (rank 8, for models whose optimizer would not fit).
         train_batch: samples of a training step.
         clock: "wall", or "cpu": the processor time of this process, which on a machine that is busy with other things
@@ -45,6 +51,7 @@ class BenchSettings:
     stock_tokens: int = 16
     bits: tuple[int, ...] = (8, 4)
     quant: int | None = None
+    kernels: tuple[str, ...] = ()
     train: str = "full"
     train_batch: int = 2
     clock: str = "wall"
@@ -103,3 +110,23 @@ def make_row(
     speedup = (value / stock if more_is_better else stock / value) if stock else None
     share = (value / floor if more_is_better else floor / value) if floor else None
     return Row(case, what, value, unit, stock or None, speedup, floor or None, share, max(peaks, default=None), note)
+
+
+def failed_row(case: str, what: str, error: Exception) -> Row:
+    """A line that says why there is no figure, and the whole of it in the log."""
+    logger.error("case %s failed", case, exc_info=error)
+    return Row(case, what, None, "", note=f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def steps_of(times: Sequence[float]) -> list[float]:
+    """Seconds of each decode step, from the times of the tokens."""
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def milliseconds(seconds: Sequence[float]) -> float:
+    return 1e3 * statistics.median(seconds) if seconds else 0.0
+
+
+def rate(seconds: Sequence[float]) -> float:
+    """Per second, from the median of the steps."""
+    return 1 / statistics.median(seconds) if seconds else 0.0

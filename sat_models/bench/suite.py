@@ -11,7 +11,7 @@ import itertools
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +25,16 @@ from mixins.lora_settings import LoRASettings
 from sat_models import runtime
 from sat_models.bench.profile import Part, profiled
 from sat_models.bench.random_models import Floors, prompt_of
-from sat_models.bench.rows import CLOCKS, BenchSettings, Row, make_row
+from sat_models.bench.rows import (
+    CLOCKS,
+    BenchSettings,
+    Row,
+    failed_row,
+    make_row,
+    milliseconds,
+    rate,
+    steps_of,
+)
 from sat_models.bench.stock import StockModel, stock_tokens
 from sat_models.checkpoint.memory import forget_peak, process_bytes
 from sat_models.errors import InputError
@@ -66,14 +75,18 @@ class Bench:
 
     def _take(self, model: ZooModel) -> None:
         self.model = model
-        self._engine = Engine(model, eos_id=_NO_END, max_length=2**30, device=self.device)
+        common = {"eos_id": _NO_END, "max_length": 2**30, "device": self.device}
+        self._engine, *self._others = (Engine(model, kernels=name, **common) for name in (None, *self.settings.kernels))
         self._stock = self.settings.stock and type(model) is CogVLMModel
 
     @property
     def decode_step(self) -> str:
         """The way that decoding takes."""
-        with self._engine.occupied() as stepper:
-            return stepper.way
+        return self._engine.way
+
+    def _ways(self) -> Iterator[tuple[str, Engine]]:
+        """The usual one, and those with other kernels, with what their lines add."""
+        return itertools.chain([("", self._engine)], ((f", through {other.way}", other) for other in self._others))
 
     def run(self) -> list[dict[str, Any]]:
         """All cases; those that change the model come last, and quantising takes a fresh one."""
@@ -94,7 +107,7 @@ class Bench:
                     self.rows.append(row)
                     logger.info("%s %s: %.4g %s", row.case, row.what, row.value or 0, row.unit)
             except Exception as error:  # out of memory, a missing package: the other cases still count
-                self.rows.append(_failed(case, "", error))
+                self.rows.append(failed_row(case, "", error))
         return [asdict(row) for row in self.rows]
 
     def _vision(self) -> Iterator[Row]:
@@ -113,30 +126,43 @@ class Bench:
                 if self._stock:
                     theirs.append(stock_tokens(self.model, inputs, 1, self._now)[1][0])
             floor = self.floors.prefill(inputs.length) + self.floors.vision * (inputs.vision_image is not None)
-            yield make_row("first token", what, _ms(ours[1:]), "ms", _ms(theirs[1:]), floor=1e3 * floor, peaks=peaks)
+            yield make_row(
+                "first token",
+                what,
+                milliseconds(ours[1:]),
+                "ms",
+                milliseconds(theirs[1:]),
+                floor=1e3 * floor,
+                peaks=peaks,
+            )
 
     def _decode(self) -> Iterator[Row]:
         """Tokens per second of one answer."""
         for what, inputs in self._prompts():
-            ours, theirs, peaks, same = [], [], [], True
-            for _ in range(self.settings.repeats):
-                with self._peak(peaks):
-                    ids, times = self._ours(inputs, self.settings.new_tokens)
-                ours += _steps(times)
-                if self._stock:
-                    stock_ids, times = stock_tokens(self.model, inputs, self.settings.stock_tokens, self._now)
-                    theirs += _steps(times)
-                    same = same and all(a == b for a, b in zip(ids, stock_ids, strict=False))
-            floor = 1 / self.floors.decode(inputs.length + self.settings.new_tokens // 2)
-            note = "" if same else "tokens differ from the stock path's"
-            yield make_row("decode", what, _rate(ours), "tokens/s", _rate(theirs), floor=floor, peaks=peaks, note=note)
+            usual: list[int] = []
+            for way, engine in self._ways():
+                ours, theirs, peaks, same = [], [], [], True
+                for _ in range(self.settings.repeats):
+                    with self._peak(peaks):
+                        ids, times = self._ours(inputs, self.settings.new_tokens, engine)
+                    ours += steps_of(times)
+                    if self._stock and not way:
+                        stock_ids, times = stock_tokens(self.model, inputs, self.settings.stock_tokens, self._now)
+                        theirs += steps_of(times)
+                        same = same and all(a == b for a, b in zip(ids, stock_ids, strict=False))
+                usual = usual or ids
+                equal = {"stock path": same, "usual step": ids == usual}
+                note = "".join(f"tokens differ from the {other}'s" for other, holds in equal.items() if not holds)
+                floor = 1 / self.floors.decode(inputs.length + self.settings.new_tokens // 2)
+                rates = rate(ours), "tokens/s", rate(theirs)
+                yield make_row("decode", what + way, *rates, floor=floor, peaks=peaks, note=note)
 
     def _batch(self) -> Iterator[Row]:
         """Tokens per second of all rows together."""
         what, inputs = self._shortest()
-        for rows in self.settings.batches:
+        for rows, (way, engine) in itertools.product(self.settings.batches, self._ways()):
             times, peaks = [], []
-            with self._peak(peaks), self._engine.session(max_rows=rows) as session:
+            with self._peak(peaks), engine.session(max_rows=rows) as session:
                 for _ in range(rows):
                     session.add(Request(inputs, SamplingOptions(max_new_tokens=self.settings.new_tokens)))
                 session.step()
@@ -145,13 +171,17 @@ class Bench:
                     session.step()
                     times.append(self._now() - start)
             floor = rows / self.floors.decode(inputs.length + self.settings.new_tokens // 2, rows)
-            yield make_row("batch", f"{rows} x {what}", rows * _rate(times), "tokens/s", floor=floor, peaks=peaks)
+            yield make_row("batch", f"{rows} x {what}{way}", rows * rate(times), "tokens/s", floor=floor, peaks=peaks)
 
     def _profile(self) -> Iterator[Row]:
         """A decode step, and what it consists of."""
         what, inputs = self._shortest()
+        for way, engine in self._ways():
+            yield from self._profile_of(what + way, inputs, engine)
+
+    def _profile_of(self, what: str, inputs: VLMInputs, engine: Engine) -> Iterator[Row]:
         count = RECORD_AFTER + 4 + 2 * _PROFILED
-        stream = self._engine.tokens(inputs, SamplingOptions(max_new_tokens=count))
+        stream = engine.tokens(inputs, SamplingOptions(max_new_tokens=count))
         times = []
         for _ in range(count - _PROFILED):  # the first ones record a graph, where there are graphs
             start = self._now()
@@ -176,22 +206,22 @@ class Bench:
         for bits in sorted(self.settings.bits):
             what = f"int{bits}, {prompt}"
             try:
-                row = self._quantised(bits, what, inputs)
+                yield from self._quantised(bits, what, inputs)
             except Exception as error:
-                row = _failed("decode", what, error)
-            yield row
+                yield failed_row("decode", what, error)
 
-    def _quantised(self, bits: int, what: str, inputs: VLMInputs) -> Row:
-        self.model = self._engine = None  # one model at a time fits
+    def _quantised(self, bits: int, what: str, inputs: VLMInputs) -> Iterator[Row]:
+        self.model = self._engine = self._others = None  # one model at a time fits
         self._collect()
         self._take(self.make_model(bits))
         self._collect()
-        times, peaks = [], []
-        with self._peak(peaks):
-            for _ in range(self.settings.repeats):
-                times += _steps(self._ours(inputs, self.settings.new_tokens)[1])
         floor = 1 / self.floors.with_weights_of(self.model).decode(inputs.length)
-        return make_row("decode", what, _rate(times), "tokens/s", floor=floor, peaks=peaks)
+        for way, engine in self._ways():
+            times, peaks = [], []
+            with self._peak(peaks):
+                for _ in range(self.settings.repeats):
+                    times += steps_of(self._ours(inputs, self.settings.new_tokens, engine)[1])
+            yield make_row("decode", what + way, rate(times), "tokens/s", floor=floor, peaks=peaks)
 
     def _collect(self) -> None:
         """Let go of what nobody uses: modules of SAT refer to each other in circles."""
@@ -222,7 +252,7 @@ class Bench:
                 ours.append(step(self.model))
             if stock is not None:
                 theirs.append(step(stock, attention_mask=mask))
-        rates = count * _rate(ours[1:]), count * _rate(theirs[1:])
+        rates = count * rate(ours[1:]), count * rate(theirs[1:])
         yield make_row(
             "train", f"{self.settings.train}, {count} x {what}", rates[0], "samples/s", rates[1], peaks=peaks
         )
@@ -257,11 +287,11 @@ class Bench:
     def _prompt(self, tokens: int, image: bool) -> VLMInputs:
         return prompt_of(self.model.config, tokens, image=image).to(self.device, self._engine.float_dtype)
 
-    def _ours(self, inputs: VLMInputs, count: int) -> tuple[list[int], list[float]]:
-        """Greedy tokens, and the time from the start to each."""
+    def _ours(self, inputs: VLMInputs, count: int, engine: Engine | None = None) -> tuple[list[int], list[float]]:
+        """Greedy tokens, and the time from the start to each; by the usual engine unless another is given."""
         times: list[float] = []
         start = self._now()
-        stream = self._engine.tokens(inputs, SamplingOptions(max_new_tokens=count))
+        stream = (engine or self._engine).tokens(inputs, SamplingOptions(max_new_tokens=count))
         for _ in stream:
             times.append(self._now() - start)
         return stream.token_ids, times
@@ -288,23 +318,3 @@ class Bench:
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else process_bytes("VmHWM")
         if peak is not None:
             peaks.append(peak)
-
-
-def _failed(case: str, what: str, error: Exception) -> Row:
-    """A line that says why there is no figure, and the whole of it in the log."""
-    logger.error("case %s failed", case, exc_info=error)
-    return Row(case, what, None, "", note=f"{type(error).__name__}: {str(error)[:200]}")
-
-
-def _steps(times: Sequence[float]) -> list[float]:
-    """Seconds of each decode step, from the times of the tokens."""
-    return [after - before for before, after in itertools.pairwise(times)]
-
-
-def _ms(seconds: Sequence[float]) -> float:
-    return 1e3 * statistics.median(seconds) if seconds else 0.0
-
-
-def _rate(seconds: Sequence[float]) -> float:
-    """Per second, from the median of the steps."""
-    return 1 / statistics.median(seconds) if seconds else 0.0

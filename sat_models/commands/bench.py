@@ -21,7 +21,7 @@ PRESETS = {
     "gpu": {
         "model": "cogvlm-chat", "device": "cuda", "dtype": "bfloat16", "contexts": [1300, 2000], "text_contexts": [300],
         "new_tokens": 64, "repeats": 2, "train": "lora", "train_batch": 1, "seconds": 360.0,
-        "cases": ["vision", "prefill", "decode", "batch", "profile", "train", "quant"],
+        "cases": ["vision", "prefill", "decode", "batch", "profile", "train", "quant"], "kernels": ["triton"],
     },
 }  # fmt: skip
 
@@ -52,6 +52,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--stock-tokens", type=int, metavar="N", default=16, help="steps of the stock path")
     what.add_argument("--repeats", type=int, metavar="N", default=3)
     what.add_argument("--bits", type=int, nargs="*", choices=[8, 4], default=[8, 4], help="of quantised decoding")
+    what.add_argument(
+        "--kernels", nargs="*", choices=["triton"], default=[], help="also decode through these, beside the usual step"
+    )
     what.add_argument("--train", choices=["full", "lora"], default="full")
     what.add_argument("--train-batch", type=int, metavar="N", default=2)
     what.add_argument("--no-stock", dest="stock", action="store_false", help="leave the stock path out")
@@ -114,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings = BenchSettings(
         cases=tuple(args.cases or USUAL_CASES), contexts=tuple(args.contexts), text_contexts=tuple(args.text_contexts),
-        bits=tuple(args.bits), **{name: getattr(args, name) for name in given},
+        bits=tuple(args.bits), kernels=tuple(args.kernels), **{name: getattr(args, name) for name in given},
     )  # fmt: skip
     make = functools.partial(bench_models.random_model, config, dtype=dtype, device=device)
     runner = Bench(lambda bits: make(bits=bits), settings, device)

@@ -14,7 +14,7 @@ from mixins.kv_cache import CACHE_NAME, KVStore, kv_cache
 from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.prefixes import PrefixCache
-from sat_models.generation.steps.choose import Stepper
+from sat_models.generation.steps.choose import KERNELS, Stepper
 from sat_models.processing.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ class AnsweringModel:
             picture, the next turn of a chat) is not computed from the start. Each costs the memory of a cache.
         prefix_bytes: most memory for all that is kept; None: as much as `keep_prefixes` caches take.
         graphs: on a GPU, decode through CUDA graphs where the model allows.
+        kernels: "triton": decode through Triton's kernels where they serve the model, which is not the default as long
+            as no GPU has shown them to be faster; None: the usual step.
+
+    Raises:
+        InputError: other kernels.
     """
 
     def __init__(
@@ -46,14 +51,17 @@ class AnsweringModel:
         keep_prefixes: int = 0,
         prefix_bytes: int | None = None,
         graphs: bool = True,
+        kernels: str | None = None,
     ) -> None:
+        if kernels not in (None, *KERNELS):
+            raise InputError(f"kernels is {kernels!r}; allowed: {', '.join(map(repr, KERNELS))} or None")
         self.model = model
         self.end_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
         self.max_length = max_length
         self.device = torch.device(device)
         self.tokenizer = tokenizer
         self.prefixes = PrefixCache(keep_prefixes, max_bytes=prefix_bytes)
-        self._graphs = graphs
+        self._graphs, self._kernels = graphs, kernels
         self._form: CacheForm | None = None  # chosen once: what is kept of one answer serves the next
 
     def row(self, request: Request) -> AnswerRow:
@@ -96,7 +104,7 @@ class AnsweringModel:
         if CACHE_NAME in self.model.mixins:
             raise RuntimeError("this model is generating already; finish or close that answer first")
         with evaluation_mode(self.model), kv_cache(self.model, 0) as cache:
-            stepper = Stepper(self.model, cache, graphs=self._graphs)
+            stepper = Stepper(self.model, cache, graphs=self._graphs, kernels=self._kernels)
             if self._form is None:
                 self._form = stepper.cache_form
             yield stepper
@@ -104,6 +112,12 @@ class AnsweringModel:
     def new_store(self, max_length: int) -> KVStore:
         """An empty one for so many tokens, once the model was `occupied`."""
         return KVStore(len(self.model.transformer.layers), max_length, self._form)
+
+    @property
+    def way(self) -> str:
+        """The way that a decode step goes, as `Stepper.way`."""
+        with self.occupied() as stepper:
+            return stepper.way
 
     @property
     def float_dtype(self) -> torch.dtype | None:

@@ -5,14 +5,26 @@ Legend: B rows, T cached tokens and the new one, V vocabulary.
 
 from __future__ import annotations
 
+import logging
+from weakref import WeakSet
+
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.steps.flat import TokenStep
-from sat_models.generation.steps.graphs import GraphedStep
+from sat_models.generation.steps.graphs import GraphedStep, record_on_gpu
 from sat_models.generation.steps.kernels import KernelStep
+from sat_models.generation.steps.triton_step import TritonStep, Unfit
+
+logger = logging.getLogger(__name__)
+
+KERNELS = ("triton",)
+"""What may be asked for in the place of the usual step."""
+
+_told: WeakSet[nn.Module] = WeakSet()
+"""Models that are decoded in the usual way although other kernels were asked for: said once."""
 
 
 class Stepper:
@@ -22,21 +34,38 @@ class Stepper:
         model: with `cache` in place, as it will be until the last step.
         cache: whose store the caller sets; a step writes and counts one more token there.
         graphs: record steps as CUDA graphs where the model lies on a GPU and nothing in its step waits for the host.
+        kernels: of `KERNELS`, in the place of the usual step where they were made for the model; None: the usual one.
     """
 
-    def __init__(self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True) -> None:
-        self.model, self.cache, self._graphs = model, cache, graphs
+    def __init__(
+        self, model: nn.Module, cache: KVCacheMixin, *, graphs: bool = True, kernels: str | None = None
+    ) -> None:
+        self.model, self.cache, self._graphs, self._kernels = model, cache, graphs, kernels
         self._plan()
 
     def _plan(self) -> None:
         self._hooks_seen = RemovableHandle.next_id
         step = TokenStep.of(self.model)
-        self._flat: TokenStep | KernelStep | GraphedStep | None = step
-        if step is not None and _is_on_gpu(self.model):
+        self._flat: TokenStep | KernelStep | GraphedStep | TritonStep | None = step
+        if self._kernels is not None and (asked := self._asked(step)) is not None:
+            self._flat = asked
+        elif step is not None and _is_on_gpu(self.model):
             if self._graphs and not step.waits:
                 self._flat = GraphedStep(step)
         elif step is not None:
             self._flat = KernelStep.of(step) or step
+
+    def _asked(self, step: TokenStep | None) -> TritonStep | None:
+        """The step through Triton's kernels; None, with a line in the log, where they do not serve this model."""
+        try:
+            if step is None:
+                raise Unfit("its layers are decoded through hooks")
+            return TritonStep(step, record_on_gpu if self._graphs and _is_on_gpu(self.model) else None)
+        except Unfit as error:
+            if self.model not in _told:
+                _told.add(self.model)
+                logger.warning("Triton's kernels do not decode this model, the usual step does: %s", error)
+            return None
 
     @property
     def way(self) -> str:

@@ -9,13 +9,15 @@ Legend: B rows, T cached tokens and the new one, D hidden, G key/value heads, H 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVCacheMixin, KVStore
 from mixins.linear import is_whole
 from mixins.rms_norm import RMSNorm
@@ -126,6 +128,17 @@ class TokenStep:
         """
         return self.run(ids, position_ids, store.append, may_look, max_position=max_position)
 
+    def has_bare_parts(self, device: str, dtypes: Collection[torch.dtype]) -> bool:
+        """True if activations are SiLU, and embeddings and norms bare weights of one dtype of these, on such a device:
+        what kernels of our own are made for, linears aside."""
+        norms = [norm.weight for layer in self.layers for norm in (layer.norm, layer.norm_again)]
+        dtype = self.words.dtype
+        return dtype in dtypes and all(layer.activation is F.silu for layer in self.layers) and all(
+            type(weight) in (Tensor, nn.Parameter) and weight.dtype == dtype and weight.device.type == device
+            and weight.is_contiguous()
+            for weight in (self.words, self.last_norm.weight, *norms)
+        )  # fmt: skip
+
     def reserve(self, positions: int) -> RotaryRows:
         """Compute the rotary table for so many positions now: what `run` reads up to that `max_position`."""
         return self.rotary.table(positions + 1)
@@ -150,6 +163,18 @@ class TokenStep:
             normed = norm_again(hidden)
             hidden = hidden + down(activation(gate(normed)) * up(normed))
         return self._logits(self._last_norm(hidden)).view(rows, -1)
+
+
+def has_room(store: KVStore, rows: int, dtype: torch.dtype) -> bool:
+    """True if a cache has room for one more token of so many rows, in `dtype` (autocast may have another) or in a form
+    that does not depend on it."""
+    if store.length >= store.max_length:
+        return False
+    own = store.form is not CacheForm.MODEL
+    return all(
+        part is not None and (own or part.dtype == dtype) and part.is_contiguous() and len(part) >= rows
+        for part in (*store.keys, *store.values)
+    )
 
 
 def _operator(part: Any) -> Product:

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVStore
-from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.flat import TokenStep, has_room
 from sat_models.generation.steps.native import MAX_HEAD_DIM, TokenKernels, load
 from sat_models.generation.steps.products import Gate, Product, Products, QuantisedGate, QuantisedProduct
 
@@ -66,23 +65,14 @@ class KernelStep:
     @classmethod
     def of(cls, step: TokenStep) -> KernelStep | None:
         """None where the kernels are not there, or were not made for such a model."""
-        if any(layer.activation is not F.silu for layer in step.layers):
+        if not step.has_bare_parts("cpu", (torch.float32, torch.bfloat16)):
             return None
-        dtype = step.words.dtype
-        if dtype not in (torch.float32, torch.bfloat16):
-            return None
-        norms = [norm.weight for layer in step.layers for norm in (layer.norm, layer.norm_again)]
-        for weight in (step.words, step.last_norm.weight, *norms):
-            if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != dtype:
-                return None
-            if weight.device.type != "cpu" or not weight.is_contiguous():
-                return None
         if step.heads.head_dim > MAX_HEAD_DIM:
             return None
         kernels = load()
         if kernels is None:
             return None
-        make = Products(kernels, dtype)
+        make = Products(kernels, step.words.dtype)
         products = [
             LayerProducts(
                 make.of(layer.mix), make.of(layer.dense), make.gate(layer.gate, layer.up), make.of(layer.down)
@@ -98,7 +88,8 @@ class KernelStep:
         self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
     ) -> Tensor:
         """As `TokenStep.__call__`."""
-        if len(ids) > MAX_ROWS or len(position_ids) < len(ids) or not self._can_use(store, len(ids)):
+        fits = len(position_ids) >= len(ids) and has_room(store, len(ids), self._words.dtype)
+        if len(ids) > MAX_ROWS or not fits:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
         self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
@@ -122,17 +113,6 @@ class KernelStep:
         logits = hidden.new_empty(len(ids), self._head.outputs)
         self._head.into(logits, normed)
         return logits.to(self._words.dtype)
-
-    def _can_use(self, store: KVStore, rows: int) -> bool:
-        """True if there is a cache with room for one more token, in the weights' dtype (autocast may have another) or
-        in a form that does not depend on it."""
-        if store.length >= store.max_length:
-            return False
-        own = store.form is not CacheForm.MODEL
-        return all(
-            part is not None and (own or part.dtype == self._words.dtype) and part.is_contiguous() and len(part) >= rows
-            for part in (*store.keys, *store.values)
-        )
 
     def _make_room(self, rows: int, columns: int) -> None:
         """For what lies between two kernels."""

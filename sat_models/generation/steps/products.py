@@ -140,7 +140,7 @@ class Products:
     def _without_bias(self, linear: nn.Module) -> Product | None:
         if is_whole(linear):
             return PlainProduct(linear.weight, self._kernels) if self._fits(linear.weight) else None
-        if self._bytes is None or not _is_whole_quantised(linear):
+        if self._bytes is None or not is_whole_quantised(linear):
             return None
         stored = linear.stored
         if not (_is_readable(stored.codes) and _is_readable(stored.scales)):
@@ -182,7 +182,7 @@ def _is_readable(stored: Tensor) -> bool:
     return stored.device.type == "cpu" and stored.is_contiguous()
 
 
-def _is_whole_quantised(linear: nn.Module) -> bool:
+def is_whole_quantised(linear: nn.Module) -> bool:
     """True if it is one of the zoo's own, nobody listens, and all of it is here. One that is summed has no bias."""
     if type(linear) not in (QuantisedColumnLinear, QuantisedRowLinear):
         return False
