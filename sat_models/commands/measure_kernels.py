@@ -1,6 +1,9 @@
 """The C kernels of a decode step beside torch's operators: a product by rows and dtype, and attention for one token.
 
 Both read what was not used for a while, as in a model. Medians, taken in turns.
+
+With `--device cuda` the Triton kernels' products instead: the tiles of `generation/steps/triton_tuning.py` and the best
+that are found, with the lines to put there.
 """
 
 from __future__ import annotations
@@ -24,17 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32, 64], metavar="N")
-    parser.add_argument("--shape", type=int, nargs=2, default=[32000, 512], metavar=("OUTPUTS", "INPUTS"))
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("OUTPUTS", "INPUTS"))
     parser.add_argument("--heads", type=int, nargs=2, default=[8, 64], metavar=("HEADS", "WIDTH"))
     parser.add_argument("--context", type=int, default=1300, metavar="TOKENS")
     parser.add_argument("--repeats", type=int, default=31, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args(argv)
+    args.shape = args.shape or {"cpu": [32000, 512], "cuda": [11008, 4096]}[args.device]
     check_numbers(args, dict.fromkeys(("rows", "shape", "heads", "context", "repeats", "threads"), 1))
     import torch
 
     from sat_models.generation.steps import native as token_kernels
 
+    if args.device == "cuda":
+        return search_tiles(*args.shape)
     if args.threads:
         torch.set_num_threads(args.threads)
     kernels = token_kernels.load()
@@ -49,6 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_line(f"product {args.shape[0]} x {args.shape[1]}, {rows} row(s), {name}", *found)
         found = milliseconds(args.repeats, *attentions(kernels, *args.heads, args.context, dtype))
         print_line(f"attention, {args.heads[0]} heads of {args.heads[1]}, {args.context} tokens, {name}", *found)
+    return 0
+
+
+def search_tiles(outputs: int, inputs: int) -> int:
+    """Print what is found on the GPU as it is found."""
+    import torch
+
+    from sat_models import runtime
+    from sat_models.bench import triton_tiles
+    from sat_models.generation.steps.triton_language import can_launch_on
+
+    device = torch.device(runtime.choose_device("cuda"))
+    if not can_launch_on(device):
+        raise ZooError("Triton is not installed here; torch's builds for GPUs bring it")
+    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, a weight of {outputs} x {inputs}")
+    for line in triton_tiles.report(outputs, inputs, device):
+        print(line, flush=True)
     return 0
 
 

@@ -27,6 +27,7 @@ from sat_models.bench.suite import Bench
 from sat_models.errors import ConfigError, InputError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.steps import choose
 from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +88,32 @@ def test_the_profile_of_a_step_adds_up(
     assert [row["value"] for row in parts] == sorted((row["value"] for row in parts), reverse=True)
     assert (rest["what"], between["what"]) == ("all others", "C kernels and Python")
     assert sum(row["value"] for row in (*parts, rest, between)) == pytest.approx(whole["value"])
+
+
+class Backwards:
+    """A decode step that likes best what the usual one likes least."""
+
+    def __init__(self, step: Any, record: Any) -> None:
+        self.step = step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return -self.step(*args, **kwargs)
+
+
+def test_other_kernels_stand_beside_the_usual_step(
+    quick: Callable[[BenchSettings], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measurement of decoding names the way that was really gone."""
+    settings = BenchSettings(
+        cases=("decode", "batch", "profile"), contexts=(30,), text_contexts=(), batches=(2,), new_tokens=4, repeats=1,
+        stock=False, kernels=("triton",),
+    )  # fmt: skip
+    monkeypatch.setattr(choose, "TritonStep", Backwards)
+    rows = {(row["case"], row["what"]): row for row in quick(settings).run()}
+    usual, other = rows["decode", "picture, 30 tokens"], rows["decode", "picture, 30 tokens, through Backwards"]
+    assert usual["note"] == "" and other["note"] == "tokens differ from the usual step's"
+    assert ("batch", "2 x picture, 30 tokens, through Backwards") in rows
+    assert ("profile", "a decode step, picture, 30 tokens, through Backwards") in rows
 
 
 def test_a_profile_counts_what_runs() -> None:

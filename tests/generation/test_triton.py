@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sat_models.bench.triton_tiles import neighbours, walk
 from sat_models.errors import InputError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import triton_tuning as tuning
+from sat_models.generation.steps.triton_tuning import Tiles
 from sat_models.zoo import load_pretrained
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +68,19 @@ def test_the_table_of_tiles_is_whole() -> None:
         assert rows == 1 or min(tiles.outputs, tiles.columns) >= 16
     assert tuning.product_tiles(32, 1) == tuning.PRODUCTS[16, 1]
     assert tuning.product_tiles(4, 17) == tuning.PRODUCTS[4, 32]
+
+
+def test_the_walk_ends_at_the_best_neighbour_of_all() -> None:
+    best = Tiles(32, 128, 8, 2)
+
+    def seconds(tiles: Tiles) -> float:
+        return sum(abs(math.log2(getattr(tiles, name) / getattr(best, name))) for name in vars(best))
+
+    found = walk(seconds, Tiles(8, 512, 4, 1), 1)
+    assert min(found, key=found.__getitem__) == best
+    assert len(found) < 60
+    assert all(tiles.outputs >= 16 for tiles in neighbours(Tiles(16, 64, 4, 1), 16))
+    assert Tiles(8, 64, 4, 1) in neighbours(Tiles(16, 64, 4, 1), 1)
 
 
 @pytest.mark.parametrize("heads, columns, parts", [(32, 2048, 16), (32, 100, 1), (1, 4096, 32), (512, 4096, 1)])

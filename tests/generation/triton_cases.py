@@ -27,7 +27,9 @@ from mixins.kv_cache import KVStore, kv_cache
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from mixins.rotary import RotaryEmbedding, choose_rotate
-from sat_models.bench.random_models import quantise_random
+from sat_models.bench import triton_tiles
+from sat_models.bench.random_models import random_model
+from sat_models.bench.triton_tiles import report
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
@@ -47,8 +49,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CLOSE = {
     torch.float32: {"atol": 1e-5, "rtol": 1e-5},
-    torch.bfloat16: {"atol": 1e-2, "rtol": 1.6e-2},
-    torch.float16: {"atol": 2e-3, "rtol": 2e-3},
+    torch.bfloat16: {"atol": 5e-2, "rtol": 1.6e-2},  # tensor cores take rounded weights and inputs
+    torch.float16: {"atol": 5e-3, "rtol": 2e-3},
 }
 DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -112,6 +114,7 @@ def test_codes_are_those_of_bitsandbytes() -> None:
     assert error < 0.12
 
 
+BEST = Tiles(16, 32, 2, 3)
 CASES = [
     # rows, queries, key/value heads, head dim, of it turning, neighbours, columns in use, columns, masked
     (1, 4, 4, 24, 24, False, 0, 300, False),
@@ -227,8 +230,8 @@ def test_a_step_gives_what_torch_gives(name: str, rows: int) -> None:
 @pytest.mark.parametrize("name, bits, rows", [("llava-tiny", 8, 1), ("cogvlm-mini", 4, 1), ("cogvlm2-tiny", 4, 2)])
 def test_quantised_weights(name: str, bits: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the numbers that the weights stand for: the usual step's products are approximations of their own."""
-    model = model_of(name)
-    quantise_random(model, bits)
+    config = next(miniature for miniature in MINIATURES if miniature.name == name).config
+    model = random_model(config, dtype=torch.float32, device=torch.device(DEVICE), bits=bits)
     monkeypatch.setattr(_QuantisedLinear, "product", multiply_what_is_meant)
     equal(*both(model, rows=rows, steps=3)[:2])
 
@@ -282,6 +285,15 @@ def test_what_the_step_behind_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None
                 torch.zeros(rows, dtype=torch.long), torch.zeros(rows, 1, dtype=torch.long), store, None, max_position=0
             )
     assert asked == [1, 1, 40]
+
+
+def test_the_search_for_tiles_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_tiles, "PRODUCTS", {(4, 1): Tiles(8, 64, 1, 1), (16, 16): Tiles(16, 128, 1, 1)})
+    monkeypatch.setattr(triton_tiles, "walk", lambda seconds, start, rows: {start: seconds(start), BEST: 1e-9})
+    head, four, sixteen = report(24, 128, torch.device(DEVICE), moved=1)
+    assert head.startswith("| weight, rows |")
+    assert four.startswith("| 4 bits, 1 | ") and four.endswith("|  | `(4, 1): Tiles(16, 32, 2, 3),` |")
+    assert sixteen.startswith("| 16 bits, 16 | ") and "GB/s | `(16, 16): Tiles(16, 32, 2, 3),` |" in sixteen
 
 
 @pytest.fixture(scope="module")
