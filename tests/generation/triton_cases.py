@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
-from miniatures import MINIATURES
+from miniatures import MINIATURES, perturbed
 
 from mixins.cache_form import CacheForm
 from mixins.heads import HeadLayout, repeated
@@ -27,19 +28,21 @@ from mixins.kv_cache import KVStore, kv_cache
 from mixins.lora import apply_lora
 from mixins.lora_settings import LoRASettings
 from mixins.rotary import RotaryEmbedding, choose_rotate
+from sat_models import runtime
 from sat_models.bench import triton_tiles
 from sat_models.bench.random_models import random_model
 from sat_models.bench.triton_tiles import report
 from sat_models.generation.answer import Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.steps import triton_step
 from sat_models.generation.steps import triton_tuning as tuning
 from sat_models.generation.steps.flat import TokenStep
-from sat_models.generation.steps.graphs import RECORD_AFTER
 from sat_models.generation.steps.triton_attention import attend, parts_room
 from sat_models.generation.steps.triton_products import NF4, Weight, product
 from sat_models.generation.steps.triton_step import TritonStep
 from sat_models.generation.steps.triton_tuning import Tiles
+from sat_models.models.build import build_model
 from sat_models.models.common.quantised import _QuantisedLinear, quantise
 from sat_models.models.common.quantised_kernels import scale_table
 from sat_models.zoo import load_pretrained
@@ -78,11 +81,8 @@ def weight_of(outputs: int, inputs: int, bits: int, dtype: torch.dtype, **bias: 
     return Weight(codes, scales, block or 0, **bias), meant(codes, scales, block)
 
 
-FORMS = [(16, 70), (16, 640), (8, 70), (4, 96), (4, 192)]
-
-
 @DTYPES
-@pytest.mark.parametrize("bits, inputs", FORMS, ids=lambda n: str(n))
+@pytest.mark.parametrize("bits, inputs", [(16, 640), (8, 70), (4, 96), (4, 192)], ids=lambda n: str(n))
 @pytest.mark.parametrize("rows", [1, 3, 17])
 def test_products(rows: int, bits: int, inputs: int, dtype: torch.dtype) -> None:
     """Alone; with a bias; behind a norm; added to what is there; two in one behind a norm. Sizes are odd."""
@@ -158,8 +158,15 @@ def test_attention(case: tuple[Any, ...], dtype: torch.dtype) -> None:
 
 
 def model_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    found = next(miniature for miniature in MINIATURES if miniature.name == name)
-    return found.build(dtype).to(DEVICE).eval().requires_grad_(False)
+    """A model of one layer, which says as much as three and costs the interpreter a third."""
+    runtime.init_model_parallel(1)
+    torch.manual_seed(0)
+    model = perturbed(build_model(replace(config_of(name), num_layers=1), dtype=dtype, device="cpu"))
+    return model.to(DEVICE).eval().requires_grad_(False)
+
+
+def config_of(name: str) -> Any:
+    return next(miniature for miniature in MINIATURES if miniature.name == name).config
 
 
 def multiply_what_is_meant(self: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -216,12 +223,11 @@ def equal(usual: Tensor, triton: Tensor, **tolerance: float) -> None:
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     "name, rows",
-    [("llava-tiny", 1), ("cogvlm-mini", 1), ("cogvlm-mini", 18), ("cogvlm2-tiny", 2), ("glm4v-tiny", 1),
+    [("llava-tiny", 1), ("llava-tiny", 17), ("cogvlm-mini", 1), ("cogvlm2-tiny", 2), ("glm4v-tiny", 1),
      ("glm4v-tiny", 3), ("internvl2-tiny", 2), ("xcomposer2-tiny", 1)],
 )  # fmt: skip
 def test_a_step_gives_what_torch_gives(name: str, rows: int) -> None:
-    steps = 2 if rows > 4 else 4
-    usual, triton, step = both(model_of(name), rows=rows, steps=steps, hidden=(6,) if rows > 1 else ())
+    usual, triton, step = both(model_of(name), rows=rows, steps=3, hidden=(6,) if rows > 1 else ())
     assert step._launches is not None, "the kernels ran"
     equal(usual, triton)
 
@@ -230,7 +236,7 @@ def test_a_step_gives_what_torch_gives(name: str, rows: int) -> None:
 @pytest.mark.parametrize("name, bits, rows", [("llava-tiny", 8, 1), ("cogvlm-mini", 4, 1), ("cogvlm2-tiny", 4, 2)])
 def test_quantised_weights(name: str, bits: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the numbers that the weights stand for: the usual step's products are approximations of their own."""
-    config = next(miniature for miniature in MINIATURES if miniature.name == name).config
+    config = replace(config_of(name), num_layers=1)
     model = random_model(config, dtype=torch.float32, device=torch.device(DEVICE), bits=bits)
     monkeypatch.setattr(_QuantisedLinear, "product", multiply_what_is_meant)
     equal(*both(model, rows=rows, steps=3)[:2])
@@ -244,8 +250,8 @@ def test_bf16() -> None:
 
 
 @pytest.mark.usefixtures("large_tiles")
-@pytest.mark.parametrize("hidden", [(), (7, 8), tuple(range(40))], ids=["never", "twice", "always"])
-def test_recorded_once_it_serves_every_length(hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("hidden", [(), tuple(range(40))], ids=["without a mask", "with one"])
+def test_recorded_once_it_serves_every_length(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """`record` without a GPU: the launches of one moment, run again on the same buffers."""
     made: list[Callable[[], None]] = []
 
@@ -254,33 +260,33 @@ def test_recorded_once_it_serves_every_length(hidden: tuple[int, ...]) -> None:
         made.append(action)
         return action
 
-    steps = RECORD_AFTER + 4
-    equal(*both(model_of("cogvlm-mini"), steps=steps, hidden=hidden, set_back=5 + RECORD_AFTER + 1, record=record)[:2])
+    monkeypatch.setattr(triton_step, "RECORD_AFTER", 2)
+    equal(*both(model_of("llava-tiny"), steps=6, hidden=hidden, set_back=8, record=record)[:2])
     assert len(made) == 1
 
 
 @pytest.mark.usefixtures("large_tiles")
-def test_what_cannot_be_recorded_is_launched(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_recorded_is_launched(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    equal(*both(model_of("cogvlm-mini"), steps=RECORD_AFTER + 2, record=record)[:2])
+    monkeypatch.setattr(triton_step, "RECORD_AFTER", 1)
+    equal(*both(model_of("llava-tiny"), steps=2, record=record)[:2])
     assert "slower: operation not permitted when stream is capturing" in caplog.text
 
 
 def test_what_the_step_behind_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """No room, caches in bytes, more rows than the kernels take."""
-    model, asked = model_of("cogvlm-mini"), []
+    model, asked = model_of("llava-tiny"), []
     with torch.inference_mode(), kv_cache(model, 0):
         plain = TokenStep.of(model)
         monkeypatch.setattr(TokenStep, "__call__", lambda self, ids, *args, **kwargs: asked.append(len(ids)))
         step = TritonStep(plain)
-        store = KVStore(3, 8)
         for rows, form in ((1, CacheForm.MODEL), (1, CacheForm.INT8), (40, CacheForm.MODEL)):
-            store = KVStore(3, 8, form)
+            store = KVStore(1, 8, form)
             if rows == 40 or form is CacheForm.INT8:
-                for layer in range(3):
-                    store.append(layer, *torch.zeros(2, rows, 4, 1, 16, device=DEVICE))
+                heads = model.config.heads
+                store.append(0, *torch.zeros(2, rows, heads.num_kv_heads, 1, heads.head_dim, device=DEVICE))
             step(
                 torch.zeros(rows, dtype=torch.long), torch.zeros(rows, 1, dtype=torch.long), store, None, max_position=0
             )
@@ -306,9 +312,8 @@ def answers(vlm: VLM, kernels: str | None) -> tuple[list[list[int]], str]:
     engine = Engine(vlm.model, eos_id=-5, max_length=256, device=DEVICE, kernels=kernels, graphs=False)
     image = GOLDEN / "cogvlm-mini" / "image.png"
     prompts = [vlm.processor(image if n else None, text, version="chat") for n, text in enumerate(("Hello", "Who?"))]
-    options = SamplingOptions(max_new_tokens=6)
-    ids = [list(engine.tokens(prompt.to(DEVICE), options)) for prompt in prompts[:1]]
-    ids += [row.token_ids for row in engine.answers([Request(prompt.to(DEVICE), options) for prompt in prompts])]
+    options = SamplingOptions(max_new_tokens=4)
+    ids = [row.token_ids for row in engine.answers([Request(prompt.to(DEVICE), options) for prompt in prompts])]
     with engine.occupied() as stepper:
         return ids, stepper.way
 

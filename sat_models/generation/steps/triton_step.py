@@ -151,7 +151,8 @@ class TritonStep:
             found, floats = Weight(linear.weight.detach(), bias=linear.bias), [linear.weight]
         elif is_whole_quantised(linear):
             stored = linear.stored
-            found, floats = Weight(stored.codes, stored.scales, stored.block, linear.bias), []
+            block = stored.block if stored.bits == 4 else 0
+            found, floats = Weight(stored.codes, stored.scales, block, linear.bias), []
         else:
             raise Unfit(f"a {type(linear).__name__} is neither bare nor quantised")
         floats += [] if linear.bias is None else [linear.bias]

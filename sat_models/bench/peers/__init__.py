@@ -1,0 +1,1 @@
+"""Other engines on the same weights, each asked in a process of its own interpreter."""
