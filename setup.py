@@ -39,6 +39,7 @@ EXTRAS = {
         "playwright>=1.50,<2",
         "transformers>=5.17,<6",
         "peft>=0.21,<0.22",
+        "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
@@ -111,6 +112,7 @@ setup(
             "sat-validate=sat_models.commands.validate:command",
             "sat-split=sat_models.commands.split:command",
             "sat-bench=sat_models.commands.bench:command",
+            "sat-bench-peers=sat_models.commands.bench_peers:command",
             "sat-bench-server=sat_models.commands.bench_server:command",
             "sat-make-dataset=sat_models.commands.make_dataset:command",
             "sat-train-tiny=sat_models.commands.train_tiny:command",

@@ -27,7 +27,7 @@ from sat_models.bench.suite import Bench
 from sat_models.errors import ConfigError, InputError
 from sat_models.generation.engine import Engine
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.steps import choose
+from sat_models.generation.steps import triton_step
 from sat_models.models.common.quantisation import Quantisation, linears_to_quantise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_other_kernels_stand_beside_the_usual_step(
         cases=("decode", "batch", "profile"), contexts=(30,), text_contexts=(), batches=(2,), new_tokens=4, repeats=1,
         stock=False, kernels=("triton",),
     )  # fmt: skip
-    monkeypatch.setattr(choose, "TritonStep", Backwards)
+    monkeypatch.setattr(triton_step, "TritonStep", Backwards)
     rows = {(row["case"], row["what"]): row for row in quick(settings).run()}
     usual, other = rows["decode", "picture, 30 tokens"], rows["decode", "picture, 30 tokens, through Backwards"]
     assert usual["note"] == "" and other["note"] == "tokens differ from the usual step's"

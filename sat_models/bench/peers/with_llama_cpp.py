@@ -103,7 +103,7 @@ def _native(file: str, threads: int) -> tuple[str, Answer]:
 
 
 def _ready(file: str, threads: int) -> tuple[str, Answer]:
-    """Its server without a network: an answer of one token, then the whole one, whose difference is the rest."""
+    """Its server without a network, whose pieces of text say when tokens are known, but not which ones."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -113,19 +113,19 @@ def _ready(file: str, threads: int) -> tuple[str, Answer]:
     settings.cache_ram_mib, settings.warmup = 0, False
     server = xllamacpp.Server(settings)
 
-    def ask(ids: Sequence[int], new: int) -> float:
-        start = time.perf_counter()
-        said = server.handle_completions({
-            "prompt": list(ids), "n_predict": new, "temperature": 0.0, "top_k": 1, "ignore_eos": True,
-            "cache_prompt": False, "stream": False,
-        })  # fmt: skip
-        if (count := said["usage"]["completion_tokens"]) != new:
-            raise RuntimeError(f"{new} tokens were asked for, {count} came")
-        return time.perf_counter() - start
-
     def answer(ids: Sequence[int], new: int, seen: Seen) -> dict[str, Any]:
-        first = ask(ids, 1)
-        return {"first": first, "rest": ask(ids, new) - first, "new": new}
+        marks, counts = [time.perf_counter()], []
+
+        def piece(said: dict[str, Any]) -> bool:
+            marks.append(time.perf_counter())
+            counts.append(said.get("usage", {}).get("completion_tokens"))
+            return False  # go on
+
+        request = {"prompt": list(ids), "n_predict": new, "temperature": 0.0, "top_k": 1, "ignore_eos": True}
+        server.handle_completions(request | {"cache_prompt": False, "stream": True}, piece)
+        if counts[-1:] != [new]:
+            raise RuntimeError(f"{new} tokens were asked for; it says {counts[-1:]}")
+        return {"first": marks[1] - marks[0], "rest": marks[-1] - marks[1], "new": new}
 
     return f"llama.cpp (xllamacpp {xllamacpp.__version__})", answer
 

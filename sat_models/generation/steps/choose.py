@@ -6,6 +6,7 @@ Legend: B rows, T cached tokens and the new one, V vocabulary.
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.graphs import GraphedStep, record_on_gpu
 from sat_models.generation.steps.kernels import KernelStep
-from sat_models.generation.steps.triton_step import TritonStep, Unfit
+
+if TYPE_CHECKING:
+    from sat_models.generation.steps.triton_step import TritonStep
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ class Stepper:
 
     def _asked(self, step: TokenStep | None) -> TritonStep | None:
         """The step through Triton's kernels; None, with a line in the log, where they do not serve this model."""
+        from sat_models.generation.steps.triton_step import TritonStep, Unfit  # importing Triton takes a while
+
         try:
             if step is None:
                 raise Unfit("its layers are decoded through hooks")
