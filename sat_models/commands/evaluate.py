@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sat_models.errors import ConfigError, run_script
+from sat_models.evaluation.calibration import calibrations, check_accuracy
 from sat_models.flags import (
     MODEL_FLAGS,
     SAMPLING_FLAGS,
     add_model_flags,
     add_sampling_flags,
+    add_scores_flag,
     check_numbers,
     flag,
     loading,
@@ -26,7 +28,15 @@ from sat_models.flags import (
 
 if TYPE_CHECKING:
     from sat_models.checkpoint.lock import FolderLock
-_ALWAYS = (MODEL_FLAGS - {"version"}) | {"task", "max_new_tokens", "batch_size", "output", "threads"}
+_ALWAYS = (MODEL_FLAGS - {"version"}) | {
+    "task",
+    "max_new_tokens",
+    "batch_size",
+    "output",
+    "threads",
+    "scores",
+    "accuracy",
+}
 _SAMPLING = SAMPLING_FLAGS
 _ASKING = {"version", "limit", "prompt"}
 _FILES = _ALWAYS | _SAMPLING | _ASKING | {"annotations", "images", "on_missing", "prompts", "model_parallel_size"}
@@ -55,6 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
     add("batch_size", type=int, default=8, help="questions at a time (default: %(default)s)")
     add_sampling_flags(parser, max_new_tokens=96, seed=0)
+    add_scores_flag(parser)
+    add("accuracy", type=float, help="with --scores: the accuracy that the coverage is told of (default: 0.95)")
     add("output", type=Path, help="folder for predictions and scores; run again to go on where it stopped")
     add("threads", type=int, help="CPU threads")
     add = functools.partial(flag, parser.add_argument_group("--task shapes (--seed is that of the images, too)"))
@@ -90,6 +102,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args,
         dict.fromkeys(("batch_size", "count", "limit", "max_new_tokens", "model_parallel_size", "threads"), 1),
     )
+    if args.accuracy is not None and not args.scores:
+        raise ConfigError("--accuracy is what --scores tells the coverage of; add --scores, or leave it out")
+    args.accuracy = 0.95 if args.accuracy is None else args.accuracy
+    check_accuracy(args.accuracy)
     if not 0 <= args.digit_share <= 1:
         raise ConfigError(f"--digit_share is {args.digit_share}; it must be from 0 (no digits) to 1 (all large shapes)")
     if args.other_eyes and args.digit_share:
@@ -119,10 +135,11 @@ def evaluate_shapes(args: argparse.Namespace) -> dict | None:
 
     options, lock = sampling_options(args), _hold(args.output)
     vlm = load_pretrained(args.from_pretrained, **loading(args))
-    answer = batched_by_version(vlm, options=options, batch_size=args.batch_size)
+    answer = batched_by_version(vlm, options=options, batch_size=args.batch_size, scores=args.scores)
     result = shapes.evaluate_shapes(
         answer, count=args.count, seed=args.seed, versions=args.versions, batch_size=args.batch_size,
         digit_share=args.digit_share, other_eyes=args.other_eyes, progress=runtime.rank() == 0,
+        accuracy=args.accuracy,
     )  # fmt: skip
     if runtime.rank():
         return None
@@ -145,11 +162,14 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
     scores, predictions = evaluate(
         vlm, args.data, prompt=args.prompt, version=args.version, batch_size=args.batch_size,
         samples=args.limit or 10**9, max_new_tokens=args.max_new_tokens, format=args.data_format,
-        image_root=args.image_root,
+        image_root=args.image_root, scores=args.scores,
     )  # fmt: skip
     if runtime.rank():
         return None
     result = {"scores": scores, "decoding": {"temperature": 0.0, "max_new_tokens": args.max_new_tokens}}
+    if args.scores:
+        kinds = {kind: [each for each in predictions if each["task"] == kind] for kind in ("text", "boxes")}
+        result["calibration"] = calibrations(kinds, accuracy=args.accuracy)
     _keep(lock, args.output, result, predictions)
     return result
 
@@ -194,13 +214,14 @@ def evaluate_task(args: argparse.Namespace) -> dict | None:
     for sample in samples:  # before any weight is read; a size fills in a box
         question_of(prompt, sample, (1000, 1000))
     settings = runner.settings_of(
-        args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options
-    )
+        args.task, samples, model=args.from_pretrained, prompt=prompt, version=args.version, options=options,
+        scores=args.scores,
+    )  # fmt: skip
     settings["missing_pictures"] = len(wanted) - len(samples)
     return runner.run(
         args.task, samples, args.output, settings=settings, prompt=prompt, options=options, version=args.version,
         model_parallel_size=args.model_parallel_size, batch_size=args.batch_size,
-        loading=loading(args),
+        loading=loading(args), accuracy=args.accuracy,
     )  # fmt: skip
 
 

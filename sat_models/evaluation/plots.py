@@ -1,4 +1,5 @@
-"""Pictures of an evaluation: a gallery of true and predicted boxes, and bars of the scores."""
+"""Pictures of an evaluation: a gallery of true and predicted boxes, bars of the scores, and how far answers are as
+right as they are sure."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sat_models.errors import InputError
+from sat_models.evaluation.calibration import SURE, SURE_NAME, Judged, judged_kinds, reliability
 from sat_models.evaluation.runner import PREDICTIONS_FILE, SCORES_FILE, read_predictions
 from sat_models.evaluation.samples import read_json
 from sat_models.figures import new_figure
+from sat_models.files import kept_records
 from sat_models.processing.box_forms import BOX_FORMS
 from sat_models.processing.boxes import parse_boxes
 from sat_models.processing.image import load_image
@@ -123,6 +126,91 @@ def score_bars(folders: Sequence[Path], output: Path) -> Path:
             axes.legend(fontsize=7)
     figure.savefig(output, dpi=110)
     return output
+
+
+def reliability_plot(folders: Sequence[Path], output: Path) -> Path:
+    """A panel for each kind of answers, a line for each folder: answers in ten parts of equal number by their score,
+    the share of each part that is right above its mean score. On the grey diagonal scores are probabilities of being
+    right; what matters more is that a line rises.
+
+    Args:
+        folders: of evaluations with `--scores`.
+        output: picture to write; its ending chooses the format.
+
+    Raises:
+        InputError: a folder without scores.
+    """
+    by_kind: dict[str, list[tuple[str, list[Judged]]]] = {}
+    for folder in folders:
+        for kind, answers in _judged(folder).items():
+            by_kind.setdefault(kind, []).append((str(folder), answers))
+    columns = min(4, len(by_kind))
+    rows = math.ceil(len(by_kind) / columns)
+    figure = new_figure(3.2 * columns, 3.2 * rows)
+    for number, (kind, lines) in enumerate(by_kind.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        _draw_reliability(axes, lines)
+        axes.set_title(kind)
+    figure.savefig(output, dpi=110)
+    return output
+
+
+def _draw_reliability(axes: Any, lines: Sequence[tuple[str, list[Judged]]]) -> None:
+    """One panel; its scores stand on a logarithmic scale where most are small, as those of boxes are."""
+    least = 1.0
+    for label, answers in lines:
+        means, shares, _ = zip(*reliability(answers), strict=True)
+        axes.plot(means, shares, marker="o", markersize=4, label=label)
+        least = min(least, sorted(means)[len(means) // 2])
+    if least < 0.1:
+        axes.set_xscale("log")
+    else:
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=0)
+        axes.set_xlim(-0.03, 1.03)
+    axes.set(ylim=(-0.03, 1.03), xlabel="mean score", ylabel="share right")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        axes.legend(fontsize=7)
+
+
+def _judged(folder: Path) -> dict[str, list[Judged]]:
+    """Scores and truth of one evaluation by the names of its `calibration`."""
+    task = read_json(folder / SCORES_FILE).get("task", "data")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in kept_records(folder / PREDICTIONS_FILE):
+        groups.setdefault(entry.get("task", task), []).append(entry)
+    if not (kinds := judged_kinds(groups)):
+        raise InputError(f"the predictions in '{folder}' have no scores. Evaluate with --scores into another folder.")
+    return kinds
+
+
+def calibration_table(folders: Sequence[Path]) -> str:
+    """The `calibration` of evaluations as a Markdown table, a line for each kind of answers.
+
+    Raises:
+        InputError: a folder without one.
+    """
+    lines = []
+    for folder in folders:
+        found = read_json(folder / SCORES_FILE).get("calibration")
+        if not found:
+            raise InputError(
+                f"'{folder / SCORES_FILE}' has no calibration. Evaluate with --scores into another folder."
+            )
+        lines += [_line(f"{folder.name}: {kind}" if len(folders) > 1 else kind, one) for kind, one in found.items()]
+    names = ["", "count", "right", "AUROC", f"surest {SURE:.0%}: right", "coverage", "from score"]
+    head = [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
+    return "\n".join([*head, *lines])
+
+
+def _line(name: str, figures: dict[str, Any]) -> str:
+    """One line of the table; a dash stands for what cannot be said."""
+    area, threshold = figures["auroc"], figures["threshold"]
+    cells = [name.replace("_", " "), str(figures["count"]), f"{figures['accuracy']:.1%}"]
+    cells += ["\u2013" if area is None else f"{area:.2f}", f"{figures[SURE_NAME]:.1%}"]
+    cells += [f"{figures['coverage']:.0%} at {figures['wanted']:.0%}"]
+    cells += ["\u2013" if threshold is None else f"{threshold:.2g}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _scores(folder: Path) -> tuple[str, str, dict[str, float]]:

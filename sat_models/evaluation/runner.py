@@ -18,10 +18,11 @@ from sat_models import runtime
 from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import ConfigError
 from sat_models.evaluation import metrics
+from sat_models.evaluation.calibration import calibrations
 from sat_models.evaluation.captions import tokenizer_name
 from sat_models.evaluation.identity import differences, images_digest, model_identity, questions_digest
 from sat_models.evaluation.samples import Sample, read_json
-from sat_models.evaluation.tasks import TASKS, question_of
+from sat_models.evaluation.tasks import TASKS, is_right, question_of, right_boxes
 from sat_models.files import appended_records, kept_records, write_json, write_jsonl, writing
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.box_forms import BOX_FORMS
@@ -33,37 +34,43 @@ if TYPE_CHECKING:
 SETTINGS_FILE, PREDICTIONS_FILE, SCORES_FILE = "settings.json", "predictions.jsonl", "scores.json"
 
 AnswerFn = Callable[[Sequence[tuple[Image.Image, str]]], list[dict[str, Any]]]
-"""Pictures with questions -> for each `text`, `tokens` and `finish_reason`."""
+"""Pictures with questions -> for each `text`, `tokens` and `finish_reason`, and where asked for `SCORES`."""
+SCORES = ("score", "box_scores")
+"""What a prediction says of how sure the model was; see `generation.scores`."""
 
 
-def batched_answers(vlm: VLM, *, options: SamplingOptions, version: str | None = None, batch_size: int = 8) -> AnswerFn:
-    """Answers of a model, `batch_size` at a time."""
+def batched_answers(
+    vlm: VLM, *, options: SamplingOptions, version: str | None = None, batch_size: int = 8, scores: bool = False
+) -> AnswerFn:
+    """Answers of a model, `batch_size` at a time; with `scores` how sure it was."""
     engine = vlm.engine()
 
     def answer(asked: Sequence[tuple[Image.Image, str]]) -> list[dict[str, Any]]:
-        requests = [vlm.request(image, question, (), version, options) for image, question in asked]
+        requests = [vlm.request(image, question, (), version, options, logprobs=scores) for image, question in asked]
         results = engine.answers(requests, max_rows=batch_size)
-        return [{"text": r.text, "tokens": len(r.token_ids), "finish_reason": r.finish_reason} for r in results]
+        return [
+            {"text": r.text, "tokens": len(r.token_ids), "finish_reason": r.finish_reason}
+            | ({name: getattr(r, name) for name in SCORES} if scores else {})
+            for r in results
+        ]
 
     return answer
 
 
 def batched_by_version(
-    vlm: VLM, *, options: SamplingOptions, batch_size: int = 8
-) -> Callable[[list[tuple[Image.Image, str, str]]], list[str]]:
+    vlm: VLM, *, options: SamplingOptions, batch_size: int = 8, scores: bool = False
+) -> Callable[[list[tuple[Image.Image, str, str]]], list[dict[str, Any]]]:
     """Answers of a model to (picture, question, prompt version), in order: what `evaluate_shapes` asks."""
     answers: dict[str, AnswerFn] = {}
+    how = {"options": options, "batch_size": batch_size, "scores": scores}
 
-    def answer(asked: list[tuple[Image.Image, str, str]]) -> list[str]:
-        texts = [""] * len(asked)
+    def answer(asked: list[tuple[Image.Image, str, str]]) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
         for version in sorted({version for *_, version in asked}):  # ranks that share a model ask alike
-            ask = answers.setdefault(
-                version, batched_answers(vlm, options=options, version=version, batch_size=batch_size)
-            )
+            ask = answers.setdefault(version, batched_answers(vlm, version=version, **how))
             places = [place for place, each in enumerate(asked) if each[2] == version]
-            for place, found in zip(places, ask([asked[place][:2] for place in places]), strict=True):
-                texts[place] = found["text"]
-        return texts
+            found |= zip(places, ask([asked[place][:2] for place in places]), strict=True)
+        return [found[place] for place in range(len(asked))]
 
     return answer
 
@@ -80,6 +87,7 @@ def run(
     model_parallel_size: int = 1,
     batch_size: int = 8,
     loading: dict[str, Any] | None = None,
+    accuracy: float = 0.95,
 ) -> dict[str, Any] | None:
     """Loads `settings["model"]` on all processes, answers all samples, and scores them.
 
@@ -87,6 +95,7 @@ def run(
         settings: of `settings_of`.
         model_parallel_size: processes that share one model.
         loading: further arguments of `load_pretrained`.
+        accuracy: see `summarise`.
 
     Returns:
         What `summarise` gives, on the first process; None on the others.
@@ -100,7 +109,8 @@ def run(
     vlm = load_pretrained(settings["model"], **(loading or {}))
     settings = runtime.in_step(lambda: _with_model(output, settings, vlm) if runtime.rank() == 0 else settings)
     share = (runtime.rank() // model_parallel_size, runtime.world_size() // model_parallel_size)
-    answer = batched_answers(vlm, options=options, version=version, batch_size=batch_size)
+    how = {"options": options, "version": version, "batch_size": batch_size, "scores": settings["scores"]}
+    answer = batched_answers(vlm, **how)
     writes = runtime.rank() % model_parallel_size == 0
     runtime.in_step(
         lambda: predict(
@@ -110,7 +120,7 @@ def run(
     )  # fmt: skip
     if lock is None:
         return None
-    result = summarise(task, samples, output, settings)
+    result = summarise(task, samples, output, settings, accuracy=accuracy)
     lock.release()
     return result
 
@@ -138,8 +148,9 @@ def write_result(output: Path, result: dict[str, Any], predictions: Sequence[dic
 
 
 def settings_of(
-    task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions
-) -> dict[str, Any]:
+    task: str, samples: Sequence[Sample], *, model: str, prompt: str, version: str | None, options: SamplingOptions,
+    scores: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All that predictions depend on but the model's fingerprint (`identity.model_identity`): kept beside them, so
     that a folder never mixes two runs. What is right is no part of it: scores are made anew each time."""
     return {
@@ -148,6 +159,7 @@ def settings_of(
         "prompt": prompt,
         "version": version,
         "decoding": asdict(options),
+        "scores": scores,
         "samples": len(samples),
         "samples_sha256": questions_digest(samples),
         "pictures_sha256": images_digest(samples),
@@ -221,27 +233,35 @@ def _entry(
 
     Args:
         size: of the picture.
-        answer: `text`, `tokens` and `finish_reason`.
+        answer: `text`, `tokens` and `finish_reason`, and `SCORES` where asked for.
     """
+    text, shape, form = answer["text"], (size[0], size[1]), BOX_FORMS[boxes]
+    scores = TASKS[task].score(sample, text, shape, form)
+    sure = {name: answer[name] for name in SCORES if name in answer}
+    if sure:
+        sure["right"] = is_right(task, sample, text, scores)
+        sure["boxes_right"] = right_boxes(task, sample, text, shape, form)
     return {
         "id": sample.id,
         "image": str(sample.image),
         "size": list(size),
         "question": question,
-        "answer": answer["text"],
+        "answer": text,
         "tokens": answer["tokens"],
         "finish_reason": answer["finish_reason"],
         "references": list(sample.references),
         "boxes": [list(box) for box in sample.boxes],
         "box_form": boxes,
         "kind": sample.kind,
-        "scores": TASKS[task].score(sample, answer["text"], (size[0], size[1]), BOX_FORMS[boxes]),
+        "scores": scores,
+        **sure,
     }
 
 
 def _scored_anew(task: str, sample: Sample, kept: dict[str, Any]) -> dict[str, Any]:
     """A kept answer with what is right today."""
-    answer = {"text": kept["answer"], "tokens": kept["tokens"], "finish_reason": kept["finish_reason"]}
+    names = ("tokens", "finish_reason", *SCORES)
+    answer = {"text": kept["answer"], **{name: kept[name] for name in names if name in kept}}
     return _entry(task, sample, kept["size"], kept["question"], answer, kept["box_form"])
 
 
@@ -252,11 +272,17 @@ def read_predictions(output: Path) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    task: str, samples: Sequence[Sample], output: Path, settings: dict[str, Any], *, accuracy: float = 0.95
+) -> dict[str, Any]:
     """Puts the processes' predictions together, scores them by what the samples say today, and writes the scores.
 
+    Args:
+        accuracy: the one that `calibration` says the coverage of.
+
     Returns:
-        `task`, `main` (name of the score that tables show), `scores`, `by_kind` where there are kinds, and `settings`.
+        `task`, `main` (name of the score that tables show), `scores`, `by_kind` where there are kinds, `settings`, and
+        where answers have scores `calibration`.
 
     Raises:
         ConfigError: a sample was not answered.
@@ -280,6 +306,8 @@ def summarise(task: str, samples: Sequence[Sample], output: Path, settings: dict
         "by_kind": {kind: _means(group) for kind, group in by_kind.items()},
         "settings": {**settings, **({"tokenizer": tokenizer_name()} if "cider" in scores else {})},
     }
+    if settings["scores"]:
+        result["calibration"] = calibrations({task: ordered}, accuracy=accuracy)
     write_result(output, result, ordered)
     for path in output.glob("predictions.[0-9]*.jsonl"):
         path.unlink()

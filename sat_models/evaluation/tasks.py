@@ -5,7 +5,7 @@ Scores of one answer are averaged; scores of a corpus (CIDEr, POPE's F1) come fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sat_models.errors import ConfigError
@@ -154,6 +154,24 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 POINTING_PROMPT = "{question} answer in [[x0,y0,x1,y1]] format."
 """Of `visual7w` where the choices are boxes."""
+
+
+def is_right(task: str, sample: Sample, answer: str, scores: Mapping[str, float]) -> float:
+    """1 for a right answer, else 0; POPE's are judged as POPE does.
+
+    Args:
+        scores: of the answer, as the task's `score` gives them.
+    """
+    if sample.kind == "pope":
+        return float(metrics.yes_or_no(answer) == sample.references[0])
+    return scores[TASKS[task].right]
+
+
+def right_boxes(task: str, sample: Sample, answer: str, size: Size, form: BoxForm | None = None) -> list[float]:
+    """Of each box of an answer, whether it is a true one at IoU 0.5; nothing where no true ones are known."""
+    true = sample.boxes[:1] if task == "visual7w" else sample.boxes  # there, the others are wrong choices
+    said = _pixel_boxes(answer, size, form) if true else []
+    return [float(any(metrics.iou(box, one) >= 0.5 for one in true)) for box in said]
 
 
 def default_prompt(task: str, samples: Sequence[Sample]) -> str:

@@ -5,18 +5,20 @@ never trained on, scored as those of public benchmarks are (`evaluation.tasks`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from sat_models.evaluation import metrics
-from sat_models.evaluation.tasks import TASKS
+from sat_models.evaluation.calibration import calibrations
+from sat_models.evaluation.tasks import TASKS, right_boxes
 from sat_models.shapes.held_out import EvalItem, held_out_items
 from sat_models.shapes.scenes import COLORS, FORMS
 
-AnswerFn = Callable[[list[tuple[Image.Image, str, str]]], list[str]]
+AnswerFn = Callable[[list[tuple[Image.Image, str, str]]], Sequence[str | Mapping[str, Any]]]
+"""(Picture, question, prompt version) of each -> its text, or `text` with how sure the model was (`runner.SCORES`)."""
 VISUAL7W = {"rec": "pointing", "vqa": "telling"}
 """Which questions are scored as multiple choice, too, and what Visual7W calls that."""
 
@@ -34,6 +36,7 @@ def evaluate_shapes(
     other_eyes: bool = False,
     batch_size: int = 32,
     progress: bool = True,
+    accuracy: float = 0.95,
 ) -> dict[str, Any]:
     """Asks a model about pictures of the world and scores its answers.
 
@@ -49,12 +52,13 @@ def evaluate_shapes(
         other_eyes: pictures drawn and questions worded by code that training has no part in (`other_eyes`).
         batch_size: questions per call of `answer_fn`.
         progress: show a progress bar.
+        accuracy: the one that `calibration` says the coverage of.
 
     Returns:
         `count`, `seed`, `versions`; `scores`: {task: {"count", score: mean}}; `vqa`: the same by kind; `visual7w`: the
         answers to `rec` (`pointing`) and `vqa` (`telling`) scored as multiple choice; `by_version` and `by_objects`
         (number of objects in the picture): {key: {task: share right}}; `vqa_by_objects`: {number: {kind: share right}};
-        `predictions`: one dict per question.
+        `predictions`: one dict per question; `calibration` by task, where the answers say how sure the model was.
 
     Raises:
         ValueError: `answer_fn` returns another number of answers than it was asked for.
@@ -76,7 +80,7 @@ def evaluate_shapes(
                 )
             predictions += [_prediction(item, answer) for item, answer in zip(chunk, answers, strict=True)]
             bar.update(len(chunk))
-    return {"count": count, "seed": seed, "versions": list(versions), **options, **summary(predictions)}
+    return {"count": count, "seed": seed, "versions": list(versions), **options, **summary(predictions, accuracy)}
 
 
 def score(item: EvalItem, answer: str) -> dict[str, float]:
@@ -90,10 +94,11 @@ def score(item: EvalItem, answer: str) -> dict[str, float]:
     return {"right": scores[task.right], **scores}
 
 
-def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(predictions: Sequence[dict[str, Any]], accuracy: float = 0.95) -> dict[str, Any]:
     """Means over predictions: see `evaluate_shapes`."""
     by_task = dict(_groups(predictions, "task"))
     chosen = {VISUAL7W[task]: group for task, group in by_task.items() if task in VISUAL7W}
+    calibrated = calibrations(by_task, accuracy=accuracy)
     return {
         "scores": {task: _means(group) for task, group in by_task.items()},
         "vqa": {kind: _means(group) for kind, group in _groups(by_task.get("vqa", ()), "kind")},
@@ -101,12 +106,13 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_version": {v: _shares_right(group) for v, group in _groups(predictions, "version")},
         "by_objects": {n: _shares_right(group) for n, group in _groups(predictions, "objects")},
         "vqa_by_objects": {n: _shares_right(group, "kind") for n, group in _groups(by_task.get("vqa", ()), "objects")},
+        **({"calibration": calibrated} if calibrated else {}),
         "predictions": list(predictions),
     }
 
 
-def _prediction(item: EvalItem, answer: str) -> dict[str, Any]:
-    qa = item.qa
+def _prediction(item: EvalItem, given: str | Mapping[str, Any]) -> dict[str, Any]:
+    qa, answer = item.qa, given if isinstance(given, str) else given["text"]
     prediction = {
         "picture": item.image,
         "version": item.version,
@@ -120,6 +126,10 @@ def _prediction(item: EvalItem, answer: str) -> dict[str, Any]:
     }
     if qa.task in VISUAL7W:
         prediction["visual7w"] = TASKS["visual7w"].score(item.choice_sample(), answer, item.size)
+    if not isinstance(given, str) and "score" in given:
+        prediction |= {name: given[name] for name in ("tokens", "score", "box_scores")}
+        prediction["right"] = prediction["scores"]["right"]
+        prediction["boxes_right"] = right_boxes(item.task, item.sample(), answer, item.size)
     return prediction
 
 

@@ -20,7 +20,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError
 from sat_models.evaluation.metrics import box_iou, exact_match, grounded_phrases, vqa_soft_accuracy
-from sat_models.generation.answer import Request
+from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.model import evaluation_mode
 from sat_models.generation.sampling import SamplingOptions
@@ -57,12 +57,14 @@ class Evaluator:
         batch_size: samples per rank and pass.
         samples: how many are answered; spread over the dataset.
         max_new_tokens: longest answer.
+        scores: say how sure the model was of each answer.
     """
 
     dataset: VLMDataset
     batch_size: int
     samples: int
     max_new_tokens: int
+    scores: bool = False
 
     def evaluate(
         self, model: ZooModel, *, device: torch.device, dtype: torch.dtype, in_step: bool = False
@@ -116,7 +118,7 @@ class Evaluator:
         try:
             request = Request.of(
                 self.dataset.processor, list(record.images), question, history=history, version=self.dataset.version,
-                options=options, allow_empty_query=True, system=self.dataset.system_of(record),
+                options=options, allow_empty_query=True, system=self.dataset.system_of(record), logprobs=self.scores,
             )  # fmt: skip
             answer = engine.answer(request)
         except InputError as error:
@@ -130,6 +132,7 @@ class Evaluator:
             "answer": answer.text,
             "finish_reason": answer.finish_reason,
             **_score(answer.text, expected),
+            **(_sureness(answer, expected) if self.scores else {}),
         }
 
 
@@ -142,6 +145,14 @@ def _score(answer: str, expected: str) -> dict[str, float]:
     if boxes:
         scores["box_accuracy"] = float(box_iou(answer, boxes[0][1]) >= BOX_IOU)
     return scores
+
+
+def _sureness(answer: GenerationResult, expected: str) -> dict[str, Any]:
+    """How sure the model was, and whether it was right: of the first box where one is expected, else of the text."""
+    judged = _score(answer.text, expected)
+    right = judged.get("box_accuracy", judged["exact_match"])
+    task = "boxes" if "box_accuracy" in judged else "text"
+    return {"task": task, "score": answer.score, "box_scores": answer.box_scores, "right": right}
 
 
 def _means(predictions: list[dict[str, Any]]) -> dict[str, float]:
@@ -159,16 +170,18 @@ def evaluate_data(
     samples: int = 200,
     max_new_tokens: int = 128,
     on_bad: str = "error",
+    scores: bool = False,
     **reading: Any,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Scores of a loaded model on data in any of the training formats, as `Evaluator.evaluate` gives them.
 
     Args:
         samples: how many are answered in words; the loss is of all.
+        scores: say of each answer how sure the model was.
         reading: `format`, `prompt`, `image_root` of `formats.read_records`.
     """
 
     records = [record for path in paths for record in read_usable(Path(path), on_bad, reading)]
     dataset = VLMDataset(records, vlm.processor, version=version, on_bad=on_bad)
-    evaluator = Evaluator(dataset, batch_size, samples, max_new_tokens)
+    evaluator = Evaluator(dataset, batch_size, samples, max_new_tokens, scores)
     return evaluator.evaluate(vlm.model, device=vlm.device, dtype=vlm.dtype)
