@@ -119,8 +119,9 @@ class RowScores:
 
 
 def probability(logprobs: Iterable[float]) -> float:
-    """The probability of tokens together, from 0 to 1; 1 of none."""
-    return min(1.0, math.exp(math.fsum(logprobs)))
+    """The probability of tokens together, from 0 to 1; 0 of none: who says nothing is sure of nothing."""
+    given = list(logprobs)
+    return min(1.0, math.exp(math.fsum(given))) if given else 0.0
 
 
 def within(ends: Sequence[int], start: int, end: int) -> list[int]:

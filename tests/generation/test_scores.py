@@ -175,6 +175,7 @@ def test_an_answer_and_its_boxes_have_the_probability_of_their_tokens() -> None:
     assert [box.normalized for box in boxes] == [(10, 20, 30, 40), (5, 6, 7, 8)], "three numbers are no box"
     assert answer.box_scores == pytest.approx([0.2, 0.125], rel=1e-4)
     assert answer.score_between(0, 5) == pytest.approx(0.5)
+    assert said([], []).score == 0.0, "who says nothing is sure of nothing"
     assert [score.token_id for score in answer.token_scores] == answer.token_ids
 
 
