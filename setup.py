@@ -31,21 +31,21 @@ EXTRAS = {
     "plot": ["matplotlib>=3.10,<4"],
     "track": ["tensorboardX>=2.6,<3", "wandb>=0.20,<1", "swanlab>=0.10,<0.11"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
+    "draw": ["transformers>=5.17,<6", "diffusers>=0.42,<0.43"],
     "test": [
         "pytest>=9,<10",
         "hypothesis>=6.100,<7",
         "ruff>=0.17,<0.18",
         "openai>=2,<4",
         "playwright>=1.50,<2",
-        "transformers>=5.17,<6",
         "peft>=0.21,<0.22",
         "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-EXTRAS["all"] = [line for extra in ("serve", "eval", "plot", "track", "quant") for line in EXTRAS[extra]]
+EXTRAS["all"] = [line for extra in ("serve", "eval", "plot", "track", "quant", "draw") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
-EXTRAS["test"] += [line for extra in ("serve", "eval", "plot", "quant", "docs") for line in EXTRAS[extra]]
+EXTRAS["test"] += [line for extra in ("serve", "eval", "plot", "quant", "draw", "docs") for line in EXTRAS[extra]]
 
 
 def packaged_configs() -> list[str]:

@@ -78,14 +78,14 @@ def add_device_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `load_pretrained`, but for the name.
+    """Arguments of `load_pretrained`, but for the name, of a model that talks.
 
     Raises:
         UnknownNameError: a prompt style that no family has; found before minutes go into loading.
     """
     if args.version is not None:
         prompt_style(args.version)
-    return {name: getattr(args, name) for name in _LOADING}
+    return {"task": "dialogue", **{name: getattr(args, name) for name in _LOADING}}
 
 
 def add_sampling_flags(

@@ -25,8 +25,8 @@ class ModelSpec:
     Attributes:
         name: what users type, and the folder under SAT_HOME.
         summary: one line for the table.
-        default_version: prompt style, where neither the user nor the checkpoint names one.
-        image_size: side of the square input picture in pixels.
+        default_version: prompt style, where neither the user nor the checkpoint names one; None for what does not talk.
+        image_size: side in pixels of the square input image, or of the image that is drawn where nobody says otherwise.
         cross_image_size: the same for the high-resolution branch; None for models without it.
         licence, source: of the weights, and where they are.
         hf_name: repository with the same weights in Hugging Face's form, without the organisation.
@@ -40,7 +40,7 @@ class ModelSpec:
 
     name: str
     summary: str
-    default_version: str
+    default_version: str | None = None
     image_size: int
     cross_image_size: int | None = None
     licence: str
@@ -176,6 +176,14 @@ def _xcomposer2(release: str, summary: str, size: int, *, version: str = "xcompo
     )  # fmt: skip
 
 
+_PAINTERS = (
+    ModelSpec(
+        name="cogview3-plus-3b", summary="images from English prompts, 512 to 2048 px a side, with T5-XXL before it",
+        image_size=1024, licence="Apache-2.0", source=f"{_HUB}/THUDM/CogView3-Plus-3B", hf_name="CogView3-Plus-3B",
+        task="drawing",
+    ),
+)  # fmt: skip
+
 _GROUNDING_ALIASES = (
     "cogvlm-grounding-generalist-v1.1",
     *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS),
@@ -224,6 +232,7 @@ _SPECS = (
     _minigpt4("minigpt4-13b", "BLIP-2's Q-Former and Vicuna 13B", "minigpt4"),
     _minigpt4("minigpt4-llama2-7b", "joined patches and Llama-2 7B chat", "minigpt4_llama2"),
     _minigpt4("minigpt-v2", "joined patches at 448 px and Llama-2 7B chat", "minigpt4_llama2", 448),
+    *_PAINTERS,
 )
 
 _COLLECTIONS = tuple(f"{who}/{name}" for who in _ORGANISATIONS for name in ("CogVLM", "CogAgent"))

@@ -44,8 +44,8 @@ def test_what_is_given_arrives() -> None:
     quantised = ("--quant", "4", "--quant-skip", "a.*", "--no-quant-head", "--cache", "bf16")
     args = parsed(*quantised, "--bf16", "--version", "chat_old", "--device", "cpu")
     assert flags.loading(args) == {
-        "device": "cpu", "dtype": "bf16", "local_tokenizer": None, "quant": 4, "quant_skip": ["a.*"],
-        "quant_head": False, "cache": "bf16", "version": "chat_old",
+        "task": "dialogue", "device": "cpu", "dtype": "bf16", "local_tokenizer": None, "quant": 4,
+        "quant_skip": ["a.*"], "quant_head": False, "cache": "bf16", "version": "chat_old",
     }  # fmt: skip
     assert flags.loading(parsed())["quant_head"] is None and flags.loading(parsed("--quant_head"))["quant_head"]
     assert flags.loading(parsed())["dtype"] == "auto" and flags.loading(parsed("--dtype", "fp32"))["dtype"] == "fp32"

@@ -28,7 +28,7 @@ LAYERS = (
     ),
     ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
-    ("sat_models.checkpoint", "sat_models.generation"),
+    ("sat_models.checkpoint", "sat_models.generation", "sat_models.sampling"),
     ("sat_models.zoo", "sat_models.flags"),
     (
         "sat_models.training",
@@ -42,7 +42,7 @@ LAYERS = (
 )
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}
 OURS = ("mixins", "sat_models", "scripts")
-ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "gradio", "spacy", "transformers", "triton", "xformers")
+ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "diffusers", "gradio", "spacy", "transformers", "triton", "xformers")
 EVALUATION_OF_TRAINING = ("sat_models.evaluation", "sat_models.training")
 MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 320, 60

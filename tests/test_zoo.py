@@ -19,7 +19,7 @@ from sat_models import registry
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.models.families import family_of
-from sat_models.zoo import list_models, load, load_pretrained
+from sat_models.zoo import list_models, load, load_pretrained, open_vlm
 from sat_models.zoo.vlm import SamplingKeywords
 
 MINI = Path(__file__).resolve().parent / "golden" / "cogvlm-mini"
@@ -162,7 +162,7 @@ def test_without_a_tokenizer_logits_work_and_text_names_the_flag(folder):
 def test_a_tokenizer_of_another_model_is_refused(folder, monkeypatch):
     large = SimpleNamespace(vocab_size=9999)
     family = dataclasses.replace(family_of("CogVLMModel"), tokenizer=lambda config, file: large)
-    monkeypatch.setattr(load, "family_of", lambda name: family)
+    monkeypatch.setattr(open_vlm, "family_of", lambda name: family)
     with pytest.raises(ConfigError, match="9999 pieces, but the model's vocabulary is 488"):
         load_pretrained(folder, device="cpu")
 

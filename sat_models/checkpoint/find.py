@@ -14,14 +14,18 @@ from sat_models.checkpoint.layout import (
     CONFIG_FILE,
     HF_CONFIG_FILE,
     LATEST_FILE,
+    PIPELINE_FILE,
+    TRANSFORMER_FOLDER,
     SATCheckpoint,
     rank_file,
     replaced_name,
 )
 from sat_models.checkpoint.minigpt4 import MINIGPT4_FILE, open_minigpt4
 from sat_models.checkpoint.peft import find_peft
+from sat_models.checkpoint.pickles import read_weights
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError
+from sat_models.models.families import config_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +58,41 @@ def find_checkpoint(path: str | os.PathLike[str]) -> SATCheckpoint:
     if path.is_file():
         files = _files_beside(path)
     elif path.is_dir():
+        path = transformer_folder(path)
         step = path if _rank_files(path) else _step_folder(path)
         files = _complete(step)
     else:
         raise CheckpointError(f"{path} does not exist; give a SAT folder, a step folder in it, a .pt or .zip file")
-    folder = _folder_of_config(files[0].parent)
-    return SATCheckpoint(folder, files, read_json(folder / CONFIG_FILE))
+    return _with_config(files)
+
+
+def transformer_folder(path: Path) -> Path:
+    """The folder of a diffusion model's transformer in one that holds its other parts, too; else the same."""
+    inside = path / TRANSFORMER_FOLDER
+    return inside if (inside / LATEST_FILE).is_file() and not (path / LATEST_FILE).is_file() else path
 
 
 def is_hf_folder(path: Path) -> bool:
-    """True if a folder is in Hugging Face's form: `config.json` without SAT's `model_config.json`."""
-    return (path / HF_CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+    """True if a folder is in Hugging Face's form: `config.json` without SAT's `model_config.json`, or a pipeline of
+    diffusers."""
+    if (path / CONFIG_FILE).is_file():
+        return False
+    return (path / HF_CONFIG_FILE).is_file() or (path / PIPELINE_FILE).is_file()
+
+
+def _with_config(files: tuple[Path, ...]) -> SATCheckpoint:
+    """Weights with the config beside them; what it does not say is told by the weights, where their family can."""
+    step = files[0].parent
+    folder = next((f for f in (step, step.resolve().parent) if (f / CONFIG_FILE).is_file()), None)
+    data = {} if folder is None else read_json(folder / CONFIG_FILE)
+    if "model_class" not in data:
+        shapes = {name: tuple(value.shape) for name, value in read_weights(files[0]).items()}
+        data = config_of_weights(shapes, data) or data
+    if not data:
+        raise CheckpointError(
+            f"no {CONFIG_FILE} in {step} or in {step.resolve().parent}; copy it there: it holds the sizes"
+        )
+    return SATCheckpoint(folder or step.resolve().parent, files, data)
 
 
 def _files_beside(path: Path) -> tuple[Path, ...]:
@@ -122,12 +150,3 @@ def _steps(folder: Path) -> list[Path]:
 def _steps_hint(folder: Path) -> str:
     steps = [step.name for step in _steps(folder)]
     return f"; there is {', '.join(steps)}: write one of them into '{LATEST_FILE}' or name its folder" if steps else ""
-
-
-def _folder_of_config(step: Path) -> Path:
-    for folder in (step, step.resolve().parent):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise CheckpointError(
-        f"no {CONFIG_FILE} in {step} or in {step.resolve().parent}; copy it there: it holds the sizes"
-    )

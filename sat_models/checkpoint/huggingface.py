@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sat_models.checkpoint.hub import fetch
-from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
+from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFORMER_FOLDER, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
@@ -28,6 +28,8 @@ from sat_models.processing.byte_tokens import added_tokens
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+_DIFFUSERS_FILES = (f"{DIFFUSERS_STEM}.safetensors.index.json", f"{DIFFUSERS_STEM}.safetensors")
 
 _AGAIN = "Copy or download it again."
 
@@ -146,7 +148,7 @@ def open_hf(folder: Path) -> HFCheckpoint:
         ConfigError: a `config.json` of another model, or one without its sizes.
         CheckpointError: shards that are not there, by name.
     """
-    data = read_json(folder / HF_CONFIG_FILE)
+    folder, data = _config_of_folder(folder)
     form = form_of_config(data, str(folder))
     if form.reads_tokens:
         data = {**data, ADDED_TOKENS: added_tokens(folder)}
@@ -160,6 +162,18 @@ def open_hf(folder: Path) -> HFCheckpoint:
         data = {**data, apart.section: _config_apart(elsewhere, apart.section)}
         further = functools.partial(_all_weights, elsewhere)
     return HFCheckpoint(folder, files, form.config_to_sat(data), form, index, further)
+
+
+def _config_of_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the weights lie, and the content of `config.json`; beside diffusers' transformers that of its scheduler,
+    under "scheduler"."""
+    if (folder / PIPELINE_FILE).is_file():
+        folder = folder / TRANSFORMER_FOLDER
+    data = read_json(folder / HF_CONFIG_FILE)
+    scheduler = folder.parent / "scheduler" / "scheduler_config.json"
+    if "_class_name" in data and scheduler.is_file():
+        data = {**data, "scheduler": read_json(scheduler)}
+    return folder, data
 
 
 def _names(files: tuple[Path, ...], index: Mapping[str, str]) -> Iterable[str]:
@@ -200,7 +214,7 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     Raises:
         CheckpointError: shards that are not there, by name.
     """
-    forms = ((INDEX_FILE, SINGLE_FILE), _TORCH_FILES)
+    forms = ((INDEX_FILE, SINGLE_FILE), _TORCH_FILES, _DIFFUSERS_FILES)
     index_name, single = next((form for form in forms if any((folder / name).is_file() for name in form)), forms[0])
     index = _read_index(folder / index_name)
     names = sorted(set(index.values())) or [single]

@@ -26,7 +26,7 @@ from sat_models.checkpoint.staging import (
 )
 from sat_models.config import ModelConfig
 from sat_models.files import draft_of, write_json
-from sat_models.models.build import computable_buffers, compute_buffer
+from sat_models.models.build import computable_buffers, compute_buffer, make_config
 from sat_models.processing.tokenizer_files import copy_tokenizer
 
 if TYPE_CHECKING:
@@ -153,12 +153,12 @@ def write_parts(
     """
     folder = Path(folder).expanduser()
     final = folder / str(step)
-    staging = draft_of(final)
+    staging, prefix = draft_of(final), make_config(dict(config)).SAT_PREFIX
 
     def write() -> None:
         start_staging(staging)
         for rank, weights in enumerate(parts):
-            _write_file(weights, staging / rank_file(rank))
+            _write_file(weights, staging / rank_file(rank), prefix)
             del weights  # two parts are never in memory at once
         _publish(staging, final, config, tokenizer_file)
 
@@ -204,17 +204,17 @@ def write_rank_weights(model: nn.Module, staging: Path, dtype: torch.dtype | Non
     """
     if mpu.get_data_parallel_rank() != 0:
         return
-    weights = {}
+    weights, prefix = {}, getattr(model, "config_class", ModelConfig).SAT_PREFIX
     for key, value in model.state_dict().items():
         value = value.detach().to("cpu", stored_kind(key, value, dtype))
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
         weights[key] = value if whole else value.clone()  # torch.save writes the whole storage behind a view
-    _write_file(weights, staging / rank_file(mpu.get_model_parallel_rank()))
+    _write_file(weights, staging / rank_file(mpu.get_model_parallel_rank()), prefix)
 
 
-def _write_file(weights: Mapping[str, Tensor], path: Path) -> None:
+def _write_file(weights: Mapping[str, Tensor], path: Path, prefix: str) -> None:
     with path.open("wb") as file:
-        torch.save({"module": dict(weights)}, file)
+        torch.save({"module": {f"{prefix}{name}": value for name, value in weights.items()}}, file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,6 +17,10 @@ from sat_models.checkpoint.pickles import read_weights
 
 CONFIG_FILE = "model_config.json"
 HF_CONFIG_FILE = "config.json"
+PIPELINE_FILE = "model_index.json"
+"""Of a diffusers folder with all parts of a painter."""
+TRANSFORMER_FOLDER = "transformer"
+"""In such a folder, and in one of SAT's with all parts."""
 LATEST_FILE = "latest"
 
 

@@ -14,11 +14,13 @@ import numpy
 import torch
 from torch import Tensor
 
+from sat_models.config import DiffusionConfig
 from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _AGAIN = "Copy or download it again."
+_ENGINE_PREFIX = DiffusionConfig.SAT_PREFIX
 
 
 def _allowed() -> list[Any]:
@@ -81,7 +83,8 @@ def _refusal(path: Path, message: str) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name: key "module" of a SAT file, or a bare state dict.
 
-    Whatever else training wrote into it (random states, counters) is dropped.
+    Whatever else training wrote into it (random states, counters) is dropped. The file of a diffusion engine gives the
+    weights of its transformer, under the names that they have there.
 
     Raises:
         CheckpointError: unreadable, or it holds no weights.
@@ -96,4 +99,5 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if odd or not weights:
         found = f"its entries {', '.join(odd[:5])} are no tensors" if odd else "it is empty"
         raise CheckpointError(f"{path} holds no weights: {found}. SAT files have them under key 'module'.")
-    return weights
+    inside = {k.removeprefix(_ENGINE_PREFIX): v for k, v in weights.items() if k.startswith(_ENGINE_PREFIX)}
+    return inside or weights

@@ -26,7 +26,7 @@ from sat_models.checkpoint.merged import LORA_CONFIG_KEY, open_weights
 from sat_models.checkpoint.peft import PEFT_WEIGHTS
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights, split_rules, stored_kind
-from sat_models.config import LanguageConfig
+from sat_models.config import ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -72,7 +72,7 @@ class Source:
     """
 
     checkpoint: SATCheckpoint
-    config: LanguageConfig
+    config: ModelConfig
     adapter: Adapter | None = None
     alpha: float | None = None
     quantisation: Quantisation | None = None
@@ -94,11 +94,11 @@ class Source:
         model = build_model(self.config, dtype=dtype)
         weights = open_weights(self.checkpoint, model, adapter=self.adapter, alpha=self.alpha)
         config = {key: value for key, value in self.checkpoint.config.items() if key != LORA_CONFIG_KEY}
-        if self.config.text_processor_version is not None:
-            config["text_processor_version"] = self.config.text_processor_version
+        if (version := getattr(self.config, "text_processor_version", None)) is not None:
+            config["text_processor_version"] = version
         return Opened(weights, model, config, self._tokenizer_file())
 
-    def load(self, device: torch.device | str, dtype: torch.dtype) -> tuple[ZooModel, LanguageConfig]:
+    def load(self, device: torch.device | str, dtype: torch.dtype) -> tuple[ZooModel, ModelConfig]:
         """A model with this rank's part of the weights, and the config that says what became of them.
 
         Raises:
@@ -163,7 +163,7 @@ def open_source(
     return Source(checkpoint, config, adapter, alpha, None if stored else quantisation)
 
 
-def of_model(model: nn.Module, config: LanguageConfig, tokenizer_file: Path | None) -> Opened:
+def of_model(model: nn.Module, config: ModelConfig, tokenizer_file: Path | None) -> Opened:
     """The weights of a model that this process holds as a whole. Raises ConfigError if it holds a part."""
     if mpu.get_model_parallel_world_size() > 1:
         raise ConfigError("this process holds a part of the model only; convert what save_checkpoint writes")

@@ -5,6 +5,7 @@ config is lost.
 """
 
 from sat_models.config.base import read_json
+from sat_models.config.diffusion import DiffusionConfig
 from sat_models.config.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -33,6 +34,7 @@ __all__ = [
     "TASKS",
     "CLIPTowerConfig",
     "CrossTowerConfig",
+    "DiffusionConfig",
     "EVAViTConfig",
     "ImageForm",
     "ImagePlan",

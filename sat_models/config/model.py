@@ -26,6 +26,10 @@ class ModelConfig:
 
     TASK: ClassVar[str] = "dialogue"
     """One of `TASKS`."""
+    SAT_PREFIX: ClassVar[str] = ""
+    """What SAT's files put before the names of the weights."""
+    TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ()
+    """What a tokenizer of one file may be called beside the weights."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

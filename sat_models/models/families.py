@@ -6,11 +6,12 @@ Importing it is light: no torch, no model code. A family of your own joins them 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.models.cogagent.family import FAMILY as _COGAGENT
+from sat_models.models.cogview3.family import FAMILY as _COGVIEW3
 from sat_models.models.cogvlm.family import FAMILY as _COGVLM
 from sat_models.models.cogvlm2.family import FAMILY as _COGVLM2
 from sat_models.models.common.family import Family
@@ -114,6 +115,19 @@ def named_groups() -> dict[str, ParameterGroup]:
     return groups
 
 
+def config_of_weights(shapes: Mapping[str, Sequence[int]], told: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of a `model_config.json` for weights without a whole one; None where no family knows them.
+
+    Args:
+        shapes: by SAT's names.
+        told: what stands in a `model_config.json` beside them.
+
+    Raises:
+        ConfigError: known weights, which do not tell all that has to be known.
+    """
+    return next(filter(None, (family.config_of_weights(shapes, told) for family in families())), None)
+
+
 def forms() -> tuple[HFForm, ...]:
     """The Hugging Face forms of all families.
 
@@ -151,9 +165,21 @@ def form_of_config(data: Mapping[str, Any], where: str) -> HFForm:
         )
     raise ConfigError(
         f"{where} is a Hugging Face folder of another model: config.json has architectures "
-        f"{data.get('architectures')!r:.80}; known: {known}"
+        f"{data.get('architectures') or data.get('_class_name')!r:.80}; known: {known}"
     )
 
 
-for _family in (_COGVLM, _COGVLM2, _GLM4V, _COGAGENT, _VISUALGLM, _LLAVA, _MINIGPT4, _INTERNVL, _XCOMPOSER2, _LLAMA):
+for _family in (
+    _COGVLM,
+    _COGVLM2,
+    _GLM4V,
+    _COGAGENT,
+    _VISUALGLM,
+    _LLAVA,
+    _MINIGPT4,
+    _INTERNVL,
+    _XCOMPOSER2,
+    _LLAMA,
+    _COGVIEW3,
+):
     register(_family)

@@ -49,7 +49,7 @@ def _row(spec: ModelSpec) -> tuple[str, ...]:
     image = f"{spec.image_size}" + (f"+{spec.cross_image_size}" if spec.cross_image_size else "")
     count, bf16, int4 = figures(spec)
     return (
-        spec.name, count, image, spec.default_version, bf16, int4, where(spec), spec.licence, spec.summary,
+        spec.name, count, image, spec.default_version or "-", bf16, int4, where(spec), spec.licence, spec.summary,
     )  # fmt: skip
 
 

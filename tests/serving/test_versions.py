@@ -118,6 +118,6 @@ def test_an_unknown_one_is_refused(main: object, capsys: pytest.CaptureFixture[s
 
 
 def test_a_models_usual_style_is_one_of_its_family() -> None:
-    for spec in registry.specs():
+    for spec in (spec for spec in registry.specs() if spec.task == "dialogue"):
         data = read_json(registry.config_path(spec.name))
         assert spec.default_version in family_of(data["model_class"]).styles, spec.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,10 @@ def _no_forms() -> tuple[HFForm, ...]:
     return ()
 
 
+def _no_config(shapes: Mapping[str, Sequence[int]], told: Mapping[str, Any]) -> dict[str, Any] | None:
+    return None
+
+
 def _no_parts(text: str, width: int, height: int) -> dict[str, Any]:
     return {}
 
@@ -49,6 +53,8 @@ class Family:
         groups: its parameters by groups. Where several families have a group, each adds its own patterns to it.
         forms: gives the Hugging Face forms of its weights that are read or written.
         tokenizer: config and tokenizer file -> tokenizer.
+        config_of_weights: shapes of weights by SAT's names, and what a `model_config.json` beside them says -> all
+            that one holds; None for weights of another family. For releases that come without sizes.
         parts: an answer, width and height of its image in pixels -> what such an answer says besides boxes, by names
             of the family's own and in values that JSON can hold; nothing for an answer that says none of it.
     """
@@ -61,6 +67,7 @@ class Family:
     groups: Mapping[str, ParameterGroup] = field(default_factory=dict)
     forms: Callable[[], Iterable[HFForm]] = _no_forms
     tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer
+    config_of_weights: Callable[[Mapping[str, Sequence[int]], Mapping[str, Any]], dict[str, Any] | None] = _no_config
     parts: Callable[[str, int, int], dict[str, Any]] = _no_parts
 
     def model_class(self, name: str) -> type[ZooModel]:

@@ -13,7 +13,18 @@ from torch import Tensor
 from mixins.heads import HeadLayout
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.key_rows import Joined, Lifted, Lowered, Packed, Place, Positions, Row, Stacked
+from sat_models.models.common.key_rows import (
+    Joined,
+    Lifted,
+    Lowered,
+    Packed,
+    Place,
+    Positions,
+    Row,
+    Stacked,
+    Swapped,
+    swapped,
+)
 from sat_models.models.common.telling import class_names
 
 SAT_KEY = "sat_model_config"
@@ -109,6 +120,8 @@ class KeyTable:
             return value[0] if place.lifted else value[None]
         if place.packed:
             return value[self._packed_rows(len(value))]
+        if place.swapped:
+            return swapped(value)
         if place.parts == 1:
             return value
         first, rows = self._part(place, len(value))
@@ -150,7 +163,7 @@ class KeyTable:
 def _place(row: Row, sat: str, part: int, parts: int) -> Place:
     """A row's word on its part."""
     slot, slots = (row.slot, row.slots) if isinstance(row, Stacked) else (0, 1)
-    kinds = (("lifted", Lifted), ("lowered", Lowered), ("packed", Packed))
+    kinds = (("lifted", Lifted), ("lowered", Lowered), ("packed", Packed), ("swapped", Swapped))
     found = {name: isinstance(row, kind) for name, kind in kinds}
     found |= {"by_heads": isinstance(row, Joined) and row.by_heads}
     patches = row.patches if isinstance(row, Positions) else 0
@@ -161,10 +174,12 @@ def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found,
     """The table's entry for a name, and the numbers in it: of layers, or a part of the name as it stands."""
     if name in table and "{" not in name:
         return table[name], []
-    template = _NUMBER.sub("{}", name)
-    if "{" in name or template not in table:
-        raise CheckpointError(f"'{name}' is not in the table of {kind} weight names of this model")
-    return table[template], _NUMBER.findall(name)
+    numbers = _NUMBER.findall(name)
+    for count in (len(numbers), 1):  # all are of layers, or the first is and the others are part of the name
+        template = _NUMBER.sub("{}", name, count=count)
+        if "{" not in name and template in table:
+            return table[template], numbers[:count]
+    raise CheckpointError(f"'{name}' is not in the table of {kind} weight names of this model")
 
 
 def _unchanged(name: str) -> str:
@@ -205,7 +220,8 @@ class HFForm:
         in_memory: a name in `keys` -> that of the parameter in the class's model, by which adapters call it.
         telling: whether a `config.json` that names `architecture` is of this form, where others name it, too.
         apart: weights that lie elsewhere.
-        layout: whose names it has: transformers' own class, or the release's original code.
+        layout: whose names it has: transformers' own class, the release's original code, or diffusers' class, whose
+            folders are named otherwise.
         reads_tokens: `sizes_to_sat` finds ids of special tokens by name under `ADDED_TOKENS`, out of the tokenizer's
             files, because `config.json` does not say them.
         reads_weights: the same of the weights' shapes, under `WEIGHT_SHAPES`.
@@ -223,7 +239,7 @@ class HFForm:
     telling: Callable[[Mapping[str, Any]], bool] | None = None
     apart: Apart | None = None
     also_named: tuple[str, ...] = ()
-    layout: Literal["original", "transformers"] = "original"
+    layout: Literal["original", "transformers", "diffusers"] = "original"
     reads_tokens: bool = False
     reads_weights: bool = False
 
@@ -259,7 +275,10 @@ class HFForm:
     def config_to_hf(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `config.json` from that of `model_config.json`; `config_to_sat` gives all of it back."""
         config = self.config_class.from_dict(dict(data))
-        hf = {"architectures": [self.architecture], **self.sizes_to_hf(config)}
+        named = (
+            {"_class_name": self.architecture} if self.layout == "diffusers" else {"architectures": [self.architecture]}
+        )
+        hf = {**named, **self.sizes_to_hf(config)}
         template = next((hf for hf, sat in self.versions.items() if sat == config.text_processor_version), None)
         if template is not None:
             hf["template_version"] = template

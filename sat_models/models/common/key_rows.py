@@ -41,6 +41,13 @@ class Lowered:
 
 
 @dataclass(frozen=True)
+class Swapped:
+    """A weight whose two halves the files hold in the other order."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Stacked:
     """One of `slots` weights of SAT's, of one size, that the files hold as one, one below the other."""
 
@@ -76,17 +83,25 @@ class Place:
     slots: int = 1
     lowered: bool = False
     patches: int = 0
+    swapped: bool = False
 
     def taken(self, value: Tensor) -> Tensor:
         """The part of a weight in the files that belongs here, in SAT's shape."""
         own = value.tensor_split(self.slots)[self.slot] if self.slots > 1 else value
         if self.patches:
             own = resized(own, self.patches)
+        if self.swapped:
+            own = swapped(own)
         return own[None] if self.lifted else own[0] if self.lowered else own
 
 
-Row = str | Joined | Lifted | Lowered | Packed | Positions | Stacked
+Row = str | Joined | Lifted | Lowered | Packed | Positions | Stacked | Swapped
 """The counterpart in the files of a weight of SAT's."""
+
+
+def swapped(value: Tensor) -> Tensor:
+    """The second half of the rows, then the first."""
+    return torch.cat(value.chunk(2)[::-1])
 
 
 def resized(table: Tensor, patches: int) -> Tensor:

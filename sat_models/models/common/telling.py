@@ -7,13 +7,13 @@ from typing import Any
 
 
 def class_names(data: Mapping[str, Any]) -> frozenset[str]:
-    """Names of classes in `architectures` and `auto_map`.
+    """Names of classes in `architectures` and `auto_map`, and in diffusers' `_class_name`.
 
     Either alone misleads: the tiled XComposer2 has the `architectures` of a plain InternLM2, GLM-4V those of every
     ChatGLM, and their real class stands in `auto_map` only.
     """
     given, mapped = data.get("architectures"), data.get("auto_map")
-    names = given if isinstance(given, list) else []
+    names = [*(given if isinstance(given, list) else []), data.get("_class_name")]
     values = mapped.values() if isinstance(mapped, Mapping) else []
     return frozenset(
         [name for name in names if isinstance(name, str)]

@@ -1,0 +1,71 @@
+"""The mixin "adaln" of a diffusion transformer: one attention and one MLP for text and image, each of the two moved,
+scaled and gated by what the time says.
+
+Source: github.com/THUDM/CogView3 at d450a74, `sat/dit.py`.
+Legend: B batch, T text tokens, S all tokens, D hidden, N heads on this rank, H head dim, E width of the time's vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.sat_compat import BaseMixin
+
+
+class JointAdaLNMixin(BaseMixin):
+    """Twelve vectors a layer: shift, scale, gate of attention, then of the MLP, for the image; the same for the text.
+
+    Queries and keys pass a LayerNorm without weights, head by head.
+
+    Args:
+        num_layers: of the transformer.
+        hidden_size: D.
+        time_embed_dim: E.
+        qk_epsilon: of the norms of queries and keys.
+    """
+
+    def __init__(self, num_layers: int, hidden_size: int, time_embed_dim: int, *, qk_epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.qk_epsilon = qk_epsilon
+        self.adaln_modules = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(time_embed_dim, 12 * hidden_size)) for _ in range(num_layers)
+        )
+
+    def layer_forward(
+        self, hidden_states: Tensor, mask: Tensor, *args: Any, emb: Tensor, text: Tensor, **kw: Any
+    ) -> Tensor:
+        """hidden_states [B, S, D], text first; emb [B, E]; of text [B, T, …] the length counts -> [B, S, D]."""
+        number, words = int(kw["layer_id"]), text.shape[1]
+        layer = self.transformer.layers[number]
+        both = self.adaln_modules[number](emb).unsqueeze(1).unflatten(-1, (2, 6, -1))  # B, 1, image or text, which, D
+        image_vectors, text_vectors = both[:, :, 0].unbind(2), both[:, :, 1].unbind(2)
+        for first, norm, block in (
+            (0, layer.input_layernorm, lambda x: layer.attention(x, mask, **kw)),
+            (3, layer.post_attention_layernorm, lambda x: layer.mlp(x, **kw)),
+        ):
+            of_text, of_image = text_vectors[first : first + 3], image_vectors[first : first + 3]
+            added = block(_moved(norm(hidden_states), words, of_text, of_image))
+            hidden_states = _gated(hidden_states, added, words, of_text, of_image)
+        return hidden_states
+
+    def attention_fn(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, **kw: Any) -> Tensor:
+        """q, k, v [B, N, S, H] -> [B, N, S, H]; everything sees everything."""
+        q, k = (F.layer_norm(x, x.shape[-1:], eps=self.qk_epsilon) for x in (q, k))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def _moved(x: Tensor, words: int, of_text: Sequence[Tensor], of_image: Sequence[Tensor]) -> Tensor:
+    """`x * (1 + scale) + shift`, the first `words` by the text's vectors."""
+    parts = ((x[:, :words], of_text), (x[:, words:], of_image))
+    return torch.cat([part * (1 + scale) + shift for part, (shift, scale, _) in parts], dim=1)
+
+
+def _gated(x: Tensor, added: Tensor, words: int, of_text: Sequence[Tensor], of_image: Sequence[Tensor]) -> Tensor:
+    """`x + gate * added`, likewise."""
+    parts = ((slice(None, words), of_text[2]), (slice(words, None), of_image[2]))
+    return torch.cat([x[:, part] + gate * added[:, part] for part, gate in parts], dim=1)

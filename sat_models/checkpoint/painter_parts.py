@@ -1,0 +1,140 @@
+"""The text encoder and the image codec that lie beside a painter's transformer.
+
+Beside a SAT folder, its step folder, or a transformer folder of diffusers: in the folder itself or in the one that
+holds it. Of T5 all painters of a machine may share one folder in SAT_HOME.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sat_models.checkpoint.huggingface import read_shard_file, weight_files
+from sat_models.checkpoint.pickles import load_file
+from sat_models.config import DiffusionConfig, read_json
+from sat_models.errors import CheckpointError
+from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers
+from sat_models.processing.image_codec import ImageCodec, KLCodec, require_diffusers
+from sat_models.processing.text_encoder import T5_TOKENIZERS, T5TextEncoder, TextEncoder, require_transformers
+
+KL_FILE = "imagekl_ch16.pt"
+VAE_FOLDER, T5_FOLDER, ENCODER_FOLDER, TOKENIZER_FOLDER = "vae", "t5-v1_1-xxl", "text_encoder", "tokenizer"
+
+
+def _places(step: Path) -> Iterator[Path]:
+    """Folders where other parts may lie, from a folder of weights outwards."""
+    step = step.resolve()
+    yield from (step, step.parent, step.parent.parent)
+
+
+def find_text_encoder(step: Path, config: DiffusionConfig) -> tuple[Path, Path]:
+    """The folder of T5 and the file of its tokenizer.
+
+    Raises:
+        CheckpointError: neither beside the weights nor in SAT_HOME; the message says what to fetch.
+    """
+    home = Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
+    folders = [place / name for place in _places(step) for name in (ENCODER_FOLDER, T5_FOLDER)] + [home / T5_FOLDER]
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            files = [place / name for name in T5_TOKENIZERS for place in (folder, folder.parent / TOKENIZER_FOLDER)]
+            if file := next((file for file in files if file.is_file()), None):
+                return folder, file
+            raise CheckpointError(f"{folder} has no tokenizer: put T5's spiece.model there")
+    raise CheckpointError(
+        f"the text encoder is missing: fetch https://huggingface.co/{config.text_model} "
+        f"(config.json, weights, spiece.model) into {_places_named(step)}/{T5_FOLDER} or {home / T5_FOLDER}"
+    )
+
+
+def find_vae(step: Path) -> Path:
+    """The SAT file of the image autoencoder, or its folder in diffusers' form.
+
+    Raises:
+        CheckpointError: there is none; the message says what to fetch.
+    """
+    for place in _places(step):
+        for found in (place / VAE_FOLDER / KL_FILE, place / KL_FILE):
+            if found.is_file():
+                return found
+        if (place / VAE_FOLDER / "config.json").is_file():
+            return place / VAE_FOLDER
+        if len(others := sorted((place / VAE_FOLDER).glob("*.pt"))) == 1:
+            return others[0]
+    raise CheckpointError(
+        f"the image decoder is missing: put {KL_FILE} of the release into {_places_named(step)}/{VAE_FOLDER}, or the "
+        "folder 'vae' of the release for diffusers"
+    )
+
+
+def _places_named(step: Path) -> Path:
+    return step.resolve().parent
+
+
+def check_parts(step: Path, config: DiffusionConfig) -> None:
+    """See, before any work, that both parts are there and can be opened.
+
+    Raises:
+        CheckpointError: one is missing, with what to fetch.
+        MissingPackageError: a package is, with what to install.
+    """
+    find_text_encoder(step, config)
+    find_vae(step)
+    require_transformers()
+    require_diffusers()
+
+
+def open_text_encoder(step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """T5 beside the weights in `step`. Raises as `find_text_encoder` and `T5TextEncoder.open`."""
+    folder, tokenizer = find_text_encoder(step, config)
+    width, length = config.text_hidden_size, config.text_length
+    return T5TextEncoder.open(folder, tokenizer, length=length, width=width, device=device, dtype=dtype)
+
+
+def read_vae(place: Path, scale: float) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Config and weights of an image autoencoder in diffusers' form, whichever form it lies in.
+
+    Args:
+        place: as `find_vae` gives it.
+        scale: of the latents, for a SAT file, which does not say it.
+
+    Raises:
+        CheckpointError: unreadable, or another autoencoder.
+    """
+    if place.is_dir():
+        config = read_json(place / "config.json")
+        return config, {k: v for file in weight_files(place)[0] for k, v in read_shard_file(file).items()}
+    weights = read_vae_file(place)
+    config = kl_config({name: value.shape for name, value in weights.items()}, scale)
+    return config, kl_to_diffusers(weights, config)
+
+
+def read_vae_file(place: Path) -> dict[str, Tensor]:
+    """The weights of a SAT file of an autoencoder. Raises CheckpointError."""
+    content = load_file(place)
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{place} holds no weights under 'state_dict'")
+    return weights
+
+
+def open_codec(step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype) -> ImageCodec:
+    """The image autoencoder beside the weights in `step`; in fp32 where the painter is in fp16, which it overflows.
+
+    Raises:
+        MissingPackageError: without diffusers.
+        CheckpointError: as `find_vae`, or weights that do not fit each other.
+    """
+    diffusers, place = require_diffusers(), find_vae(step)
+    sizes, weights = read_vae(place, config.latent_scale)
+    model = diffusers.AutoencoderKL.from_config(sizes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {place} do not fit its sizes: {error!s:.300}") from error
+    kind = torch.float32 if dtype == torch.float16 else dtype
+    return KLCodec(model.to(device, kind).eval().requires_grad_(False), float(sizes["scaling_factor"]))

@@ -1,0 +1,99 @@
+"""Sizes of diffusion transformers, and what a sampler has to know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from mixins.heads import HeadLayout
+from sat_models.config.base import require_divides, require_number_above, require_positive
+from sat_models.config.model import ModelConfig
+from sat_models.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(ModelConfig):
+    """A transformer of SAT's that turns noise into latents, told by a text.
+
+    Attributes:
+        in_channels, patch_size: of the latents, and the side of what is one token there.
+        time_embed_dim: width of the vector that stands for the time.
+        text_hidden_size, text_length: of what a text encoder gives; the length is that of training.
+        snr_shift: what the signal-to-noise ratio of the schedule was divided by.
+        guidance, steps: the usual ones.
+        latent_scale: what an image's latents are multiplied by before noise comes to them.
+        pixels_per_latent: on either side.
+        text_model: where the text encoder of the released weights is to be had.
+        least_side, most_side, most_pixels, side_multiple: the sizes in pixels that it was trained on.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    in_channels: int
+    patch_size: int = 2
+    time_embed_dim: int
+    text_hidden_size: int
+    text_length: int
+    snr_shift: float = 1.0
+    guidance: float = 5.0
+    steps: int = 50
+    latent_scale: float = 1.0
+    pixels_per_latent: int = 8
+    least_side: int
+    most_side: int
+    most_pixels: int
+    side_multiple: int = 32
+    text_model: str = "google/t5-v1_1-xxl"
+
+    TASK: ClassVar[str] = "drawing"
+    SAT_PREFIX: ClassVar[str] = "model.diffusion_model."
+
+    def __post_init__(self) -> None:
+        require_positive(self, *(f.name for f in fields(self) if f.type == "int"))
+        require_number_above(self, 0, "snr_shift", "latent_scale", "guidance")
+        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        token = self.pixels_per_latent * self.patch_size
+        require_divides("side_multiple", self.side_multiple, token, "the pixels on the side of a token")
+
+    @property
+    def heads(self) -> HeadLayout:
+        """How a row of queries, keys and values is cut."""
+        return HeadLayout.even(self.num_attention_heads, self.hidden_size // self.num_attention_heads)
+
+    @property
+    def inner_hidden_size(self) -> int:
+        """Of the MLPs: SAT's own."""
+        return 4 * self.hidden_size
+
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """Width and height in pixels where nobody names any: the square of half the longest side."""
+        side = self.most_side // 2 // self.side_multiple * self.side_multiple
+        return max(side, self.least_side), max(side, self.least_side)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise InputError for an image that the model was not made for; both in pixels."""
+        rule = (
+            f"width and height are multiples of {self.side_multiple} from {self.least_side} to {self.most_side}, and "
+            f"their product at most {self.most_pixels}"
+        )
+        sides = (width, height)
+        if not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+            raise InputError(f"the size is {sides!r:.60}; it must be two whole numbers, width and height: {rule}")
+        if any(side % self.side_multiple or not self.least_side <= side <= self.most_side for side in sides):
+            near = "x".join(str(self._near(side)) for side in sides)
+            raise InputError(f"the size {width}x{height} cannot be drawn: {rule}. The nearest sides are {near}.")
+        if width * height > self.most_pixels:
+            raise InputError(f"the size {width}x{height} is {width * height} pixels: {rule}")
+
+    def _near(self, side: int) -> int:
+        nearest = round(side / self.side_multiple) * self.side_multiple
+        return min(max(nearest, self.least_side), self.most_side)
+
+    def _split_sizes(self) -> dict[str, int]:
+        return {"num_attention_heads": self.num_attention_heads, "inner_hidden_size": self.inner_hidden_size}
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of so many pixels."""
+        return self.in_channels, height // self.pixels_per_latent, width // self.pixels_per_latent

@@ -1,0 +1,120 @@
+"""The base of diffusion transformers: SAT's transformer without words, with a vector for the time.
+
+Legend: B batch, C channels, h and w of the latents, T text tokens, E width of the time's vector.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixins.base import ZooModel
+from mixins.diffusion_head import DiffusionHeadMixin
+from mixins.joint_adaln import JointAdaLNMixin
+from mixins.patch_text_embedding import PatchTextEmbeddingMixin
+from mixins.sat_compat import BaseTransformer
+from sat_models.config import DiffusionConfig
+
+_gelu = functools.partial(F.gelu, approximate="tanh")
+
+
+class DiffusionModel(ZooModel):
+    """Latents with noise, a time and a text -> what the noise and the image are made of ("v").
+
+    A subclass adds the mixin "pos_embed" and says in `embedding` what else the time's vector holds.
+
+    Args:
+        config: sizes.
+        transformer: an existing one to share; made from `config` when None.
+    """
+
+    config_class: ClassVar[type[DiffusionConfig]] = DiffusionConfig
+    layer_epsilon: ClassVar[float] = 1e-5
+    """Of the layers' norms and the last one. The originals ask for 1e-6 there, which SAT's own value overrides."""
+    affine_norms: ClassVar[bool] = False
+    """Whether these norms have weights."""
+
+    def __init__(self, config: DiffusionConfig, transformer: BaseTransformer | None = None, **kwargs: Any) -> None:
+        super().__init__(config, transformer=transformer or self._make_transformer(config, **kwargs))
+        self.config = config
+        width, time = config.hidden_size, config.time_embed_dim
+        self.time_embed = two_linears(width, time)
+        patches = PatchTextEmbeddingMixin(config.in_channels, width, config.patch_size, config.text_hidden_size)
+        self.add_mixin("patch_embed", patches)
+        self.add_mixin("adaln", JointAdaLNMixin(config.num_layers, width, time))
+        self.add_mixin("final_layer", DiffusionHeadMixin(width, time, config.patch_size, config.in_channels))
+
+    @classmethod
+    def _make_transformer(cls, config: DiffusionConfig, **kwargs: Any) -> BaseTransformer:
+        transformer = BaseTransformer(
+            num_layers=config.num_layers,
+            vocab_size=1,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            max_sequence_length=1,
+            inner_hidden_size=config.inner_hidden_size,
+            layernorm_epsilon=cls.layer_epsilon,
+            layernorm=functools.partial(nn.LayerNorm, elementwise_affine=cls.affine_norms),
+            activation_func=_gelu,
+            **kwargs,
+        )
+        del transformer.word_embeddings, transformer.position_embeddings
+        return transformer
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, **conditions: Tensor | None) -> Tensor:
+        """Run the model.
+
+        Args:
+            latents: [B, C, h, w], multiples of `patch_size` high and wide.
+            timestep: [B], 0 (no noise) … 999.
+            text: [B, T, …], what the text encoder gave; zeros for no text.
+            conditions: those of `embedding`.
+
+        Returns:
+            v in the shape and dtype of `latents`.
+
+        Raises:
+            ValueError: latents or text of another shape.
+        """
+        self._check(latents, text)
+        kind = self.time_embed[0].weight.dtype
+        emb = self.embedding(latents, timestep, **conditions)
+        ids = torch.zeros(len(latents), 1, dtype=torch.long, device=latents.device)  # SAT counts the batch by them
+        given = {"latents": latents.to(kind), "text": text.to(kind), "emb": emb}
+        return super().forward(input_ids=ids, position_ids=None, attention_mask=None, **given)[0].to(latents.dtype)
+
+    def embedding(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The time's vector [B, E]."""
+        kind = self.time_embed[0].weight.dtype
+        return self.time_embed(sinusoid(timestep, self.config.hidden_size).to(kind))
+
+    def _check(self, latents: Tensor, text: Tensor) -> None:
+        config = self.config
+        if latents.dim() != 4 or latents.shape[1] != config.in_channels or text.dim() != 3:
+            raise ValueError(
+                f"the model takes latents [B, {config.in_channels}, h, w] and text [B, T, {config.text_hidden_size}], "
+                f"got {list(latents.shape)} and {list(text.shape)}"
+            )
+        if text.shape[-1] != config.text_hidden_size or len(text) != len(latents):
+            wanted = [len(latents), "T", config.text_hidden_size]
+            raise ValueError(f"text is {list(text.shape)}; these latents and this model take {wanted}")
+        if any(size % config.patch_size for size in latents.shape[-2:]):
+            raise ValueError(f"latents {list(latents.shape)} are not cut into patches of {config.patch_size}")
+
+
+def two_linears(inputs: int, outputs: int) -> nn.Sequential:
+    """Linear, SiLU, Linear, as the original names them: `0` and `2`."""
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
+
+
+def sinusoid(values: Tensor, width: int) -> Tensor:
+    """[...] -> [..., width] in fp32: cosines, then sines, of value * 10000^(-2i / width)."""
+    half = width // 2
+    powers = torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values.float()[..., None] * torch.exp(-math.log(10000) * powers)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

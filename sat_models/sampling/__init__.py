@@ -1,0 +1,1 @@
+"""From noise to latents, step by step: schedules, guidance, samplers. No I/O."""

@@ -1,0 +1,49 @@
+"""Classifier-free guidance (arXiv 2207.12598): away from what the model paints without a text.
+
+Legend: B batch, C channels, h and w of the latents, T text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sat_models.sampling.samplers import Predict
+
+
+def guided(
+    model: Callable[..., Tensor],
+    text: Tensor,
+    guidance: float,
+    conditions: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Predict:
+    """v with the text, moved on from v without it by `guidance` times their difference; one forward makes both.
+
+    Without a text means zeros in its place, not an empty prompt: so the models were trained.
+
+    Args:
+        model: latents, timestep, text and conditions -> v.
+        text: [B, T, E].
+        guidance: 1 is the text alone.
+        conditions: what else the model takes, by name, [B, …].
+        dtype: that the model is given latents in.
+    """
+    own = {name: value for name, value in (conditions or {}).items() if value is not None}
+    if guidance == 1:
+        return lambda latents, time: model(
+            latents=latents.to(dtype), timestep=latents.new_full((len(latents),), time), text=text, **own
+        )
+    both_texts = torch.cat((torch.zeros_like(text), text))
+    both = {name: torch.cat((value, value)) for name, value in own.items()}
+
+    def predict(latents: Tensor, time: float) -> Tensor:
+        twice = torch.cat((latents, latents)).to(dtype)
+        v = model(latents=twice, timestep=latents.new_full((len(twice),), time), text=both_texts, **both)
+        without, told = v.chunk(2)
+        return without + guidance * (told - without)
+
+    return predict

@@ -1,0 +1,105 @@
+"""How images are drawn: what a caller may choose, checked before any work begins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+from sat_models.config import DiffusionConfig
+from sat_models.errors import InputError
+from sat_models.sampling.schedule import Step, steps_of
+
+MOST_SEED = 2**63 - 2**20
+"""Room is left for the seeds of the images that follow the first."""
+
+
+class DrawingKeywords(TypedDict, total=False):
+    """The keyword arguments of `draw` and `steps`.
+
+    size: width and height in pixels; None (default): the model's usual ones.
+    steps: None (default): the model's usual number.
+    guidance: how far to move away from what is painted without the text; 1 is the text alone; None (default): as usual.
+    seed: the same seed gives the same image; that of a second prompt is one more, and so on; None (default) draws one.
+    sampler: "sat" (default), as the original, or "diffusers".
+    """
+
+    size: tuple[int, int] | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    sampler: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """See `DrawingKeywords`; here nothing is left open but the seed.
+
+    Raises:
+        InputError: a guidance or a seed that cannot be.
+        ConfigError: no such sampler or number of steps.
+    """
+
+    steps: int
+    guidance: float
+    snr_shift: float
+    size: tuple[int, int] = (0, 0)
+    seed: int | None = None
+    sampler: str = "sat"
+
+    def __post_init__(self) -> None:
+        guidance, seed = self.guidance, self.seed
+        plain = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+        if not (plain and 0 <= guidance < math.inf):
+            raise InputError(f"guidance is {guidance!r}; it must be a number of at least 0 (1 is the text alone)")
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
+            raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to {MOST_SEED}")
+        self.schedule()
+
+    @classmethod
+    def of(
+        cls,
+        config: DiffusionConfig,
+        *,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int | None = None,
+        sampler: str = "sat",
+    ) -> DrawingOptions:
+        """With what a model usually takes in the place of None.
+
+        Raises:
+            InputError: also a size that the model was not made for.
+        """
+        width, height = config.usual_size if size is None else _pair(size)
+        config.check_size(width, height)
+        return cls(
+            size=(width, height),
+            steps=config.steps if steps is None else steps,
+            guidance=config.guidance if guidance is None else guidance,
+            snr_shift=config.snr_shift,
+            seed=seed,
+            sampler=sampler,
+        )
+
+    def schedule(self) -> list[Step]:
+        """The steps of the sampler."""
+        return steps_of(self.sampler, self.steps, self.snr_shift)
+
+
+def check_prompts(prompts: object) -> list[str]:
+    """One prompt, or several, as a list. Raises InputError for an empty one."""
+    found = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, list | tuple) else []
+    if not found or not all(isinstance(prompt, str) and prompt.strip() for prompt in found):
+        raise InputError(
+            f"the prompt is {prompts!r:.60}; say what is to be seen, in words, or give a list of such texts"
+        )
+    return found
+
+
+def _pair(size: object) -> tuple[int, int]:
+    if isinstance(size, tuple | list) and len(size) == 2:
+        return size[0], size[1]
+    raise InputError(f"the size is {size!r:.60}; it must be two whole numbers, width and height in pixels")

@@ -1,0 +1,239 @@
+"""A model that draws: the object that `load_pretrained` gives for one. Its parts are in memory when they are needed.
+
+Legend: B images, C channels, h and w of the latents, T text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sat_models import runtime
+from sat_models.checkpoint.layout import SATCheckpoint
+from sat_models.config import DiffusionConfig
+from sat_models.errors import InputError, refuse_unknown
+from sat_models.models.common.diffusion import DiffusionModel
+from sat_models.processing.image_codec import ImageCodec
+from sat_models.processing.text_encoder import TextEncoder
+from sat_models.sampling.guidance import guided
+from sat_models.sampling.options import DrawingKeywords, DrawingOptions, check_prompts
+from sat_models.sampling.samplers import Sample, ddim
+from sat_models.zoo.part import Part
+
+logger = logging.getLogger(__name__)
+
+KEEPS = ("all", "model", "none")
+"""What stays in memory between calls."""
+_PREVIEW = 32
+"""Latents on the longer side of a preview, at most."""
+
+
+@dataclass(frozen=True)
+class DrawingState:
+    """Images that are being drawn.
+
+    Attributes:
+        sample: step, number of steps, latents.
+        seeds: of each image.
+        codec: opens the codec.
+    """
+
+    sample: Sample
+    seeds: tuple[int, ...]
+    codec: Part[ImageCodec]
+
+    @property
+    def index(self) -> int:
+        """Of the step, from 1."""
+        return self.sample.index
+
+    @property
+    def of(self) -> int:
+        """Number of steps."""
+        return self.sample.of
+
+    def preview(self) -> list[Image.Image]:
+        """What the images may become, small and rough."""
+        clean = self.sample.clean
+        factor = -(-max(clean.shape[-2:]) // _PREVIEW)
+        return self.codec.get().decode(F.avg_pool2d(clean, factor) if factor > 1 else clean)
+
+    def images(self) -> list[Image.Image]:
+        """The images; after the last step they are done."""
+        return self.codec.get().decode(self.sample.latents)
+
+
+class Painter:
+    """A diffusion transformer with a text encoder before it and an image codec behind it.
+
+    A draw encodes the text and drops the encoder, denoises, drops what `keep` does not name, and decodes.
+
+    Args:
+        config: sizes, usual numbers of steps and guidance.
+        model: opens the transformer, this process's part of it.
+        text_encoder, codec: open the other parts; what they raise says what is missing.
+        check: raises, before any work, where one of them is missing.
+        device, dtype: of the transformer.
+        checkpoint: where its weights lie.
+        keep: "all": every part stays in memory once it was needed; "model": the transformer does; "none".
+    """
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        *,
+        model: Callable[[], DiffusionModel],
+        text_encoder: Callable[[], TextEncoder],
+        codec: Callable[[], ImageCodec],
+        check: Callable[[], None],
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpoint: SATCheckpoint,
+        keep: str = "model",
+    ) -> None:
+        self.config, self.device, self.dtype, self.checkpoint = config, device, dtype, checkpoint
+        self._check_parts = check
+        self._model = Part(model, keep=keep != "none")
+        self._text_encoder = Part(text_encoder, keep=keep == "all")
+        self._codec = Part(codec, keep=keep == "all")
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The transformer; read from its files when it is first asked for."""
+        return self._model.get()
+
+    def draw(
+        self, prompt: str | Sequence[str], *, max_rows: int = 4, **options: Unpack[DrawingKeywords]
+    ) -> Image.Image | list[Image.Image]:
+        """Draw an image, or one for each prompt of a list; in a run of several processes, call it on each.
+
+        Args:
+            prompt: what is to be seen.
+            max_rows: images that are made at a time; memory grows with it.
+            options: size, steps, guidance, seed, sampler: see `DrawingKeywords`.
+
+        Raises:
+            InputError: an empty prompt, a size that the model was not made for, latents that are no numbers.
+            ConfigError: no such sampler or number of steps.
+            CheckpointError, MissingPackageError: no text encoder or codec, with what to fetch or to install.
+        """
+        prompts = check_prompts(prompt)
+        if not isinstance(max_rows, int) or max_rows < 1:
+            raise InputError(f"max_rows is {max_rows!r}; it must be a whole number of at least 1")
+        chosen = self._chosen(options, self.draw)
+        images: list[Image.Image] = []
+        for first in range(0, len(prompts), max_rows):
+            images += self._last(prompts[first : first + max_rows], chosen, first).images()
+            self._codec.release()
+        return images[0] if isinstance(prompt, str) else images
+
+    def steps(self, prompt: str | Sequence[str], **options: Unpack[DrawingKeywords]) -> Iterator[DrawingState]:
+        """As `draw`, step by step: for progress, previews, and to stop (who stops listening does).
+
+        Bad arguments raise at the call. The last state's `images` are the result.
+        """
+        return self._drawn(check_prompts(prompt), self._chosen(options, self.steps))
+
+    def _last(self, prompts: Sequence[str], chosen: DrawingOptions, first: int) -> DrawingState:
+        for state in self._drawn(prompts, chosen, first):
+            last = state
+        return last
+
+    def _drawn(self, prompts: Sequence[str], chosen: DrawingOptions, first: int = 0) -> Iterator[DrawingState]:
+        """The prompts from number `first` on of a call."""
+        seeds = tuple(chosen.seed + first + number for number in range(len(prompts)))
+        text = self.encode(prompts)
+        shape = self.config.latent_shape(*chosen.size)
+        start = torch.stack([noise(shape, seed) for seed in seeds])
+        try:
+            for sample in self._samples(start, text, chosen, {}):
+                yield DrawingState(sample, seeds, self._codec)
+        finally:
+            self._model.release()
+            self._codec.release()
+
+    def denoise(
+        self,
+        start: Tensor,
+        text: Tensor,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str = "sat",
+        original_size: Tensor | None = None,
+        crop: Tensor | None = None,
+        target_size: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """From noise to latents; gives them after each step, [B, C, h, w] in fp32.
+
+        Args:
+            start: noise, [B, C, h, w].
+            text: [B, T, E], as `encode` gives it.
+            steps, guidance, sampler: as in `draw`.
+            original_size, crop, target_size: see the model; [B, 2] or [1, 2] (height, width). None: those of an image
+                as large as the latents, whole.
+
+        Raises:
+            InputError, ConfigError: as `draw`, at the call.
+        """
+        named = {"original_size": original_size, "crop": crop, "target_size": target_size}
+        conditions = {name: torch.as_tensor(value) for name, value in named.items() if value is not None}
+        chosen = DrawingOptions(
+            steps=self.config.steps if steps is None else steps,
+            guidance=self.config.guidance if guidance is None else guidance,
+            snr_shift=self.config.snr_shift,
+            sampler=sampler,
+        )
+        return (sample.latents for sample in self._samples(start, text, chosen, conditions))
+
+    @torch.no_grad()
+    def _samples(
+        self, start: Tensor, text: Tensor, chosen: DrawingOptions, conditions: dict[str, Tensor]
+    ) -> Iterator[Sample]:
+        rows = {name: value.to(self.device).expand(len(start), -1) for name, value in conditions.items()}
+        given = text.to(self.device, self.dtype)
+        predict = guided(self.model, given, chosen.guidance, rows, dtype=self.dtype)
+        yield from ddim(predict, start.to(self.device), chosen.schedule())
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """What the model reads of prompts, [B, T, E] on the CPU; what it cannot take of them is warned of.
+
+        The work of the first process; the others get its result.
+        """
+        text = runtime.in_step(lambda: self._encoded(prompts) if runtime.rank() == 0 else None)
+        return runtime.broadcast_object(text)
+
+    def _encoded(self, prompts: Sequence[str]) -> Tensor:
+        encoder = self._text_encoder.get()
+        for prompt in prompts:
+            if cut := encoder.cut(prompt):
+                logger.warning(
+                    "the prompt has %d tokens and the model reads %d: '%s' is left out",
+                    encoder.length(prompt), self.config.text_length, cut,
+                )  # fmt: skip
+        text = encoder.encode(prompts)
+        self._text_encoder.release()
+        return text
+
+    def _chosen(self, options: DrawingKeywords, asked: Callable[..., object]) -> DrawingOptions:
+        """Checked, with a seed that all processes share."""
+        known = DrawingKeywords.__annotations__
+        refuse_unknown(options.keys() - known.keys(), asked, known)
+        if options.get("seed") is None:
+            options = {**options, "seed": runtime.broadcast_object(secrets.randbelow(2**31))}
+        chosen = DrawingOptions.of(self.config, **options)
+        runtime.in_step(self._check_parts)
+        return chosen
+
+
+def noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Normal noise of a shape in fp32, the same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
