@@ -1,5 +1,6 @@
 """Writes pictures with their answers: of the synthetic world with a JSONL for fine-tuning, captchas whose file names
-are the answers, or, with --format, test pictures annotated as a public benchmark is."""
+are the answers, with --boxes pictures whose objects are annotated in pixels, or, with --format, test pictures annotated
+as a public benchmark is."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from sat_models.errors import run_script
 from sat_models.flags import check_numbers, refuse_unused
+from sat_models.shapes.box_forms import BOX_FORMS, write_boxes
 from sat_models.shapes.captcha import write_captchas
 from sat_models.shapes.dataset import DATASET_TASKS, write_dataset
 from sat_models.shapes.public_formats import FORMATS, write_public_dataset
@@ -26,6 +28,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tasks = (*DATASET_TASKS, "mixed", "captcha")
     parser.add_argument("--task", choices=tasks, default="mixed", help="mixed: each but captcha in turn")
     parser.add_argument("--format", choices=sorted(FORMATS), help="write test pictures in this public format instead")
+    parser.add_argument(
+        "--boxes", choices=sorted(BOX_FORMS), help="write boxes in pixels in this form, to fine-tune on"
+    )
     parser.add_argument("--digits", type=int, default=4, help="of a captcha (default: %(default)s)")
     parser.add_argument("--min-objects", type=int, default=1, help="fewest objects in a picture (default: %(default)s)")
     parser.add_argument("--max-objects", type=int, default=3, help="most objects in a picture (default: %(default)s)")
@@ -35,7 +40,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     check_numbers(args, {"count": 1, "digits": 1})
-    if args.format:
+    if args.boxes:
+        refuse_unused(parser, args, _ALWAYS | {"boxes", "max_objects"}, f"--boxes {args.boxes}")
+    elif args.format:
         refuse_unused(parser, args, _ALWAYS | {"format", "max_objects", "canonical"}, f"--format {args.format}")
     elif args.task == "captcha":
         refuse_unused(parser, args, _ALWAYS | {"task", "digits"}, "--task captcha")
@@ -47,6 +54,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it. Returns the exit code."""
     args = parse_args(argv)
+    if args.boxes:
+        options = {"count": args.count, "seed": args.seed, "max_objects": args.max_objects}
+        path = write_boxes(args.output, form=args.boxes, **options)
+        print(f"wrote {args.count} pictures to {args.output / 'images'}, and {path}")
+        return 0
     if args.format:
         files = write_public_dataset(
             args.output, layout=args.format, count=args.count, seed=args.seed, max_objects=args.max_objects,

@@ -5,6 +5,7 @@
     images/ beside labels/       CogVLM-SFT-311K: `labels/x.json` describes `images/x.jpg`; or a folder of such folders
     pictures alone               captchas: the file name up to its first "_" is the answer, the question is "CAPTCHA:"
     a folder with train/         what `train/` holds
+    boxes in pixels              COCO, RefCOCO, Visual Genome, YOLO, LabelMe, Label Studio (`grounding/`)
 
 JSON is taken strictly: a trailing comma, as the document's print of SFT-311K shows, is an error that names its place.
 """
@@ -13,13 +14,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sat_models.errors import InputError, UnknownNameError
+from sat_models.training.detecting import format_of, label_folders, sft_folders
 from sat_models.training.entries import parse_entry
 from sat_models.training.grounding.asking import Asking
+from sat_models.training.grounding.coco import read_coco
+from sat_models.training.grounding.expressions import read_refcoco, read_visual_genome
+from sat_models.training.grounding.label_studio import read_label_studio
+from sat_models.training.grounding.labelme import read_labelme
+from sat_models.training.grounding.yolo import read_yolo
+from sat_models.training.image_files import images_in
 from sat_models.training.json_entries import json_entries
 from sat_models.training.reading import SPLITS, Reading
 from sat_models.training.records import EntryError, OnProblem, Problem, Record, raise_problem
@@ -28,10 +35,6 @@ logger = logging.getLogger(__name__)
 
 CAPTCHA_PROMPT = "CAPTCHA:"
 """The originals' question for a captcha."""
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
-HELD_OUT = ("valid", "val", "test")
-"""Sub-folders that are not read as part of the training data around them."""
 
 
 def read_records(
@@ -90,45 +93,7 @@ def detect_format(path: str | os.PathLike[str]) -> tuple[str, Path]:
     Raises:
         InputError: not there, nothing known in it, or several files of which one must be named.
     """
-    path = _existing(Path(path).expanduser())
-    if path.is_file():
-        if path.suffix.lower() in JSON_SUFFIXES:
-            return "json", path
-        raise InputError(f"{path} is no training data: a .json or .jsonl file is wanted, or a folder.")
-    if _sft_folders(path):
-        return "sft311k", path
-    entries = [e for e in sorted(path.iterdir()) if not e.name.startswith(".")]
-    files = [e for e in entries if e.suffix.lower() in JSON_SUFFIXES and e.is_file()]
-    if len(files) == 1:
-        return "json", files[0]
-    if files:
-        raise InputError(
-            f"{path} holds {len(files)} JSON files ({', '.join(f.name for f in files[:6])}); name the one to train on."
-        )
-    if (path / "train").is_dir():
-        return detect_format(path / "train")
-    if next(images_in(path), None):
-        return "captcha", path
-    raise InputError(
-        f"{path} holds no training data: a .json or .jsonl file, images/ beside labels/, or pictures named by their "
-        f"answers are wanted."
-    )
-
-
-def images_in(folder: Path) -> Iterator[Path]:
-    """Pictures under a folder, sorted; hidden folders and, at its top, valid/, val/ and test/ are passed over."""
-    seen = set()
-    for name, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(name)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        at_top = Path(name) == folder
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (at_top and f in HELD_OUT))
-        for file in sorted(files):
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                yield Path(name, file)
+    return format_of(_existing(Path(path).expanduser()))
 
 
 def captcha_answer(path: Path) -> str:
@@ -148,10 +113,10 @@ def _read_json(path: Path, how: Reading) -> Iterator[Record]:
 
 def _read_sft311k(path: Path, how: Reading) -> Iterator[Record]:
     """Labels with the picture of the same stem."""
-    for folder in _sft_folders(path):
+    for folder in sft_folders(path):
         images = {image.stem: image for image in reversed(list(images_in(folder / "images")))}
         labelled = set()
-        for label in sorted(file for labels in _label_folders(folder) for file in labels.glob("*.json")):
+        for label in sorted(file for labels in label_folders(folder) for file in labels.glob("*.json")):
             labelled.add(label.stem)
             for source, entry in json_entries(label, how.on_problem):
                 try:
@@ -180,24 +145,13 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Record]]] = {
     "json": _read_json,
     "sft311k": _read_sft311k,
     "captcha": _read_captchas,
+    "coco": read_coco,
+    "refcoco": read_refcoco,
+    "visual-genome": read_visual_genome,
+    "yolo": read_yolo,
+    "labelme": read_labelme,
+    "label-studio": read_label_studio,
 }
-
-
-def _sft_folders(path: Path) -> list[Path]:
-    """`path` itself, or its sub-folders, where they hold images/ and labels/."""
-    if not path.is_dir():
-        return []
-    inside = (e for e in sorted(path.iterdir()) if e.is_dir() and e.name not in (*HELD_OUT, "train"))
-    return [folder for folder in ([path] if _is_sft(path) else inside) if _is_sft(folder)]
-
-
-def _is_sft(folder: Path) -> bool:
-    return (folder / "images").is_dir() and bool(_label_folders(folder))
-
-
-def _label_folders(folder: Path) -> list[Path]:
-    """`labels/`, and `labels_zh/`, `labels-en/` and the like."""
-    return [e for e in sorted(folder.glob("labels*")) if e.is_dir() and re.fullmatch(r"labels([-_]\w+)?", e.name)]
 
 
 def _example(found: str, records: list[Record]) -> str:

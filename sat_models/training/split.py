@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sat_models.errors import ConfigError
-from sat_models.training.formats import HELD_OUT, JSON_SUFFIXES, read_records
+from sat_models.training.detecting import JSON_SUFFIXES
+from sat_models.training.formats import read_records
+from sat_models.training.image_files import HELD_OUT
 from sat_models.training.records import PROBLEMS_SHOWN, Problem, Record, count_kinds, raise_problem
 
 logger = logging.getLogger(__name__)

@@ -88,7 +88,13 @@ def split_dataset(
     for part in PARTS:
         if (output / part).exists() and (not (output / part).is_dir() or any((output / part).iterdir())):
             raise InputError(f"{output / part} exists and is not empty; give another --output, or remove it first")
-    items = {"json": _json_items, "sft311k": _sft_items, "captcha": _image_items}[found](place)
+    split = {"json": _json_items, "sft311k": _sft_items, "captcha": _image_items}
+    if found not in split:
+        raise InputError(
+            f"{place} is read as {found}, which is not split into files here ({', '.join(split)} are). Fine-tuning "
+            "holds out a share by itself (--valid_share)."
+        )
+    items = split[found](place)
     wanted = part_sizes(sum(item.weight for item in items), ratio=ratio, counts=counts)
     parts = _deal(items, wanted, seed)
     transfer = {"copy": shutil.copy2, "move": shutil.move, "link": _link}[how]

@@ -127,7 +127,8 @@ def checked_name(name: str) -> str:
 
 
 def checked_box(corners: Sequence[float], size: tuple[int, int], name: str = "") -> Corners:
-    """Corners inside of an image, moved to its edge where they are over it by rounding.
+    """Corners inside of an image, moved to its edge where rounding has put them over it. They are kept to hundredths of
+    a pixel, so that the shares and percentages of some annotations give the same as the pixels of others.
 
     Args:
         corners: (x0, y0, x1, y1) in pixels.
@@ -151,13 +152,13 @@ def checked_box(corners: Sequence[float], size: tuple[int, int], name: str = "")
     if min(x0, y0) < -MARGIN or x1 > width + MARGIN or y1 > height + MARGIN:
         raise EntryError(
             "boxes",
-            f"{what} is ({shown}) px; it must lie inside of its picture, which has {width} x {height} px. Are these "
-            "numbers of that picture, and corners (not a corner and a size)?",
+            f"{what} is ({shown}) px; it must lie inside of its picture, which has {width} x {height} px. Are they "
+            "of that picture, and corners (not a corner and a size)?",
         )
     inside = (max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1))
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         raise EntryError("boxes", f"{what} is ({shown}) px: it lies outside of its picture of {width} x {height} px")
-    return tuple(float(value) for value in inside)  # type: ignore[return-value]
+    return tuple(round(float(value), 2) for value in inside)  # type: ignore[return-value]
 
 
 def check_size(said: Sequence[float], size: tuple[int, int]) -> None:

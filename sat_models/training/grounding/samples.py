@@ -54,9 +54,9 @@ class _Maker:
     def names(self) -> Iterator[Record]:
         """REG: the name of each box."""
         for name, boxes in self.by_name.items():
-            for box in boxes:
+            for number, box in enumerate(boxes):
                 words = {"ref": name, "box": BOX_MARK}
-                yield from self._record("reg", f"{name}/{box}", words, [self._group([box], name)])
+                yield from self._record("reg", f"{name}/{number}", words, [self._group([box], name)])
 
     def description(self) -> Iterator[Record]:
         """A grounded caption: every box once, under its first name, from left to right."""
