@@ -77,6 +77,12 @@ def add_device_flags(parser: argparse._ActionsContainer) -> None:
         kinds.add_argument(f"--{name}", dest="dtype", action="store_const", const=name, help=f"--dtype {name}")
 
 
+def add_box_flags(parser: argparse._ActionsContainer) -> None:
+    """What is asked about boxes in pixels of training data: arguments of `grounding.asking.asking_from`."""
+    flag(parser, "box_tasks", nargs="+", metavar="TASK=SHARE", help="questions about boxes, such as rec=1 absent=0.5")
+    flag(parser, "box_templates", metavar="YAML", help="their wordings (docs/finetuning.md)")
+
+
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_pretrained`, but for the name, of a model that talks.
 

@@ -16,6 +16,7 @@ from sat_models.evaluation.calibration import calibrations, check_accuracy
 from sat_models.flags import (
     MODEL_FLAGS,
     SAMPLING_FLAGS,
+    add_box_flags,
     add_model_flags,
     add_sampling_flags,
     add_scores_flag,
@@ -50,7 +51,7 @@ TASKS = {
 }
 USED = {
     "shapes": _ALWAYS | _SAMPLING | {"versions", "count", "digit_share", "other_eyes"},
-    "data": _ALWAYS | _ASKING | {"data", "data_format", "image_root"},
+    "data": _ALWAYS | _ASKING | {"data", "data_format", "image_root", "box_tasks", "box_templates"},
     **TASKS,
 }
 
@@ -74,10 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("count", type=int, default=500, help="images (default: %(default)s)")
     add("other_eyes", action="store_true", help="drawn and worded by code not taught with")
     add("digit_share", type=float, default=0.0, help="of large shapes, 0 to 1 (default: 0)")
-    add = functools.partial(flag, parser.add_argument_group("--task data"))
+    add = functools.partial(flag, data := parser.add_argument_group("--task data"))
     add("data", nargs="+", metavar="PATH", help="files or folders in a training format")
     add("data_format", metavar="FORMAT", help="force a data format, as in fine-tuning")
     add("image_root", metavar="PATH", help="folder that image names are tried in first")
+    add_box_flags(data)
     add = functools.partial(flag, parser.add_argument_group("the other tasks: annotations in a public format"))
     add("annotations", type=Path, help="annotation file; a folder for grounded-caption")
     add("images", type=Path, help="folder of the images")
@@ -155,6 +157,7 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
         raise ConfigError("--task data needs --data: files or folders in a training format (docs/finetuning.md)")
     from sat_models import runtime
     from sat_models.training.evaluating import evaluate_data as evaluate
+    from sat_models.training.grounding.asking import asking_from
     from sat_models.zoo import load_pretrained
 
     lock = _hold(args.output)
@@ -163,6 +166,7 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
         vlm, args.data, prompt=args.prompt, version=args.version, batch_size=args.batch_size,
         samples=args.limit or 10**9, max_new_tokens=args.max_new_tokens, format=args.data_format,
         image_root=args.image_root, scores=args.scores,
+        asking=asking_from(args.box_tasks, args.box_templates, prompt=args.prompt),
     )  # fmt: skip
     if runtime.rank():
         return None

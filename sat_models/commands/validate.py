@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sat_models.errors import run_script
-from sat_models.flags import add_name_flags, check_numbers, flag, refuse_unused
+from sat_models.flags import add_box_flags, add_name_flags, check_numbers, flag, refuse_unused
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,9 +22,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     flag(
         parser, "max_length", type=int, help="longest sample in tokens, picture included (default: the model's context)"
     )
-    flag(parser, "format", metavar="{json,sft311k,captcha}", help="force a format instead of looking at the data")
+    flag(parser, "format", help="force a format (docs/finetuning.md lists them) instead of looking at the data")
     flag(parser, "prompt", help="question of captchas and captions (default: the format's own)")
     flag(parser, "image_root", type=Path, help="folder in which picture names are tried first")
+    add_box_flags(parser)
+    flag(parser, "seed", type=int, default=1234, help="of what is asked about boxes; that of the run")
+    flag(parser, "split", choices=("train", "val"), default="train", help="of data that hold both (default: train)")
+    flag(parser, "draw", type=Path, metavar="DIR", help="write the pictures with their boxes drawn on them")
     flag(
         parser,
         "ignore",
@@ -34,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="kinds of problems to pass over, such as duplicate",
     )
     flag(parser, "no_decode", action="store_true", help="only look whether pictures exist, do not read them")
-    flag(parser, "most", type=int, default=50, help="problems to print one by one (default: %(default)s)")
+    flag(parser, "most", type=int, default=50, help="problems to print one by one, and pictures to draw (default: 50)")
     flag(parser, "json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     check_numbers(args, {"max_length": 1, "most": 0})
@@ -42,13 +46,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         used = vars(args).keys() - {"local_tokenizer", "version", "max_length"}
         refuse_unused(parser, args, used, "a check without --from_pretrained")
     if args.json:
-        refuse_unused(parser, args, vars(args).keys() - {"most"}, "--json")
+        refuse_unused(parser, args, vars(args).keys() - (set() if args.draw else {"most"}), "--json")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it. Returns the exit code."""
     args = parse_args(argv)
+    from sat_models.training.grounding.asking import asking_from
     from sat_models.training.validate import report_text, validate
 
     processor = None
@@ -63,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         format=args.format,
         prompt=args.prompt,
         image_root=args.image_root,
+        asking=asking_from(args.box_tasks, args.box_templates, seed=args.seed, prompt=args.prompt),
+        split=args.split,
+        draw=args.draw,
+        most_drawn=args.most,
         ignore=args.ignore,
         decode_images=not args.no_decode,
         progress=sys.stderr.isatty(),

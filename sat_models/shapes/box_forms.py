@@ -37,8 +37,8 @@ class BoxedImage:
 
     @property
     def file(self) -> str:
-        """Its name."""
-        return f"{self.number:06d}.png"
+        """Its name, which is that of Visual Genome's publication."""
+        return f"{self.number}.png"
 
 
 def write_boxes(output: Path, *, form: str, count: int, seed: int = 0, max_objects: int = 3) -> Path:
@@ -120,10 +120,9 @@ def write_refcoco(output: Path, images: Sequence[BoxedImage]) -> Path:
 
 
 def write_visual_genome(output: Path, images: Sequence[BoxedImage]) -> Path:
-    """Visual Genome: regions with a phrase each; an image is called by its number."""
+    """Visual Genome: regions with a phrase each, in whole pixels."""
     entries, region = [], 0
     for image in images:
-        (output / IMAGES / image.file).replace(output / IMAGES / f"{image.number}.png")
         regions = []
         for name, box in image.things:
             region += 1
@@ -142,7 +141,7 @@ def write_yolo(output: Path, images: Sequence[BoxedImage]) -> Path:
             width, height = image.size
             middle = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
             rows.append(f"{names.index(name)} {' '.join(f'{value:.6f}' for value in middle)}\n")
-        _text(output / "labels" / f"{image.number:06d}.txt", "".join(rows))
+        _text(output / "labels" / f"{image.number}.txt", "".join(rows))
     listed = "".join(f"  {number}: {name}\n" for number, name in enumerate(names))
     return _text(output / "data.yaml", f"path: .\ntrain: {IMAGES}\nval: {IMAGES}\nnames:\n{listed}")
 
@@ -156,7 +155,7 @@ def write_labelme(output: Path, images: Sequence[BoxedImage]) -> Path:
         ]
         named = {"imagePath": f"../{IMAGES}/{image.file}", "imageData": None}
         sides = {"imageHeight": image.size[1], "imageWidth": image.size[0]}
-        path = output / "annotations" / f"{image.number:06d}.json"
+        path = output / "annotations" / f"{image.number}.json"
         _json(path, {"version": "5.4.1", "flags": {}, "shapes": shapes, **named, **sides})
     return output / "annotations"
 

@@ -27,6 +27,7 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.processing.layout import IGNORE, VLMInputs
 from sat_models.training.batches import evaluation_batches
 from sat_models.training.data import VLMDataset
+from sat_models.training.reading import SPLITS
 from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
 
@@ -178,9 +179,10 @@ def evaluate_data(
     Args:
         samples: how many are answered in words; the loss is of all.
         scores: say of each answer how sure the model was.
-        reading: `format`, `prompt`, `image_root` of `formats.read_records`.
+        reading: `format`, `prompt`, `image_root`, `asking` of `formats.read_records`; of splits, "val" is read.
     """
 
+    reading = {**reading, "split": SPLITS[1]}
     records = [record for path in paths for record in read_usable(Path(path), on_bad, reading)]
     dataset = VLMDataset(records, vlm.processor, version=version, on_bad=on_bad)
     evaluator = Evaluator(dataset, batch_size, samples, max_new_tokens, scores)

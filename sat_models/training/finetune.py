@@ -24,6 +24,7 @@ from sat_models.training.announcing import announce
 from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, choose_precision, deepspeed_settings, start_engine
 from sat_models.training.evaluating import Evaluator
+from sat_models.training.grounding.asking import asking_from
 from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
 from sat_models.training.merging import merge_apart
 from sat_models.training.packing import PackedDataset, check_packs
@@ -225,7 +226,8 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
     if outcome.reason == "stopped":
         return f"{lines[0]}. Run the same command again to go on."
     merged = str(folder / MERGED_FOLDER)
-    read = {"prompt": settings.prompt, "data_format": settings.data_format, "image_root": settings.image_root}
+    read = {name: getattr(settings, name) for name in ("prompt", "data_format", "image_root", "box_templates")}
+    tasks = [f"{task}={share:g}" for task, share in (settings.box_tasks or {}).items()]
     if settings.merge and not settings.pre_seq_len:
         lines += [
             "Ask it (give a picture and a question, or leave both out to chat):",
@@ -240,6 +242,7 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
                 "--data",
                 *map(str, settings.valid_data or validation_folders(settings.train_data) or settings.train_data),
                 *(part for name, value in read.items() if value for part in (f"--{name}", str(value))),
+                *(["--box_tasks", *tasks] if tasks else []),
             ),
         ]
     if not settings.pre_seq_len:  # a prefix is no weight and stays beside them
@@ -260,6 +263,7 @@ def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMData
         format=settings.data_format,
         prompt=settings.prompt,
         image_root=settings.image_root,
+        asking=asking_from(settings.box_tasks, settings.box_templates, seed=settings.seed, prompt=settings.prompt),
     )
     options = {"version": settings.version, "max_length": settings.max_length, "on_bad": settings.on_bad_sample}
     rows = VLMDataset

@@ -20,7 +20,7 @@ from pathlib import Path
 from sat_models.errors import InputError, UnknownNameError
 from sat_models.training.detecting import format_of, label_folders, sft_folders
 from sat_models.training.entries import parse_entry
-from sat_models.training.grounding.asking import Asking
+from sat_models.training.grounding.asking import Asking, asking_from
 from sat_models.training.grounding.coco import read_coco
 from sat_models.training.grounding.expressions import read_refcoco, read_visual_genome
 from sat_models.training.grounding.label_studio import read_label_studio
@@ -75,7 +75,7 @@ def read_records(
         on_problem(problem)
 
     records = []
-    for record in FORMATS[found](place, Reading(prompt, root, asking or Asking(), split, report)):
+    for record in FORMATS[found](place, Reading(prompt, root, asking or asking_from(prompt=prompt), split, report)):
         fault = record.fault()
         if fault is None:
             records.append(record)

@@ -10,10 +10,12 @@ from typing import Any
 
 from sat_models.errors import ConfigError
 from sat_models.models.families import version_help
+from sat_models.training.grounding.asking import SHARES
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+USUAL = " ".join(f"{task}={share:g}" for task, share in SHARES.items())
 SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy")
 """The scores that the best checkpoint may be chosen by; of the loss less is better, of the others more."""
 
@@ -42,6 +44,8 @@ class FinetuneSettings:
     data_format: str | None = _setting(None, "force a data format")
     prompt: str | None = _setting(None, "question, where the data carry none (captchas, captions)")
     image_root: str | None = _setting(None, "folder that picture names are tried in first")
+    box_tasks: Mapping[str, float] | None = _setting(None, f"TASK=SHARE of questions about boxes: {USUAL}", many=True)
+    box_templates: str | None = _setting(None, "YAML with their wordings: docs/finetuning.md")
     on_bad_sample: str = _setting("error", "what a bad sample does", choices=("error", "skip"))
     max_length: int | None = _setting(None, "longest sample in tokens; default: the model's context", int)
     pack: bool = _setting(False, "samples about the same images share a row of up to --max_length tokens", bool)

@@ -16,6 +16,11 @@ from sat_models.registry import config_file
 from sat_models.training.settings import FinetuneSettings, setting_fields
 
 PRESETS = "finetune"
+MAPPINGS = {
+    "rate_scales": "GROUP=FACTOR, such as vit=0.1",
+    "box_tasks": "TASK=SHARE, such as rec=1 reg=0.5",
+}
+"""Settings that hold numbers by name, and what is typed for them."""
 
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -34,7 +39,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         if given.metadata["kind"] is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = str if name == "rate_scales" else given.metadata["kind"]
+            options["type"] = str if name in MAPPINGS else given.metadata["kind"]
             options["metavar"] = given.metadata["kind"].__name__.upper()
         if "choices" in given.metadata:
             options["choices"] = given.metadata["choices"]
@@ -104,8 +109,8 @@ def _as_declared(name: str, value: Any) -> Any:
     kind, many = given.metadata["kind"], given.metadata.get("many")
     if value is None:
         return given.default
-    if name == "rate_scales":
-        return _scales(value)
+    if name in MAPPINGS:
+        return _mapping(name, value)
     try:
         if many:
             return tuple(kind(one) for one in (value if isinstance(value, list | tuple) else [value]))
@@ -122,13 +127,13 @@ def _as_declared(name: str, value: Any) -> Any:
         raise ConfigError(f"{name} is {value!r}, but it must be {kind.__name__}: {given.metadata['help']}") from error
 
 
-def _scales(value: Any) -> dict[str, float]:
+def _mapping(name: str, value: Any) -> dict[str, float]:
     """{"vit": 0.1} from itself or from ["vit=0.1"]."""
-    pairs = value.items() if isinstance(value, Mapping) else [str(one).partition("=")[::2] for one in value]
     try:
-        return {str(group): float(factor) for group, factor in pairs}
-    except ValueError as error:
-        raise ConfigError(f"rate_scales takes GROUP=FACTOR, such as vit=0.1; got {value!r}") from error
+        pairs = value.items() if isinstance(value, Mapping) else [str(one).partition("=")[::2] for one in value]
+        return {str(key): float(number) for key, number in pairs}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} takes {MAPPINGS[name]}; got {value!r}") from error
 
 
 def _shown(default: Any) -> str:

@@ -13,6 +13,7 @@ from sat_models.errors import ConfigError
 from sat_models.training.detecting import JSON_SUFFIXES
 from sat_models.training.formats import read_records
 from sat_models.training.image_files import HELD_OUT
+from sat_models.training.reading import SPLITS
 from sat_models.training.records import PROBLEMS_SHOWN, Problem, Record, count_kinds, raise_problem
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def load_train_valid(
         share: of the training data, where there is nothing else; 0 for no validation.
         seed: of that choice.
         on_bad: "error" raises at the first bad record, "skip" leaves it out and says how many.
-        reading: `format`, `prompt`, `image_root` of `formats.read_records`.
+        reading: `format`, `prompt`, `image_root`, `asking` of `formats.read_records`.
 
     Raises:
         InputError: a path that is not there, or a bad record with "error".
@@ -53,7 +54,8 @@ def load_train_valid(
     train = [record for path in paths for record in read_usable(path, on_bad, reading)]
     chosen = _paths(valid_data) if valid_data else validation_folders(paths)
     if chosen:
-        valid = [record for path in chosen for record in read_usable(path, on_bad, reading)]
+        held_out = {**reading, "split": SPLITS[1]}
+        valid = [record for path in chosen for record in read_usable(path, on_bad, held_out)]
         logger.info("validation: %d record(s) of %s", len(valid), ", ".join(map(str, chosen)))
         common = {p for r in train for p in r.images} & {p for r in valid for p in r.images}
         if common:

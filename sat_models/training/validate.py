@@ -20,6 +20,9 @@ from sat_models.processing.tokens import Tokenizer
 from sat_models.text import printable
 from sat_models.training.data import too_long
 from sat_models.training.formats import detect_format, read_records
+from sat_models.training.grounding.asking import Asking
+from sat_models.training.grounding.drawn import draw_records
+from sat_models.training.reading import SPLITS
 from sat_models.training.records import PROBLEM_KINDS, ImageFile, Problem, Record, count_kinds
 
 _NO_LIMIT = 2**31
@@ -39,6 +42,7 @@ class Report:
         max_length: the limit in tokens; None where no model was named.
         sample: (source, text) of one decoded sample; None where there is none or no model was named.
         with_images: how many of the records have a picture.
+        drawn: files of drawings; None where none were asked for.
     """
 
     path: str
@@ -49,6 +53,7 @@ class Report:
     max_length: int | None = None
     sample: tuple[str, str] | None = None
     with_images: int = 0
+    drawn: list[str] | None = None
 
     @property
     def ok(self) -> bool:
@@ -63,6 +68,7 @@ class Report:
             "format": self.format,
             "records": self.records,
             "with_pictures": self.with_images,
+            "drawn": self.drawn,
             "warning": images_warning(self.records, self.with_images),
             "samples": len(self.lengths) if self.max_length else None,
             "problems": [asdict(problem) for problem in self.problems],
@@ -82,6 +88,10 @@ def validate(
     format: str | None = None,
     prompt: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
+    asking: Asking | None = None,
+    split: str = SPLITS[0],
+    draw: Path | None = None,
+    most_drawn: int = 50,
     ignore: Iterable[str] = (),
     decode_images: bool = True,
     workers: int | None = None,
@@ -90,7 +100,7 @@ def validate(
     """Looks through training data.
 
     Args:
-        path, format, prompt, image_root: see `formats.read_records`.
+        path, format, prompt, image_root, asking, split: see `formats.read_records`.
         processor: of the model to be trained; without one nothing that needs tokens is looked at.
         version: prompt style; None takes the processor's.
         max_length: longest sample in tokens; None takes the processor's.
@@ -98,9 +108,11 @@ def validate(
         decode_images: read every picture to its end; else only that the files exist.
         workers: threads for that; None chooses.
         progress: show progress bars.
+        draw: a folder for drawings of the boxes, in the form of the model's family where one is named.
+        most_drawn: images to draw.
 
     Raises:
-        InputError: the path is not there or holds nothing known.
+        InputError: the folder of the drawings cannot be written; the path is not there or holds nothing known.
         UnknownNameError: an unknown format, version or kind.
     """
     ignored = set(ignore)
@@ -108,12 +120,18 @@ def validate(
         raise UnknownNameError("kind of problem", kind, PROBLEM_KINDS)
     found, place = (format, Path(path)) if format else detect_format(path)
     problems: list[Problem] = []
-    records = read_records(place, format=found, prompt=prompt, image_root=image_root, on_problem=problems.append)
+    records = read_records(
+        place, format=found, prompt=prompt, image_root=image_root, asking=asking, split=split,
+        on_problem=problems.append,
+    )  # fmt: skip
     problems += duplicates(records)
     if decode_images:
         problems += unreadable_images(records, workers=workers, progress=progress)
     report = Report(printable(str(place)), found, len(records))
     report.with_images = sum(bool(record.images) for record in records)
+    if draw is not None:
+        form = processor.box_form if processor is not None else None
+        report.drawn = list(map(str, draw_records(records, draw, form=form, most=most_drawn)))
     if processor is not None:
         report.max_length = max_length or processor.max_length
         chosen = version or processor.version
@@ -252,6 +270,8 @@ def report_text(report: Report, *, most: int = 50) -> str:
     lines.append(f"pictures: {report.with_images} of {report.records} record(s) have one")
     if warning := images_warning(report.records, report.with_images):
         lines.append(f"warning: {warning}")
+    if report.drawn is not None:
+        lines.append(f"drawn: {len(report.drawn)} picture(s) with boxes" + "".join(f", {f}" for f in report.drawn[:1]))
     lines.append(f"problems: {count_kinds(report.problems) if report.problems else 'none'}")
     lines += [f"  {problem} [{problem.kind}]" for problem in report.problems[:most]]
     if len(report.problems) > most:
