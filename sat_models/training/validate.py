@@ -134,15 +134,22 @@ def validate(
         report.drawn = list(map(str, draw_records(records, draw, form=form, most=most_drawn)))
     if processor is not None:
         report.max_length = max_length or processor.max_length
-        chosen = version or processor.version
-        bar = tqdm(records, desc="lengths", unit="record", disable=not progress)
-        for record in bar:
-            lengths, long = check_lengths(record, processor, version=chosen, max_length=report.max_length)
-            report.lengths += lengths
-            problems += long
-        report.sample = first_sample(records, processor, version=chosen, max_length=report.max_length)
+        problems += _count_tokens(report, records, processor, version or processor.version, progress)
     report.problems = [problem for problem in problems if problem.kind not in ignored]
     return report
+
+
+def _count_tokens(
+    report: Report, records: Sequence[Record], processor: Processor, version: str, progress: bool
+) -> list[Problem]:
+    """Lengths and a sample into a report that has its limit; what does not fit."""
+    problems: list[Problem] = []
+    for record in tqdm(records, desc="lengths", unit="record", disable=not progress):
+        lengths, long = check_lengths(record, processor, version=version, max_length=report.max_length)
+        report.lengths += lengths
+        problems += long
+    report.sample = first_sample(records, processor, version=version, max_length=report.max_length)
+    return problems
 
 
 def images_warning(count: int, with_images: int) -> str | None:
