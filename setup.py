@@ -32,6 +32,7 @@ EXTRAS = {
     "track": ["tensorboardX>=2.6,<3", "wandb>=0.20,<1", "swanlab>=0.10,<0.11"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "draw": ["transformers>=5.17,<6", "diffusers>=0.42,<0.43"],
+    "strict": ["llguidance>=1.9,<2"],
     "test": [
         "pytest>=9,<10",
         "hypothesis>=6.100,<7",
@@ -40,12 +41,14 @@ EXTRAS = {
         "playwright>=1.50,<2",
         "peft>=0.21,<0.22",
         "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "jsonschema>=4.23,<5",
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-EXTRAS["all"] = [line for extra in ("serve", "eval", "plot", "track", "quant", "draw") for line in EXTRAS[extra]]
+USED = ("serve", "eval", "plot", "quant", "draw", "strict")
+EXTRAS["all"] = [line for extra in (*USED, "track") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
-EXTRAS["test"] += [line for extra in ("serve", "eval", "plot", "quant", "draw", "docs") for line in EXTRAS[extra]]
+EXTRAS["test"] += [line for extra in (*USED, "docs") for line in EXTRAS[extra]]
 
 
 def packaged_configs() -> list[str]:

@@ -42,7 +42,9 @@ LAYERS = (
 )
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}
 OURS = ("mixins", "sat_models", "scripts")
-ONLY_WHERE_USED = ("bitsandbytes", "deepspeed", "diffusers", "gradio", "spacy", "transformers", "triton", "xformers")
+ONLY_WHERE_USED = (
+    "bitsandbytes", "deepspeed", "diffusers", "gradio", "llguidance", "spacy", "transformers", "triton", "xformers",
+)  # fmt: skip
 EVALUATION_OF_TRAINING = ("sat_models.evaluation", "sat_models.training")
 MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 320, 60

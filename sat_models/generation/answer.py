@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from sat_models.errors import InputError
+from sat_models.errors import InputError, ZooError
 from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.scores import (
     Alternative,
@@ -22,6 +22,8 @@ from sat_models.generation.scores import (
     within,
 )
 from sat_models.generation.stops import AnswerText, Behind, NoText, StrippedText
+from sat_models.generation.strict.constraint import Constraint, as_constraint
+from sat_models.generation.strict.guide import Guide, check_constraint
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
@@ -47,6 +49,7 @@ class Request:
         top_logprobs: how many of the likeliest tokens to note besides in each place; more than 0 needs `logprobs`.
         stripped: white space at the ends of the text is no part of it.
         counts_prompt: a repetition penalty counts the prompt's tokens, too.
+        constraint: the form that the answer must have; boxes with their form.
 
     Raises:
         InputError: a `top_logprobs` out of its range, or without `logprobs`.
@@ -60,6 +63,7 @@ class Request:
     stripped: bool = False
     counts_prompt: bool = False
     top_logprobs: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         check_top(self.top_logprobs)
@@ -82,6 +86,7 @@ class Request:
         allow_empty_query: bool = False,
         system: str | None = None,
         max_tiles: MaxTiles = None,
+        constraint: Constraint | None = None,
     ) -> Request:
         """A question in words: its prompt, and how its prompt style ends and strips answers.
 
@@ -89,17 +94,26 @@ class Request:
             image, query, history, version, allow_empty_query, system, max_tiles: see `Processor.__call__`.
             stops: besides the prompt style's.
             logprobs, top_logprobs: as the attributes.
+            constraint: the form that the answer must have; boxes are those of the model's family. It says where the
+                answer ends, so that the prompt style's stop strings end it between boxes only.
 
         Raises:
-            InputError: as `Processor.__call__`, and as `Request`.
+            InputError: as `Processor.__call__`, and as `Request`; a constraint that cannot be compiled, or stop strings
+                beside one.
+            MissingPackageError: as `check_constraint`.
         """
+        style = processor.style(version)
+        if constraint is not None:
+            constraint = as_constraint(constraint).in_form(processor.box_form)
+            constraint.refuse_stops(stops)
+            check_constraint(constraint, processor.tokenizer, style.lead)
         how = {"allow_empty_query": allow_empty_query, "system": system, "max_tiles": max_tiles}
         inputs = processor(image, query, history=history, version=version, **how)
-        ends = (*stops, *processor.stops(version))
-        style = processor.style(version)
+        ends = (*stops, *processor.stops(version)) if constraint is None or constraint.holds_text else ()
         counts_prompt = processor.form.penalises_text_prompts and inputs.vision_image is None
         chosen = options or SamplingOptions()
-        return cls(inputs, chosen, ends, style.lead, logprobs, style.stripped, counts_prompt, top_logprobs)
+        noted = (logprobs, style.stripped, counts_prompt, top_logprobs)
+        return cls(inputs, chosen, ends, style.lead, *noted, constraint=constraint)
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ class GenerationResult:
         top_logprobs: of each place the likeliest tokens, (id, log probability) each, the likeliest first; None unless
             asked for.
         text_ends: of each token, how many characters of `text` it and those before it made.
+        note: what is wrong with an answer that was cut off before it fitted its constraint; None of all others.
     """
 
     text: str
@@ -127,6 +142,7 @@ class GenerationResult:
     logprobs: list[float] | None = field(default=None, compare=False)
     top_logprobs: list[tuple[Alternative, ...]] | None = field(default=None, compare=False)
     text_ends: list[int] = field(default_factory=list, compare=False)
+    note: str | None = None
 
     @property
     def score(self) -> float | None:
@@ -162,6 +178,7 @@ class AnswerRow:
         budget: most tokens that may be sampled.
         end_ids: tokens that end an answer.
         decoder: a fresh one for its text; None: nobody reads text.
+        guide: keeps it within its constraint; None: it has none.
 
     Attributes:
         sampled: all tokens that were chosen, those of a stop string included; what the model was fed with.
@@ -173,9 +190,15 @@ class AnswerRow:
     """
 
     def __init__(
-        self, request: Request, *, budget: int, end_ids: Collection[int], decoder: TextStream | None = None
+        self,
+        request: Request,
+        *,
+        budget: int,
+        end_ids: Collection[int],
+        decoder: TextStream | None = None,
+        guide: Guide | None = None,
     ) -> None:
-        self.request, self.budget = request, budget
+        self.request, self.budget, self.guide = request, budget, guide
         self.sampled: list[int] = []
         self.prefix: Prefix | None = None
         self.cached_tokens = 0
@@ -212,8 +235,19 @@ class AnswerRow:
         self._text.push(token)
         if self._text.stopped:
             self.finish_reason = "stop"
+        elif self.guide is not None and self._is_whole_with(token):
+            self._end("stop")
         elif len(self.sampled) == self.budget:
             self._end("length")
+
+    def _is_whole_with(self, token: int) -> bool:
+        """True if its constraint allows nothing behind one more token."""
+        try:
+            self.guide.take(token)
+        except ZooError as error:
+            self.error = error
+            return False
+        return self.guide.complete
 
     def take_text(self) -> str:
         """The text that became certain since the last call; the pieces joined are the answer's text."""
@@ -244,7 +278,8 @@ class AnswerRow:
             scored["top_logprobs"] = [score.top for score in scores] if self.scores.top else None
         ends = list(self._text.ends)
         counts = (self.prompt_tokens, self.cached_tokens)
-        return GenerationResult(self._text.text, ids, self.finish_reason, *counts, text_ends=ends, **scored)
+        note = self.guide.note() if self.guide is not None and self.finish_reason == "length" else None
+        return GenerationResult(self._text.text, ids, self.finish_reason, *counts, text_ends=ends, note=note, **scored)
 
     def _end(self, reason: FinishReason) -> None:
         self._text.finish()

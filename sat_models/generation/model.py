@@ -15,6 +15,7 @@ from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, Request
 from sat_models.generation.prefixes import PrefixCache
 from sat_models.generation.steps.choose import KERNELS, Stepper
+from sat_models.generation.strict.guide import begin
 from sat_models.processing.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -68,13 +69,18 @@ class AnsweringModel:
         """A row for a request, checked.
 
         Raises:
-            InputError: more than one prompt, a prompt that leaves no room for an answer, or stop strings where there
-                is no tokenizer to read text.
+            InputError: more than one prompt, a prompt that leaves no room for an answer, stop strings or a constraint
+                where there is no tokenizer to read text, or a constraint as `strict.guide.begin` refuses it.
         """
         if request.stops and self.tokenizer is None:
             raise InputError(f"The stop strings {request.stops!r} need a tokenizer; this engine was made without one.")
         decoder = None if self.tokenizer is None else self.tokenizer.stream()
-        return AnswerRow(request, budget=self._budget(request), end_ids=self.end_ids, decoder=decoder)
+        budget, guide = self._budget(request), None
+        if request.constraint is not None:
+            if self.tokenizer is None:
+                raise InputError("A constraint needs a tokenizer; this engine was made without one.")
+            guide = begin(request.constraint, self.tokenizer, request.lead, self.end_ids, budget)
+        return AnswerRow(request, budget=budget, end_ids=self.end_ids, decoder=decoder, guide=guide)
 
     def _budget(self, request: Request) -> int:
         """How many tokens may be generated."""

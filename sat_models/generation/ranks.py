@@ -214,7 +214,7 @@ class SharedSession:
         self._calls.append(("remove", number))
         return row
 
-    def step(self) -> dict[int, int]:
+    def step(self) -> dict[int, list[int]]:
         """As `BatchSession.step`, on all processes."""
         if not self._open:
             raise RuntimeError("this batch session is closed; open another one")

@@ -118,16 +118,39 @@ class RowGroup:
 
     def decode(self, stepper: Stepper) -> Tensor:
         """One forward over the newest tokens -> logits [B, V]."""
-        self._reserve(self._store.length + 1)
-        if self._changed:
-            self._refresh()
-        columns = self._store.length + 1
-        stepper.cache.store = self._store
-        visible = None if self._mask is None else self._mask[..., :columns]
+        visible = self._ready(stepper, 1)
         logits = stepper(self._ids, self._position_ids, visible, max_position=max(self._highest))
         self._position_ids = self._model.next_positions(self._position_ids)
         self._highest = [position + 1 for position in self._highest]
         return logits
+
+    def decode_ahead(self, stepper: Stepper, ahead: Tensor) -> Tensor:
+        """One forward over the newest tokens, and over those that follow them anyway.
+
+        Args:
+            ahead: [B, S], on the device.
+
+        Returns:
+            Logits [B, 1 + S, V], behind each token.
+        """
+        count = ahead.shape[1]
+        visible = self._ready(stepper, 1 + count)
+        positions = [self._position_ids]
+        for _ in range(count):
+            positions.append(self._model.next_positions(positions[-1]))
+        ids, places = torch.cat((self._ids[:, None], ahead), dim=1), torch.cat(positions, dim=-1)
+        logits = stepper.together(ids, places, visible, max_position=max(self._highest) + count)
+        self._position_ids = self._model.next_positions(positions[-1])
+        self._highest = [position + 1 + count for position in self._highest]
+        return logits
+
+    def _ready(self, stepper: Stepper, count: int) -> Tensor | None:
+        """Make room for `count` more tokens of each row; which columns may be looked at, None: all."""
+        self._reserve(self._store.length + count)
+        if self._changed:
+            self._refresh()
+        stepper.cache.store = self._store
+        return None if self._mask is None else self._mask[..., : self._store.length + count]
 
     def _reserve(self, columns: int) -> None:
         """Make room for this many columns: drop padding that all rows share, then grow."""

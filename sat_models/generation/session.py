@@ -32,6 +32,7 @@ from sat_models.generation.prefill import (
 from sat_models.generation.rows import RowGroup
 from sat_models.generation.sampling import NO_TOKEN
 from sat_models.generation.scores import score_step
+from sat_models.generation.strict.guide import ahead_of
 from sat_models.generation.tokens import RowSampler, choose, model_group, not_numbers
 
 
@@ -131,12 +132,13 @@ class BatchSession:
         self._rows[number] = self._waiting[number] = row
         return number
 
-    def step(self) -> dict[int, int]:
+    def step(self) -> dict[int, list[int]]:
         """Compute the rows that came, and one more token of each row that was there.
 
         Returns:
-            {row number: token id} for each row with a new token, an end token excluded. Of a row with stop strings the
-            token may yet turn out to belong to one; what belongs to the answer, the row knows. Look at `finished`
+            {row number: its new token ids, end tokens excluded}: one each, or several where a constraint says that they
+            follow. Of a row with stop strings they may yet turn out to belong to one; what belongs to the answer, the
+            row knows. Look at `finished`
             afterwards for rows that ended or failed (a failure in one row's prompt, or logits of one row that are not
             numbers, leave the other rows alone). {} when nothing runs.
 
@@ -148,7 +150,8 @@ class BatchSession:
         self._check_open()
         try:
             with torch.inference_mode():
-                logits = {key: [group.decode(self._stepper)] for key, group in self._groups.items()}
+                self._given = {}
+                logits = {key: [self._decode(group)] for key, group in self._groups.items()}
                 self._compute_prompts(logits)
                 return self._hand_out({key: _joined(parts) for key, parts in logits.items()})
         except BaseException:
@@ -240,10 +243,26 @@ class BatchSession:
             self._groups[key].join(number, row, store, index if len(group) > 1 else None)
             asked = row.request
             counted = asked.inputs.input_ids if asked.counts_prompt else None
-            self._samplers[number] = RowSampler(asked.options, self._engine.device, counted)
+            self._samplers[number] = RowSampler(asked.options, self._engine.device, counted, row.guide)
         logits.setdefault(key, []).append(last)
 
-    def _hand_out(self, logits: dict[int, Tensor]) -> dict[int, int]:
+    def _decode(self, group: RowGroup) -> Tensor:
+        """Logits [R, V] behind the newest tokens of a group, or behind those that follow them whatever is chosen."""
+        rows = [self._rows[number] for number in group.rows]
+        ahead = ahead_of((row.guide for row in rows), self._stepper.worth(len(rows)))
+        if ahead is None:
+            return group.decode(self._stepper)
+        logits = group.decode_ahead(self._stepper, ahead.to(self._engine.device))
+        for place, tokens in enumerate(ahead.to(logits.device).unbind(1)):
+            self._note_scores(group.rows, logits[:, place], tokens)
+        for number, row, tokens in zip(group.rows, rows, ahead, strict=True):
+            self._samplers[number].note(tokens.to(logits.device))
+            self._given[number] = tokens.tolist()
+            for token in self._given[number]:
+                row.take(token)
+        return logits[:, -1]
+
+    def _hand_out(self, logits: dict[int, Tensor]) -> dict[int, list[int]]:
         """Choose a token for each row; the one place where the host waits for the device."""
         if not logits:
             return {}
@@ -257,18 +276,17 @@ class BatchSession:
             for group, part in zip(groups, tokens.split([len(group.rows) for group in groups]), strict=True):
                 group.feed(part)
         self._note_scores(numbers, everything, tokens)
-        given: dict[int, int] = {}
         for number, token in zip(numbers, tokens.tolist(), strict=True):
             row = self._rows[number]
             if token == NO_TOKEN:
-                row.error = not_numbers(everything.dtype)
+                row.error = (row.guide and row.guide.failure) or not_numbers(everything.dtype)
             else:
                 row.take(token)
                 if token not in self._engine.end_ids:
-                    given[number] = token
+                    self._given.setdefault(number, []).append(token)
             if row.over:
                 self._leave(number)
-        return given
+        return self._given
 
     def _note_scores(self, numbers: list[int], logits: Tensor, tokens: Tensor) -> None:
         """What the model says of the tokens, for the rows that asked."""

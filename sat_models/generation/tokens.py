@@ -15,6 +15,7 @@ from torch import Tensor
 from mixins.sat_compat import mpu
 from sat_models.errors import ZooError
 from sat_models.generation.sampling import SamplingOptions, sample
+from sat_models.generation.strict.guide import Guide
 
 _GREEDY = SamplingOptions()
 
@@ -39,24 +40,40 @@ class RowSampler:
 
     Args:
         counted: ids [1, S] that a repetition penalty counts besides; None: none.
+        guide: keeps the answer within its constraint; None: it has none.
     """
 
-    def __init__(self, options: SamplingOptions, device: torch.device, counted: Tensor | None = None) -> None:
-        self.options, self._generator = options, options.make_generator(device)
+    def __init__(
+        self,
+        options: SamplingOptions,
+        device: torch.device,
+        counted: Tensor | None = None,
+        guide: Guide | None = None,
+    ) -> None:
+        self.options, self._generator, self._guide = options, options.make_generator(device), guide
         nothing = torch.empty(1, 0, dtype=torch.long)
         self._history = (nothing if counted is None else counted).to(device)
 
     @property
     def plain(self) -> bool:
         """True if it takes the likeliest token and nothing else."""
-        return self.options.greedy and self.options.repetition_penalty == 1.0
+        return self.options.greedy and self.options.repetition_penalty == 1.0 and self._guide is None
 
     def draw(self, logits: Tensor) -> Tensor:
         """Logits [1, V] -> the next token [1], on their device."""
-        token = sample(logits, self.options, self._generator, self._history)
-        if self.options.repetition_penalty != 1.0:
-            self._history = torch.cat((self._history, token[None]), dim=1)
+        if self._guide is not None and self._guide.must:
+            token = torch.tensor(self._guide.must[:1], device=logits.device)
+        else:
+            if self._guide is not None:
+                logits = self._guide.cut(logits)
+            token = sample(logits, self.options, self._generator, self._history)
+        self.note(token)
         return token
+
+    def note(self, tokens: Tensor) -> None:
+        """Count tokens [T] as chosen."""
+        if self.options.repetition_penalty != 1.0:
+            self._history = torch.cat((self._history, tokens[None]), dim=1)
 
 
 def choose(logits: Tensor, samplers: Sequence[RowSampler], group: Any) -> Tensor:

@@ -185,7 +185,7 @@ class Scheduler:
             logger.exception("a step failed")
             self._lose(error)
             return
-        self._observer.tokens(len(tokens))
+        self._observer.tokens(sum(map(len, tokens.values())))
         for number in tokens:
             self._tell_text(self._running[number], self._session[number])
         for number in self._session.finished:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sat_models.generation.engine import Engine
     from sat_models.generation.sampling import SamplingOptions
     from sat_models.generation.stream import AnswerPieces
+    from sat_models.generation.strict.constraint import Constraint
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -105,6 +106,7 @@ class VLM:
         system: str | None = None,
         max_tiles: MaxTiles = None,
         top_logprobs: int = 0,
+        constraint: Constraint | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> GenerationResult:
         """Answer a question; in a run of several processes, call it on each with the same arguments.
@@ -118,19 +120,24 @@ class VLM:
             max_tiles: most tiles of one image, an overview not counted; a number, or a list with one per image; None is
                 the model's own choice.
             top_logprobs: give the so many likeliest tokens of each place, too; 0 to 20.
+            constraint: the form that the answer must have: `Constraint.json(schema)`, `.regex(…)`, `.choice([…])` or
+                `.boxes()`; None: any.
             options: max_new_tokens, max_length, temperature, top_p, top_k, seed, repetition_penalty: see
                 `SamplingKeywords`.
 
         Returns:
             `.text`, `.token_ids` (of the answer, end token and stop string excluded), `.finish_reason` ("stop" or
             "length"), `.logprobs` and `.top_logprobs` (one a token), `.score` (the probability of the whole answer) and
-            `.box_scores`; see `GenerationResult`.
+            `.box_scores`; `.note` says so if a limit cut an answer off before it fitted its constraint. See
+            `GenerationResult`.
 
         Raises:
             InputError: no tokenizer, a bad picture, an empty question, a prompt that leaves no room, a bad option, or
-                one that there is not.
+                one that there is not; a constraint that cannot be compiled, or that so few tokens cannot meet.
+            MissingPackageError: a JSON schema or regex without llguidance.
         """
         how = {"system": system, "max_tiles": max_tiles, "logprobs": True, "top_logprobs": top_logprobs}
+        how["constraint"] = constraint
         request = self.request(image, query, history, version, self._sampling(options, self.generate), **how)
         return self.engine().answer(request)
 
@@ -145,6 +152,7 @@ class VLM:
         max_tiles: MaxTiles = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
+        constraint: Constraint | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> AnswerPieces:
         """As `generate`, but gives pieces of text as they are decoded, and behind the last one what `generate` returns,
@@ -154,6 +162,7 @@ class VLM:
             "max_tiles": max_tiles,
             "logprobs": logprobs or bool(top_logprobs),
             "top_logprobs": top_logprobs,
+            "constraint": constraint,
         }
         request = self.request(image, query, history, version, self._sampling(options, self.stream), **how)
         return self.engine().stream(request).pieces()
@@ -169,6 +178,7 @@ class VLM:
         system: str | None = None,
         max_tiles: MaxTiles = None,
         top_logprobs: int = 0,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> list[GenerationResult]:
         """Answer several questions together; each answer is that of `generate` with the same arguments.
@@ -179,6 +189,7 @@ class VLM:
             histories: one history for each question; None: none.
             max_rows: how many are answered at a time; memory grows with it.
             system, max_tiles, top_logprobs, options: as in `generate`, the same for all.
+            constraint: as in `generate`, the same for all, or a list with one for each answer.
 
         Raises:
             InputError: lists of different length, or as `generate`.
@@ -189,11 +200,17 @@ class VLM:
                 f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
                 "histories; it needs one of each per answer (None is an image that is not there)."
             )
+        forms = constraint if isinstance(constraint, list | tuple) else [constraint] * len(queries)
+        if len(forms) != len(queries):
+            raise InputError(
+                f"generate_batch was given {len(forms)} constraints and {len(queries)} queries; it needs one of each "
+                "per answer (None is no constraint), or one constraint for all."
+            )
         chosen = self._sampling(options, self.generate_batch)
         how = {"system": system, "max_tiles": max_tiles, "logprobs": True, "top_logprobs": top_logprobs}
         requests = [
-            self.request(image, query, history, version, chosen, **how)
-            for image, query, history in zip(images, queries, histories, strict=True)
+            self.request(image, query, history, version, chosen, constraint=form, **how)
+            for image, query, history, form in zip(images, queries, histories, forms, strict=True)
         ]
         return self.engine().answers(requests, max_rows=max_rows)
 

@@ -132,8 +132,8 @@ def test_rows_join_and_leave_between_steps(engine: Engine, prompts: list[VLMInpu
         for step in range(60):
             if step % 2 and len(numbers) < 9:
                 numbers.append(session.add(Request(prompts[len(numbers)], options[0])))
-            for number, token in session.step().items():
-                given.setdefault(number, []).append(token)
+            for number, tokens in session.step().items():
+                given.setdefault(number, []).extend(tokens)
             if step == 9:
                 early = session.remove(numbers[3])
             if len(numbers) == 9 and not session.running:

@@ -44,7 +44,7 @@ class Session:
     def finished(self) -> tuple[int, ...]:
         return tuple(n for n, row in self.rows.items() if row.over)
 
-    def step(self) -> dict[int, int]:
+    def step(self) -> dict[int, list[int]]:
         self.engine.steps += 1
         self.engine.gate.wait(5)
         given = {}
@@ -57,7 +57,7 @@ class Session:
                 raise RuntimeError("all rows")
             elif letter:
                 row.take(ord(letter))
-                given[number] = ord(letter)
+                given[number] = [ord(letter)]
             else:
                 row.take(END)
         return given

@@ -1,6 +1,6 @@
 """One decode step, the fastest way that the model at hand allows.
 
-Legend: B rows, T cached tokens and the new one, V vocabulary.
+Legend: B rows, S tokens of a row, T cached tokens and the new ones, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,7 +17,7 @@ from mixins.cache_form import CacheForm
 from mixins.kv_cache import KVCacheMixin
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.graphs import GraphedStep, record_on_gpu
-from sat_models.generation.steps.kernels import KernelStep
+from sat_models.generation.steps.kernels import MAX_ROWS, KernelStep
 
 if TYPE_CHECKING:
     from sat_models.generation.steps.triton_step import TritonStep
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 KERNELS = ("triton",)
 """What may be asked for in the place of the usual step."""
+
+_MOST_TOGETHER = 256
+"""Tokens of a row that are fed together; it bounds the memory of their logits."""
 
 _told: WeakSet[nn.Module] = WeakSet()
 """Models that are decoded in the usual way although other kernels were asked for: said once."""
@@ -96,8 +100,7 @@ class Stepper:
         Returns:
             [B, V].
         """
-        if self._hooks_seen != RemovableHandle.next_id:  # somebody listens since the last step, perhaps to this model
-            self._plan()
+        self._look_again()
         if self._flat is not None:
             logits = self._flat(ids, position_ids, self.cache.store, may_look, max_position=max_position)
         else:
@@ -106,6 +109,44 @@ class Stepper:
             )
             logits = output[0][:, -1]
         self.cache.advance(1)
+        return logits
+
+    def _look_again(self) -> None:
+        if self._hooks_seen != RemovableHandle.next_id:  # somebody listens since the last step, perhaps to this model
+            self._plan()
+
+    def worth(self, rows: int) -> range:
+        """Of so many rows, how many tokens each are better fed by `together` than one by one.
+
+        Through the hooks and through the kernels, two tokens cost less than two steps. A forward through the hooks
+        takes about as long as two flat steps.
+        """
+        if isinstance(self._flat, KernelStep):
+            return range(2, MAX_ROWS // rows + 1)
+        return range(2 if self._flat is None else 3, _MOST_TOGETHER + 1)
+
+    def together(self, ids: Tensor, position_ids: Tensor, may_look: Tensor | None, *, max_position: int) -> Tensor:
+        """Tokens of text that are known ahead.
+
+        Args:
+            ids: [B, S].
+            position_ids: [B, S], or as the model wants them.
+            may_look: bool [B or 1, 1, 1, T], for what was there before; None: all.
+            max_position: upper bound of `position_ids`.
+
+        Returns:
+            [B, S, V].
+        """
+        self._look_again()
+        logits, count = None, ids.shape[1]
+        if isinstance(self._flat, KernelStep):
+            logits = self._flat.together(ids, position_ids, self.cache.store, may_look, max_position=max_position)
+        if logits is None:
+            columns = self.cache.length + count
+            lower = torch.ones(count, columns, dtype=torch.bool, device=ids.device).tril(columns - count)[None, None]
+            may_look = lower if may_look is None else lower & may_look
+            logits = self.model(ids, position_ids, may_look, max_position=max_position)[0]
+        self.cache.advance(count)
         return logits
 
 

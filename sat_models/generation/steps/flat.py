@@ -165,10 +165,10 @@ class TokenStep:
         return self._logits(self._last_norm(hidden)).view(rows, -1)
 
 
-def has_room(store: KVStore, rows: int, dtype: torch.dtype) -> bool:
-    """True if a cache has room for one more token of so many rows, in `dtype` (autocast may have another) or in a form
-    that does not depend on it."""
-    if store.length >= store.max_length:
+def has_room(store: KVStore, rows: int, dtype: torch.dtype, *, tokens: int = 1) -> bool:
+    """True if a cache has room for so many more tokens of so many rows, in `dtype` (autocast may have another) or in a
+    form that does not depend on it."""
+    if store.length + tokens > store.max_length:
         return False
     own = store.form is not CacheForm.MODEL
     return all(

@@ -91,9 +91,41 @@ class KernelStep:
         fits = len(position_ids) >= len(ids) and has_room(store, len(ids), self._words.dtype)
         if len(ids) > MAX_ROWS or not fits:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
+        return self._run(ids, position_ids, store, may_look, len(ids), max_position)
+
+    def together(
+        self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, *, max_position: int
+    ) -> Tensor | None:
+        """Several tokens of each row, known ahead -> logits [B, S, V] behind each; weights are read once for all.
+
+        Args:
+            ids, position_ids: [B, S].
+            store, max_position: as `TokenStep.__call__`.
+            may_look: bool [B or 1, 1, 1, T + S - 1]; None: all. Tokens see those before them besides.
+
+        Returns:
+            None where this is not made for them.
+        """
+        rows, count = ids.shape
+        fits = position_ids.shape == ids.shape and has_room(store, rows, self._words.dtype, tokens=count)
+        if rows * count > MAX_ROWS or not fits:
+            return None
+        in_turn = ids.t().reshape(-1), position_ids.t().reshape(-1, 1)
+        logits = self._run(*in_turn, store, may_look, rows, max_position)
+        return logits.view(count, rows, -1).transpose(0, 1)
+
+    def _run(
+        self, ids: Tensor, position_ids: Tensor, store: KVStore, may_look: Tensor | None, rows: int, max_position: int
+    ) -> Tensor:
+        """Tokens, first that of each of some rows, then the next of each, …"""
         self._make_room(len(ids), store.max_length)
         kernels, normed, mixed, context, inner = self._kernels, self._normed, self._mixed, self._context, self._inner
         turns, neighbours = self._step.rotary.rows(position_ids, max_position), self._step.heads.interleaved
+        turn = [(context, mixed, turns, store.length)]
+        if rows < len(ids):  # a token attends when those before it are in the cache
+            starts = range(0, len(ids), rows)
+            parts = zip(*(each.split(rows) for each in (context, mixed, *turns)), strict=True)
+            turn = [(a, b, cs, store.length + start // rows) for start, (a, b, *cs) in zip(starts, parts, strict=True)]
         hidden = F.embedding(ids, self._words).float()  # the residual stream, [B, D], changed in place
         if may_look is not None and may_look.stride(-1) != 1:
             may_look = may_look.contiguous()
@@ -101,10 +133,11 @@ class KernelStep:
             norm, epsilon, norm_again, epsilon_again, mix, dense, gate, down = layer
             kernels.rms_norm(normed, hidden, norm, epsilon)
             mix.into(mixed, normed)
-            kernels.attend(
-                context, mixed, turns, keys, values, store.length, may_look, self._scores,
-                neighbours=neighbours, half=self._words.dtype == torch.bfloat16,
-            )  # fmt: skip
+            for out, given, turned, place in turn:
+                kernels.attend(
+                    out, given, turned, keys, values, place, may_look, self._scores,
+                    neighbours=neighbours, half=self._words.dtype == torch.bfloat16,
+                )  # fmt: skip
             dense.into(hidden, context, residual=hidden)
             kernels.rms_norm(normed, hidden, norm_again, epsilon_again)
             gate.into(inner, normed)
