@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.models.cogagent.family import FAMILY as _COGAGENT
+from sat_models.models.cogvideo.family import FAMILY as _COGVIDEO
+from sat_models.models.cogview2.family import FAMILY as _COGVIEW2
 from sat_models.models.cogview3.family import FAMILY as _COGVIEW3
 from sat_models.models.cogvlm.family import FAMILY as _COGVLM
 from sat_models.models.cogvlm2.family import FAMILY as _COGVLM2
@@ -181,5 +183,7 @@ for _family in (
     _XCOMPOSER2,
     _LLAMA,
     _COGVIEW3,
+    _COGVIEW2,
+    _COGVIDEO,
 ):
     register(_family)

@@ -16,7 +16,7 @@ from sat_models.checkpoint.adapter import find_adapter, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source, open_source
-from sat_models.config import TASKS, DiffusionConfig, LanguageConfig, ModelConfig, read_json
+from sat_models.config import TASKS, LanguageConfig, ModelConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, refuse_unknown
 from sat_models.files import check_path
 from sat_models.models.build import make_config
@@ -27,6 +27,7 @@ from sat_models.zoo.locate import check_name, list_models, locate_with_spec, spe
 from sat_models.zoo.open_painter import open_painter
 from sat_models.zoo.open_vlm import ForText, choose_version, make_processor, open_vlm
 from sat_models.zoo.painter import KEEPS, Painter
+from sat_models.zoo.token_painter import TokenPainter
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ def load_pretrained(
     keep: str | None = None,
     task: str | None = None,
     **unknown: Any,
-) -> VLM | Painter:
-    """Load a model: one that talks as a `VLM`, one that draws as a `Painter`.
+) -> VLM | Painter | TokenPainter:
+    """Load a model: one that talks as a `VLM`, one that draws as a `Painter` or, in tokens, as a `TokenPainter`.
 
     Under torchrun it is split over the processes, which all make this call. Errors rise on all of them alike.
 
@@ -88,7 +89,7 @@ def load_pretrained(
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
     _check_task(source.config, source.checkpoint, task)
-    draws = isinstance(source.config, DiffusionConfig)
+    draws = source.config.TASK != "dialogue"
     for_text.refuse() if draws else _check_talking(source, for_text, asked, keep)
     runtime.init_model_parallel(size)
     if draws:

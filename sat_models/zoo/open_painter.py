@@ -7,11 +7,13 @@ import torch
 from sat_models import runtime
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source
+from sat_models.config.diffusion import DiffusionConfig
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.zoo.painter import Painter
+from sat_models.zoo.token_painter import TokenPainter
 
 
-def open_painter(source: Source, *, device: torch.device, dtype: torch.dtype, keep: str) -> Painter:
+def open_painter(source: Source, *, device: torch.device, dtype: torch.dtype, keep: str) -> Painter | TokenPainter:
     """A painter whose weights are held against its sizes; they are read when they are needed.
 
     Raises:
@@ -23,6 +25,8 @@ def open_painter(source: Source, *, device: torch.device, dtype: torch.dtype, ke
         return runtime.in_step(lambda: source.load(device, dtype))[0].eval().requires_grad_(False)
 
     checkpoint, config = source.checkpoint, source.config
+    if not isinstance(config, DiffusionConfig):
+        return TokenPainter(config, model=model, device=device, dtype=dtype, checkpoint=checkpoint)
     return Painter(
         config,
         model=model,

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
-from sat_models.models.families import model_names
+from sat_models.models.families import model_class, model_names
 from sat_models.processing.pixels import planned_pixels
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,7 +63,8 @@ def loss_of(logits: Tensor) -> Tensor:
 
 def test_every_model_class_has_a_miniature() -> None:
     covered = {name for mini in MINIATURES for name in mini.classes}
-    assert covered | set(WITHOUT_A_MINIATURE) == set(model_names())
+    talking = {name for name in model_names() if model_class(name).config_class.TASK == "dialogue"}
+    assert covered | set(WITHOUT_A_MINIATURE) == talking, "those that draw have golden tests of their own"
     assert len(covered) == sum(len(mini.classes) for mini in MINIATURES)
 
 

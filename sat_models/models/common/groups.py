@@ -47,3 +47,12 @@ TOWER = ParameterGroup(("mixins.eva.vit_model.transformer.*", "mixins.eva.vit_mo
 """A tower of SAT's layers in "eva"."""
 PROJECTOR = ParameterGroup(("mixins.eva.linear_proj.*",), vision=True)
 """Vision width to language width in "eva"."""
+
+IMAGE_TOKEN_GROUPS: dict[str, ParameterGroup] = {
+    "painter": ParameterGroup(("transformer.layers.*", "transformer.final_layernorm.*", "mixins.attention_plus.*")),
+    "tables": ParameterGroup(
+        ("transformer.word_embeddings.*", "transformer.position_embeddings.*", "mixins.extra_position_embedding.*"),
+        adapted=False,
+    ),
+}
+"""Of a model that writes images as tokens."""

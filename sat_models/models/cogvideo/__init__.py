@@ -1,0 +1,1 @@
+"""CogVideo: films in tokens, from text or between frames."""
