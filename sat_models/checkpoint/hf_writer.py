@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from sat_models.checkpoint.hf_beside import plan_beside
 from sat_models.checkpoint.huggingface import INDEX_FILE, form_of_class
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
@@ -24,6 +25,8 @@ from sat_models.models.common.quantisation import QUANTISATION_KEY
 from sat_models.processing.tokenizer_files import copy_tokenizer
 
 SHARD_BYTES = 5 * 10**9
+_OF_TOKENS = (EMBEDDING, "mixins.lm.lm_head.weight")
+"""Weights with a row for each token."""
 
 
 def save_hf(
@@ -102,13 +105,18 @@ class HFPlan:
         form = form_of_class(opened.config["model_class"], layout)
         self._opened, self._dtype, self._name = opened, dtype, name
         self._tokenizer_file = tokenizer_file or opened.tokenizer_file
-        self._data = {**form.config_to_hf(opened.config)}
+        self._beside = plan_beside(form, opened.config, self._tokenizer_file)
+        config = self._beside.processor.config.to_dict() if self._beside else opened.config
+        self._rows = config["vocab_size"]
+        self._data = {**form.config_to_hf(config)}
         self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
         self._keys = form.keys_of(opened.config)
         layers = opened.config["num_layers"]
         names = [hf for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)]
         self._names = {hf: [place.name for place in self._keys.places(hf)] for hf in names}
         sizes = opened.bytes_of(dtype, opened.weights.names)
+        for name in _OF_TOKENS:
+            sizes[name] = sizes[name] // opened.config["vocab_size"] * self._rows
         shares = {hf: self._keys.share(hf) for hf in self._names}
         parts = {hf: sum(sizes[sat] for sat in own) * shares[hf][0] // shares[hf][1] for hf, own in self._names.items()}
         self._shards = list(_shards(parts, shard_bytes))
@@ -130,6 +138,8 @@ class HFPlan:
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": self.bytes()}, "weight_map": index})
         write_json(folder / HF_CONFIG_FILE, self._data)
         write_text(folder / "README.md", _card(self._name, self._data, self._opened.config))
+        if self._beside:
+            self._beside.write(folder)
         if file := self._tokenizer_file:
             names = self._opened.model.config.TOKENIZER_FILES
             copy_tokenizer(file, folder, file.name if file.name in names else names[0])
@@ -143,7 +153,7 @@ class HFPlan:
                 file = folder / f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
                 tensors = {}
                 for name in shard:
-                    values = [weights.part(sat, dtype=self._dtype).read() for sat in names[name]]
+                    values = [self._value(sat) for sat in names[name]]
                     tensors[name] = self._keys.hf_value(name, *values)
                     for sat in names[name]:
                         weights.done(sat)
@@ -152,6 +162,12 @@ class HFPlan:
                 write_tensors(tensors, file, {"format": "pt"})
                 del tensors
         return index
+
+    def _value(self, sat: str) -> Tensor:
+        """A weight; the rows of tokens that the model had no room for are copies of the first, which loses to it."""
+        value = self._opened.weights.part(sat, dtype=self._dtype).read()
+        more = self._rows - len(value) if sat in _OF_TOKENS else 0
+        return torch.cat((value, value[:1].expand(more, -1))) if more else value
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:

@@ -11,6 +11,7 @@ from sat_models import runtime
 from sat_models.checkpoint.source import EMBEDDING, Source
 from sat_models.errors import CheckpointError
 from sat_models.processing.example import example_inputs
+from sat_models.processing.inputs import VLMInputs
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,9 @@ def same_logits(first: Source, second: Source) -> None:
     merged, linears quantised.
     """
     dtype = second.checkpoint.read()[0][EMBEDDING].dtype
-    wanted, given = _logits(first, dtype), _logits(second, dtype)
+    inputs = example_inputs(first.config, 8).to(dtype=dtype)
+    wanted, given = _logits(first, dtype, inputs), _logits(second, dtype, inputs)
+    given = given[..., : wanted.shape[-1]]  # a token for images may have been added
     where = first.checkpoint.step_folder
     if not wanted.isfinite().all():
         raise CheckpointError(f"{where} gives logits that are not finite, so nothing can be compared")
@@ -35,8 +38,8 @@ def same_logits(first: Source, second: Source) -> None:
     logger.info("%d logits equal those of %s", wanted.numel(), where)
 
 
-def _logits(source: Source, dtype: torch.dtype) -> Tensor:
+def _logits(source: Source, dtype: torch.dtype, inputs: VLMInputs) -> Tensor:
     runtime.init_model_parallel(1)
-    model, config = source.load("cpu", dtype)
+    model, _ = source.load("cpu", dtype)
     with torch.inference_mode():
-        return model.eval()(**example_inputs(config, 8).to(dtype=dtype).model_kwargs())[0]
+        return model.eval()(**inputs.model_kwargs())[0]

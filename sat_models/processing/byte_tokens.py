@@ -234,7 +234,13 @@ def added_tokens(folder: str | os.PathLike[str]) -> dict[str, int]:
         _read_json(path) if (path := Path(folder) / name).is_file() else {}
         for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
     )
-    found = {token["content"]: token["id"] for token in whole.get("added_tokens") or ()}
+    pieces = (whole.get("model") or {}).get("vocab")
+    pieces = pieces if isinstance(pieces, dict) else {}  # ordinary ones, taken whole wherever their text stands
+    found = {
+        token["content"]: token["id"]
+        for token in whole.get("added_tokens") or ()
+        if token.get("special", True) or token["content"] not in pieces
+    }
     decoder = config.get("added_tokens_decoder") or {}
     return {**found, **{token["content"]: int(number) for number, token in decoder.items()}, **beside}
 

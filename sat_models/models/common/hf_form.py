@@ -13,6 +13,7 @@ from torch import Tensor
 from mixins.heads import HeadLayout
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
+from sat_models.models.common.hf_processor import HFProcessor
 from sat_models.models.common.key_rows import (
     Joined,
     Lifted,
@@ -225,6 +226,8 @@ class HFForm:
         reads_tokens: `sizes_to_sat` finds ids of special tokens by name under `ADDED_TOKENS`, out of the tokenizer's
             files, because `config.json` does not say them.
         reads_weights: the same of the weights' shapes, under `WEIGHT_SHAPES`.
+        processor: typed config and number of the tokenizer's tokens -> the processor of transformers' class; a
+            ConfigError where that would see other images. None: transformers has no such class.
     """
 
     architecture: str
@@ -242,6 +245,7 @@ class HFForm:
     layout: Literal["original", "transformers", "diffusers"] = "original"
     reads_tokens: bool = False
     reads_weights: bool = False
+    processor: Callable[[Any, int], HFProcessor] | None = None
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """True if the content of a `config.json` is of this form."""

@@ -14,6 +14,7 @@ from sat_models.models.common.llama_keys import ROTARY_TABLE
 from sat_models.models.internvl import sizes
 from sat_models.models.internvl.config import InternVLConfig
 from sat_models.models.internvl.languages import LANGUAGES
+from sat_models.models.internvl.processor import hf_processor
 
 _SAT_TOWER, _TOWER = "mixins.eva.vit_model", "vision_model"
 _SAT_LAYER, _LAYER = f"{_SAT_TOWER}.transformer.layers.{{j}}", f"{_TOWER}.encoder.layers.{{j}}"
@@ -125,6 +126,7 @@ FORM = HFForm(
     canonical=name_in_transformers,
     layout="transformers",
     reads_tokens=True,
+    processor=hf_processor,
 )
 ORIGINAL = HFForm(
     architecture="InternVLChatModel",

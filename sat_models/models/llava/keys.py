@@ -16,6 +16,7 @@ from sat_models.models.common.hf_form import Apart, HFForm, KeyTable
 from sat_models.models.common.llama_keys import ROTARY_TABLE, llama_rows, llama_sizes, llama_sizes_to_hf
 from sat_models.models.common.telling import has_intern_vit
 from sat_models.models.llava.config import LLaVAConfig
+from sat_models.models.llava.processor import hf_processor
 
 KEYS = KeyTable(
     {
@@ -123,7 +124,7 @@ def _sizes_to_hf(config: LLaVAConfig) -> dict[str, Any]:
         "vision_feature_layer": tower.feature_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
-        "text_config": llama_sizes_to_hf(config),
+        "text_config": {"architectures": ["LlamaForCausalLM"], **llama_sizes_to_hf(config)},
         "vision_config": clip_sizes_to_hf(tower),
     }
 
@@ -156,6 +157,7 @@ FORM = HFForm(
     canonical=canonical,
     in_memory=in_memory,
     layout="transformers",
+    processor=hf_processor,
 )
 ORIGINAL = HFForm(
     architecture="LlavaLlamaForCausalLM",
