@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.original = original.requires_grad_(False)
         self.settings, self.scale = settings, settings.scale
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout, self.enabled = nn.Dropout(settings.dropout), True
         self.kind, inputs, blocks = _layout(original)
         self.head_layout, self.divisible_by = heads_of(original), getattr(original, "divisible_by", 0)
         self.gathers = self.kind == "column" and original.gather_output
@@ -105,6 +106,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] -> […, outputs], each in the layout of the original layer."""
+        if not self.enabled:
+            return self.original(x)
         if self.kind == "row":
             output, low = self._row_products(x)
         else:
@@ -136,7 +139,7 @@ class LoRALinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The merged weight, for code that multiplies by a plain linear's weight itself (dropout has no say there)."""
-        return self.merged_weight()
+        return self.merged_weight() if self.enabled else self.original.weight
 
     def _down(self, x: Tensor) -> Tensor:
         matrices = list(self.matrix_A)
@@ -214,6 +217,19 @@ def _initial_A(name: str, settings: LoRASettings, inputs: int, divided: bool, pl
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The wrapped linears by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Inside, the wrapped linears of a model are those that they wrap."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 def linear_names(model: nn.Module) -> list[str]:

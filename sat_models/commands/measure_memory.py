@@ -25,7 +25,7 @@ from sat_models.errors import run_script
 from sat_models.models.build import build_model, make_config
 from sat_models.training.activations import example_batch
 from sat_models.training.engine import DTYPES, import_deepspeed, start_engine
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.training.memory import estimate_memory
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.trainable import apply_plan, plan_of

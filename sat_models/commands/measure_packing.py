@@ -29,7 +29,7 @@ from sat_models.shapes.questions import vqa
 from sat_models.shapes.scenes import sample_scene
 from sat_models.training.batches import batches
 from sat_models.training.data import VLMDataset
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.training.packing import PackedDataset
 from sat_models.training.records import Record
 from sat_models.zoo import load_processor

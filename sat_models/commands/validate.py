@@ -53,8 +53,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it. Returns the exit code."""
     args = parse_args(argv)
+    from sat_models.training.data_report import report_text
     from sat_models.training.grounding.asking import asking_from
-    from sat_models.training.validate import report_text, validate
+    from sat_models.training.validate import validate
 
     processor = None
     if args.from_pretrained:

@@ -13,11 +13,11 @@ from sat_models import runtime
 from sat_models.models.build import build_model
 from sat_models.models.common.quantisation import Quantisation, make_quantised
 from sat_models.training.data import VLMDataset
+from sat_models.training.data_report import images_warning
 from sat_models.training.engine import DTYPES
 from sat_models.training.memory import BUCKET, estimate_memory
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.trainable import TrainablePlan, apply_plan, trainable_table
-from sat_models.training.validate import images_warning
 from sat_models.zoo import load_config
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def announce(
     estimate = estimate_memory(
         shell,
         config,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size * (2 if settings.objective == "dpo" else 1),
         length=length,
         images=train.largest_images or 1,
         precision=precision,
@@ -66,12 +66,13 @@ def announce(
         return
     if warning := images_warning(len(train), train.with_images()):
         logger.warning("training samples: %s", warning)
+    kind = "pair(s) of answers" if settings.objective == "dpo" else "training sample(s)"
     rows = f" in {len(train)} rows" if settings.pack else ""
     samples = settings.batch_size * settings.accumulate * data_parallel
     print(
         f"{settings.from_pretrained} in {precision} on {runtime.world_size()} process(es): "
         f"model-parallel {settings.mp}, data-parallel {data_parallel}, ZeRO {zero['stage']}\n"
-        f"{train.samples} training sample(s){rows}, {len(valid) if valid else 0} for validation; {samples} "
+        f"{train.samples} {kind}{rows}, {len(valid) if valid else 0} for validation; {samples} "
         f"{'rows ' if settings.pack else ''}per step, "
         f"{settings.train_iters} steps ({settings.train_iters * samples / len(train):.3g} epochs), "
         f"version {train.version}, longest about {length} tokens\n\n{table}\n\n{estimate.table()}\n",

@@ -45,7 +45,8 @@ class VLMDataset:
     """Training samples of records.
 
     `chat` and `chat_old` make one sample of all turns of a record, `base` and `vqa` one of each turn. A subclass makes
-    rows of another kind: of several parts (`_grouped`), with other inputs (`_inputs`).
+    rows of another kind: of other records (`_fault`, `_places`), of several parts (`_grouped`), with other inputs
+    (`_inputs`, `_measured`).
 
     With `on_bad="skip"`, samples whose question does not fit are left out at once. A picture that proves unreadable
     when it is loaded is replaced by the next good sample, the same on every rank and in every run, so that the size of
@@ -91,16 +92,15 @@ class VLMDataset:
         self._style = processor.style(self.version).trained
         parts: list[Part] = [
             (record, tuple(places))
-            for record in records
-            for places in processor.split_turns(range(len(record.turns)), self.version)
-            if places[-1] not in record.untrained and self._fits(record, self._turns(record, places))
+            for record in filter(self._suits, records)
+            for places in self._places(record)
+            if self._fits(record, self._turns(record, places))
         ]
         self._items = self._grouped(parts)
         self.samples = sum(map(len, self._items))
         plans = [processor.plans(record.images) for (record, _), *_ in self._items]
         self.lengths = [
-            rough_length(processor, own, itertools.chain.from_iterable(self._turns(*part) for part in parts))
-            for own, parts in zip(plans, self._items, strict=True)
+            rough_length(processor, own, self._measured(row)) for own, row in zip(plans, self._items, strict=True)
         ]
         self.largest_images = max(plans, key=lambda own: sum(plan.num_tiles for plan in own), default=[])
         if self.bad:
@@ -108,6 +108,30 @@ class VLMDataset:
         if not self._items:
             reason = next(iter(self.bad.values()), "there is nothing to read")
             raise InputError(f"no usable sample in {len(records)} record(s): {reason}")
+
+    def _fault(self, record: Record) -> str | None:
+        """The reason why a record is none for these rows, if there is one."""
+        if record.rejected is not None:
+            return (
+                "it has a rejected answer, which --objective dpo alone learns from; give that, or take the rejected "
+                "answer out"
+            )
+        return None
+
+    def _suits(self, record: Record) -> bool:
+        """True if a record is one for these rows."""
+        if (fault := self._fault(record)) is not None:
+            self._reject(record.source, InputError(fault))
+        return fault is None
+
+    def _places(self, record: Record) -> list[Sequence[int]]:
+        """The turns of each sample of a record, whose last answer is trained."""
+        parts = self.processor.split_turns(range(len(record.turns)), self.version)
+        return [places for places in parts if places[-1] not in record.untrained]
+
+    def _measured(self, parts: Sequence[Part]) -> Iterable[Turn]:
+        """The turns whose text a row holds."""
+        return itertools.chain.from_iterable(self._turns(*part) for part in parts)
 
     def _grouped(self, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
         """The parts of each row, in order."""

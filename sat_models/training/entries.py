@@ -9,6 +9,8 @@ The style of an entry is seen from its keys:
     {"messages": [{"role": "user", "content"}, ...], "images"}                OpenAI; content is text or a list of parts
     {"captions": [{"role": "caption", "content"}]}                            CogVLM-SFT-311K, one record per caption
 
+Any of these may be a pair of answers (`preferences.py`).
+
 The picture of any style may stand in "image", "images" or "img": a name, a list of names, or absent for text only.
 A user's message may have such a key of its own (GLM-4's data): the picture stands in front of its text. Where questions
 hold `<image>` (or another family's mark, see `marks.py`), there must be as many as pictures. They are taken out of the
@@ -31,16 +33,16 @@ from typing import Any
 
 from sat_models.processing.prompts import Turn
 from sat_models.training.boxed_text import BoxGroup
-from sat_models.training.entry_keys import is_trained, refuse_unread
+from sat_models.training.entry_keys import ANSWER_KEYS, is_trained, refuse_unread
 from sat_models.training.grounding.asking import CAPTION_PROMPT, Asking
 from sat_models.training.grounding.samples import records_of
 from sat_models.training.grounding.swift import Objects, objects_of, refuse_marks, with_marks
 from sat_models.training.image_names import Slot, fill_slots, image_names, part_name
 from sat_models.training.marks import SLOT, check_answer, check_system, with_slots, without_slots
+from sat_models.training.preferences import pair_of, paired
 from sat_models.training.records import EntryError, ImageFile, ImageFinder, Record
 
 QUESTION_KEYS = ("prompt", "question", "query")
-ANSWER_KEYS = ("text", "label", "answer", "response")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TEXT_KEYS = ("role", "from", "content", "value")
 _DIALOGUES = ("captions", "messages", "conversations")
@@ -92,7 +94,7 @@ def parse_entry(
     images: Sequence[ImageFile] | None = None,
     asking: Asking | None = None,
 ) -> list[Record]:
-    """The records of one entry: one, one per caption, or those about its objects.
+    """The records of one entry: one (of a pair of answers, too), one per caption, or those about its objects.
 
     Args:
         entry: parsed JSON.
@@ -108,6 +110,8 @@ def parse_entry(
     """
     if not isinstance(entry, dict):
         raise EntryError("fields", f"an entry is {type(entry).__name__}, but must be an object: {_STYLES_HINT}")
+    if (pair := pair_of(entry)) is not None:
+        return [paired(pair, lambda one: parse_entry(one, source, finder, prompt=prompt, images=images))]
     refuse_unread(entry)
     if not is_trained(entry, ""):
         raise EntryError("empty", "none of its answers is trained")

@@ -20,8 +20,15 @@ OF_ENTRIES = ("objects",)
 """Keys that are read where they stand in an entry, and not in a message."""
 UNREAD = (*_FILMS, *_TOOLS, *_CHOICES, *_BOXES, *_MASKS, *_WORDS)
 """Keys of an entry or a message that change what is learned, and that are not read."""
+ANSWER_KEYS = ("text", "label", "answer", "response")
+"""Keys of the answer of an entry without a dialogue."""
 _LIKED = ("label", "kto_tag", "desirable")
 """Keys that say if people liked the answer."""
+
+
+def says_nothing(value: Any) -> bool:
+    """True for what a key holds that might as well be absent."""
+    return value in (None, False, "", "[]", "{}", "null", [], {})
 
 
 def refuse_unread(fields: Mapping[str, Any], where: str = "") -> None:
@@ -34,7 +41,7 @@ def refuse_unread(fields: Mapping[str, Any], where: str = "") -> None:
         EntryError: one says something.
     """
     for key in (*UNREAD, *(OF_ENTRIES if where else ())):
-        if fields.get(key) not in (None, False, "", "[]", "{}", "null", [], {}):
+        if not says_nothing(fields.get(key)):
             raise EntryError(
                 "fields", f"{where}'{key}' is {fields[key]!a:.60}, which is not read here; remove it or the sample"
             )

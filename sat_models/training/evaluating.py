@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 
 from mixins.base import ZooModel
 from mixins.packed_attention import PACKED_NAME
@@ -24,9 +21,9 @@ from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.model import evaluation_mode
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.processing.layout import IGNORE, VLMInputs
 from sat_models.training.batches import evaluation_batches
 from sat_models.training.data import VLMDataset
+from sat_models.training.losses import NextTokens, Objective
 from sat_models.training.reading import SPLITS
 from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
@@ -34,19 +31,6 @@ from sat_models.zoo.vlm import VLM
 logger = logging.getLogger(__name__)
 
 BOX_IOU = 0.5
-
-
-def token_loss(model: Any, inputs: VLMInputs) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies of a batch's targets, in fp32, and their number. No other logits are computed.
-
-    Args:
-        model: of the zoo, or an engine around one.
-        inputs: with `labels`, unshifted.
-    """
-    following = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORE).flatten()  # of each position, the label of the next
-    wanted = (following >= 0).nonzero().flatten()
-    logits = model(**inputs.model_kwargs(), wanted_positions=wanted)[0]
-    return F.cross_entropy(logits.float(), following[wanted], reduction="sum"), wanted.numel()
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,7 @@ class Evaluator:
         samples: how many are answered; spread over the dataset.
         max_new_tokens: longest answer.
         scores: say how sure the model was of each answer.
+        objective: the loss.
     """
 
     dataset: VLMDataset
@@ -66,6 +51,7 @@ class Evaluator:
     samples: int
     max_new_tokens: int
     scores: bool = False
+    objective: Objective = field(default_factory=NextTokens)
 
     def evaluate(
         self, model: ZooModel, *, device: torch.device, dtype: torch.dtype, in_step: bool = False
@@ -76,8 +62,9 @@ class Evaluator:
             in_step: every rank must run every forward pass (ZeRO-3): all answer everything.
 
         Returns:
-            `loss` per target token, `perplexity`, and where samples are answered `exact_match`, `vqa_accuracy` and, for
-            answers with boxes, `box_accuracy` (first box, IoU at least 0.5), all in 0-1; and one dict per answer.
+            The scores of the objective (`loss` per target token and `perplexity`), and where samples are answered
+            `exact_match`, `vqa_accuracy` and, for answers with boxes, `box_accuracy` (first box, IoU at least 0.5), all
+            in 0-1; and one dict per answer.
         """
         with evaluation_mode(model), model.without_mixin(PACKED_NAME), torch.no_grad():
             scores = self._loss(model, device, dtype)
@@ -85,7 +72,8 @@ class Evaluator:
         return {**scores, **_means(predictions)}, predictions
 
     def _loss(self, model: ZooModel, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        names = self.objective.names
+        sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
         parts = evaluation_batches(
             self.dataset,
             batch_size=self.batch_size,
@@ -93,11 +81,12 @@ class Evaluator:
             world=mpu.get_data_parallel_world_size(),
         )
         for batch in parts:
-            loss, count = token_loss(model, batch.inputs.to(device, dtype))
-            sums += torch.tensor([float(loss), count], dtype=torch.float64, device=device)
+            made = self.objective(model, batch.inputs.to(device, dtype))
+            own = [made.count, float(made.total), *(made.sums[name] for name in names)]
+            sums += torch.tensor(own, dtype=torch.float64, device=device)
         dist.all_reduce(sums, group=mpu.get_data_parallel_group())
-        mean = float(sums[0] / sums[1].clamp(min=1))
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+        means = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        return self.objective.scores(dict(zip(("loss", *names), means, strict=True)))
 
     def _answers(self, model: ZooModel, device: torch.device, in_step: bool) -> list[dict[str, Any]]:
         count = min(self.samples, len(self.dataset))

@@ -26,8 +26,10 @@ from sat_models.training.engine import DTYPES, choose_precision, deepspeed_setti
 from sat_models.training.evaluating import Evaluator
 from sat_models.training.grounding.asking import asking_from
 from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
+from sat_models.training.losses import NextTokens, Objective, Preference
 from sat_models.training.merging import merge_apart
 from sat_models.training.packing import PackedDataset, check_packs
+from sat_models.training.pairs import PairDataset
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import check_no_model, find_start, run_identity
 from sat_models.training.settings import FinetuneSettings
@@ -143,7 +145,8 @@ def _trainer(
     store.check_writable(_checkpoint_bytes(vlm.model, trained, whole) * (settings.keep_last + 2))
     evaluator = None
     if valid is not None and settings.eval_interval:
-        evaluator = Evaluator(valid, settings.batch_size, settings.eval_samples, settings.eval_tokens)
+        size, objective = settings.batch_size, _objective(settings)
+        evaluator = Evaluator(valid, size, settings.eval_samples, settings.eval_tokens, objective=objective)
     return Trainer(
         start_engine(vlm.model, settings, precision, vlm.device),
         settings,
@@ -154,6 +157,7 @@ def _trainer(
         identity=identity,
         whole=whole,
         base_model=_base_name(settings),
+        objective=_objective(settings),
     )
 
 
@@ -266,14 +270,19 @@ def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMData
         asking=asking_from(settings.box_tasks, settings.box_templates, seed=settings.seed, prompt=settings.prompt),
     )
     options = {"version": settings.version, "max_length": settings.max_length, "on_bad": settings.on_bad_sample}
-    rows = VLMDataset
     if settings.pack:
         check_packs(load_config(settings.from_pretrained))
-        rows = PackedDataset
+    rows = PairDataset if settings.objective == "dpo" else VLMDataset
     return (
-        rows(train, processor, **options),
-        VLMDataset(valid, processor, **options) if valid else None,
+        (PackedDataset if settings.pack else rows)(train, processor, **options),
+        rows(valid, processor, **options) if valid else None,
     )
+
+
+def _objective(settings: FinetuneSettings) -> Objective:
+    if settings.objective == "dpo":
+        return Preference(settings.dpo_beta, settings.dpo_label_smoothing)
+    return NextTokens()
 
 
 def _checkpoint_bytes(model: torch.nn.Module, trained: Sequence[str], whole: bool) -> int:

@@ -26,7 +26,7 @@ from sat_models.text import json_line
 from sat_models.training.batches import Batch, batches
 from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
-from sat_models.training.evaluating import Evaluator, token_loss
+from sat_models.training.evaluating import Evaluator
 from sat_models.training.groups import group_of, vision_groups
 from sat_models.training.loop_parts import (
     Meter,
@@ -36,6 +36,7 @@ from sat_models.training.loop_parts import (
     random_state,
     restore_random_state,
 )
+from sat_models.training.losses import Losses, Objective
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import Progress, Start
 from sat_models.training.settings import FinetuneSettings
@@ -69,6 +70,7 @@ class Trainer:
         identity: what must be the same for a checkpoint to be resumed, by name.
         whole: a checkpoint holds all weights, not those alone that train.
         base_model: what the run started from, for adapters.
+        objective: the loss.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class Trainer:
         identity: dict[str, Any],
         whole: bool,
         base_model: str,
+        objective: Objective,
     ) -> None:
         self.engine, self.settings, self.data = engine, settings, data
         self.evaluator, self.store = evaluator, store
-        self.identity, self.whole, self.base_model = identity, whole, base_model
+        self.identity, self.whole, self.base_model, self.objective = identity, whole, base_model, objective
         self.device, self.dtype = engine.device, DTYPES[precision]
         self.progress = Progress()
         self._stop = StopRequest()
@@ -131,17 +134,18 @@ class Trainer:
                     break
                 rate = learning_rate(settings, progress.step)
                 set_rate(self.engine, rate)
-                loss, tokens, had_images = self._step(data)
+                values, tokens, had_images = self._step(data)
                 if watch is not None:
                     watch.check(had_images=had_images)
                     watch = None
                 progress.step += 1
-                losses.append(loss)
-                meter.add(loss, tokens)
+                losses.append(values["loss"])
+                meter.add(values, tokens)
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.4g}", lr=f"{rate:.2g}", tok_s=f"{meter.speed:.0f}", mem=memory_in_use())
+                shown = {"loss": f"{losses[-1]:.4g}", "lr": f"{rate:.2g}", "tok_s": f"{meter.speed:.0f}"}
+                bar.set_postfix(shown, mem=memory_in_use())
                 if progress.step % settings.log_interval == 0 or progress.step == settings.train_iters:
-                    values = {"loss": meter.loss(), "lr": rate, "tokens_per_s": meter.speed}
+                    values = {**meter.means(), "lr": rate, "tokens_per_s": meter.speed}
                     runtime.in_step(lambda values=values: reporter.report(progress.step, values))
                 score, improved = self._evaluate_if_due(reporter)
                 stop = self._someone_stops()
@@ -206,28 +210,29 @@ class Trainer:
             workers=settings.workers,
         )
 
-    def _step(self, data: Iterator[Batch]) -> tuple[float, int, bool]:
-        """One optimiser step: mean loss per token of its passes, tokens of all ranks, whether it saw pictures."""
-        losses, tokens, had_images, skipped = [], 0, False, 0
-        while len(losses) < self.settings.accumulate:
+    def _step(self, data: Iterator[Batch]) -> tuple[dict[str, float], int, bool]:
+        """One optimiser step: means over its passes of the loss and what else is reported, tokens of all ranks, whether
+        it saw pictures."""
+        made, tokens, had_images, skipped = [], 0, False, 0
+        while len(made) < self.settings.accumulate:
             batch = runtime.in_step(lambda: next(data))
             self.progress.passes += 1
             inputs = batch.inputs.to(self.device, self.dtype)
-            total, count = token_loss(self.engine, inputs)
-            loss = total / max(count, 1)
+            losses = self.objective(self.engine, inputs)
+            loss = losses.total / max(losses.count, 1)
             if inputs.vision_image is None:
                 loss = loss + self._vision_weights_times_zero()
-            mean, seen, bad = self._share(loss, inputs.input_ids.numel())
+            means, seen, bad = self._share(loss, losses, inputs.input_ids.numel())
             if bad:
                 skipped += 1
                 self._report_nonfinite(batch, loss, skipped)
                 continue
             self.engine.backward(loss)
             self.engine.step()
-            losses.append(mean)
+            made.append(means)
             tokens += seen
             had_images |= inputs.vision_image is not None
-        return sum(losses) / len(losses), tokens, had_images
+        return {name: sum(one[name] for one in made) / len(made) for name in made[0]}, tokens, had_images
 
     def _vision_weights_times_zero(self) -> torch.Tensor | float:
         """For a batch of text alone: ranks that see pictures at the same time wait for a gradient of these weights."""
@@ -238,14 +243,17 @@ class Trainer:
         vision = [p for name, p in named if p.requires_grad and group_of(name) in groups]
         return sum((0.0 * p.sum(dtype=torch.float32) for p in vision), 0.0)
 
-    def _share(self, loss: torch.Tensor, tokens: int) -> tuple[float, int, bool]:
-        """Mean loss and sum of tokens over the data-parallel ranks, and whether any rank's loss is no number."""
-        own = float(loss.detach())
-        bad = not math.isfinite(own)
-        sums = torch.tensor([0.0 if bad else own, tokens, bad], dtype=torch.float64, device=self.device)
+    def _share(self, loss: torch.Tensor, losses: Losses, tokens: int) -> tuple[dict[str, float], int, bool]:
+        """Means and sum of tokens over the data-parallel ranks, and whether any rank's loss is no number."""
+        values = {"loss": float(loss.detach())}
+        bad = not math.isfinite(values["loss"])
+        values |= {name: value / max(losses.count, 1) for name, value in losses.sums.items()}
+        own = [tokens, bad, *(0.0 if bad else value for value in values.values())]
+        sums = torch.tensor(own, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         world, group = runtime.world_size(), mpu.get_model_parallel_world_size()
-        return float(sums[0]) / world, int(sums[1]) // group, bool(sums[2] > 0)
+        means = dict(zip(values, (sums[2:] / world).tolist(), strict=True))
+        return means, int(sums[0]) // group, bool(sums[1] > 0)
 
     def _report_nonfinite(self, batch: Batch, loss: torch.Tensor, skipped: int) -> None:
         finite = bool(torch.isfinite(loss.detach()))

@@ -36,25 +36,26 @@ def learning_rate(settings: FinetuneSettings, step: int) -> float:
 
 
 class Meter:
-    """Loss since the last report and tokens per second."""
+    """Means since the last report and tokens per second."""
 
     def __init__(self) -> None:
-        self._losses: list[float] = []
+        self._values: list[dict[str, float]] = []
         self._since, self.speed = time.monotonic(), 0.0
 
-    def add(self, loss: float, tokens: int) -> None:
-        """One step."""
-        self._losses.append(loss)
+    def add(self, values: dict[str, float], tokens: int) -> None:
+        """One step: its loss and what else is reported, always of the same names."""
+        self._values.append(values)
         now = time.monotonic()
         latest = tokens / max(now - self._since, 1e-9)
         self.speed = latest if not self.speed else 0.9 * self.speed + 0.1 * latest
         self._since = now
 
-    def loss(self) -> float:
-        """Mean since the last call."""
-        mean = sum(self._losses) / len(self._losses)
-        self._losses.clear()
-        return mean
+    def means(self) -> dict[str, float]:
+        """Of all values since the last call."""
+        count, names = len(self._values), self._values[0]
+        means = {name: sum(values[name] for values in self._values) / count for name in names}
+        self._values.clear()
+        return means
 
 
 class StopRequest:

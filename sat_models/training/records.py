@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sat_models.errors import InputError
@@ -37,6 +37,7 @@ class Record:
         first_question: the first question without it; None where there is no system text.
         placed: the questions of `turns` with `<image>` where each picture stands; empty where nothing says so.
         boxes: what stands at the box marks of `turns`, in order; None for texts that are what they say.
+        rejected: of a pair, the answer that the last one is better than; None elsewhere.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Record:
     first_question: str | None = None
     placed: tuple[str, ...] = ()
     boxes: tuple[BoxGroup, ...] | None = None
+    rejected: str | None = None
 
     def said(self, style: PromptStyle, form: BoxForm | None = None) -> tuple[tuple[Turn, ...], str | None]:
         """The turns as a prompt style takes them: with its marks where it reads pictures in any place, and boxes in a
@@ -66,12 +68,25 @@ class Record:
     def fault(self) -> str | None:
         """The fault of its texts, if there is one: half of a surrogate pair, which JSON and file names can hold,
         cannot be written as UTF-8."""
-        for number, turn in enumerate(self.turns, 1):
-            for what, text in zip(("question", "answer"), turn, strict=True):
-                if not is_utf8(text):
-                    shown = printable(text[max(0, _first_half(text) - 20) :])
-                    return f"the {what} of turn {number} is not UTF-8: half of a surrogate pair in '{shown:.60}'"
+        texts = [
+            (what, number, text)
+            for number, turn in enumerate(self.turns, 1)
+            for what, text in zip(("question", "answer"), turn, strict=True)
+        ]
+        for what, number, text in [*texts, ("rejected answer", len(self.turns), self.rejected or "")]:
+            if not is_utf8(text):
+                shown = printable(text[max(0, _first_half(text) - 20) :])
+                return f"the {what} of turn {number} is not UTF-8: half of a surrogate pair in '{shown:.60}'"
         return None
+
+    def rows(self) -> tuple[Record, ...]:
+        """Itself; of a pair, a record with the chosen and one with the rejected answer, which alone is trained."""
+        if self.rejected is None:
+            return (self,)
+        *past, (question, chosen) = self.turns
+        answers, untrained = (chosen, self.rejected), tuple(range(len(past)))
+        turns = ((*past, (question, answer)) for answer in answers)
+        return tuple(replace(self, turns=own, untrained=untrained, rejected=None) for own in turns)
 
 
 def _marked(question: str, style: PromptStyle) -> str:

@@ -44,15 +44,17 @@ REASONS = {
     "lora_alpha": "what was trained would count for more or less",
     "optimizer": "another optimiser keeps another state",
     "seed": "the order of the data hangs on it",
+    "objective": "what was learned, and the optimiser's state, belong to another loss",
     "packed to": "the rows would hold other samples, and the order of the data hangs on them",
 }
 """The facts that a run and the checkpoint it goes on from must have in common, and why."""
-_NEW = ("packed to",)
-"""Those that checkpoints of before do not name, and that were None for them."""
+_BEFORE = {"packed to": None, "objective": "sft"}
+"""Of those that older checkpoints do not name, what they were there."""
 SAID = (
     "batch_size", "accumulate", "learning_rate", "muon_rate", "min_learning_rate", "schedule", "warmup",
     "weight_decay", "adam_betas", "clip", "rate_scales", "lora_dropout", "max_length", "group_by_length",
-    "on_bad_sample", "train_iters", "valid_data", "valid_share", "best_by", "patience",
+    "on_bad_sample", "dpo_beta", "dpo_label_smoothing", "train_iters", "valid_data", "valid_share", "best_by",
+    "patience",
 )  # fmt: skip
 """Settings that may change on the way and that the result hangs on: a change is said."""
 
@@ -163,8 +165,8 @@ def check_identity(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any
         CheckpointError: it may not; the message says what differs and why that matters.
     """
     for name, reason in REASONS.items():
-        before = 1.0 if name == "lora_alpha" and saved.get(name) is None else saved.get(name)
-        if (name in saved or name in _NEW) and before != own[name]:
+        before = 1.0 if name == "lora_alpha" and saved.get(name) is None else saved.get(name, _BEFORE.get(name))
+        if (name in saved or name in _BEFORE) and before != own[name]:
             raise CheckpointError(
                 f"{folder} was written by a run with {name} = {_shown(before)}, but this one has {_shown(own[name])}: "
                 f"{reason}. Run with the former value, or start anew in another --save_path (from "
@@ -185,7 +187,8 @@ def data_digest(records: Iterable[Record]) -> str:
     for record in records:
         names = [[Path(p).name, p.stat().st_size] if isinstance(p, Path) else str(p) for p in record.images]
         boxes = [] if record.boxes is None else [[astuple(group) for group in record.boxes]]
-        digest.update(json.dumps([names, record.turns, record.untrained, *boxes]).encode())
+        pair = [] if record.rejected is None else [record.rejected]
+        digest.update(json.dumps([names, record.turns, record.untrained, *boxes, *pair]).encode())
     return digest.hexdigest()
 
 

@@ -15,8 +15,9 @@ from sat_models.training.grounding.asking import SHARES
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OBJECTIVES = ("sft", "dpo")
 USUAL = " ".join(f"{task}={share:g}" for task, share in SHARES.items())
-SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy")
+SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy", "rewards/accuracies")
 """The scores that the best checkpoint may be chosen by; of the loss less is better, of the others more."""
 
 
@@ -63,6 +64,9 @@ class FinetuneSettings:
     pre_seq_len: int = _setting(0, "tokens of a p-tuning v2 prefix", int)
     rate_scales: Mapping[str, float] | None = _setting(None, "GROUP=FACTOR of the learning rate", many=True)
 
+    objective: str = _setting("sft", "sft: answers; dpo: pairs of answers, LoRA alone trains", choices=OBJECTIVES)
+    dpo_beta: float = _setting(0.1, "of DPO: how dearly it pays for leaving the model as it was", float)
+    dpo_label_smoothing: float = _setting(0.0, "of DPO: the share of pairs that are the wrong way round", float)
     train_iters: int = _setting(1000, "optimiser steps", int)
     batch_size: int = _setting(4, "samples per process and pass", int)
     accumulate: int = _setting(1, "passes per optimiser step", int)
@@ -157,12 +161,30 @@ class FinetuneSettings:
             raise ConfigError("--pre_seq_len is for a model that stays as it is: give --lora_rank, or train the expert")
         if self.quant and self.lora_rank == -1:
             raise ConfigError("--quant keeps weights in a few bits, which cannot train themselves: give --lora_rank")
+        if self.objective == "dpo":
+            self._check_dpo()
+        elif self.best_by == "rewards/accuracies" or (self.dpo_beta, self.dpo_label_smoothing) != (0.1, 0.0):
+            raise ConfigError("--dpo_beta, --dpo_label_smoothing and rewards/accuracies belong to --objective dpo")
         if self.pack and self.pre_seq_len:
             raise ConfigError("--pack has attention of its own, in which --pre_seq_len is not: drop one of the two")
         if self.patience and not self.eval_interval:
             raise ConfigError("--patience counts evaluations, but --eval_interval 0 has none")
         if self.best_by != "loss" and not self.eval_samples:
             raise ConfigError(f"--best_by {self.best_by} needs answers, but --eval_samples is 0")
+
+    def _check_dpo(self) -> None:
+        if self.lora_rank == -1 or self.train_also or self.pre_seq_len:
+            raise ConfigError(
+                "--objective dpo compares the model with what it was, which is the model without its LoRA: LoRA alone "
+                "may train. Give --lora_rank, and no --train_also and no --pre_seq_len"
+            )
+        if self.pack:
+            raise ConfigError("--objective dpo trains pairs, which are rows of their own: leave --pack out")
+        if not self.dpo_beta > 0 or not 0 <= self.dpo_label_smoothing < 0.5:
+            raise ConfigError(
+                f"--dpo_beta is {self.dpo_beta}, --dpo_label_smoothing {self.dpo_label_smoothing}: the first must be "
+                "above 0, the second at least 0 and below 0.5"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

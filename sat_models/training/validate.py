@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +17,15 @@ from sat_models.processing.processor import Processor
 from sat_models.processing.tokens import Tokenizer
 from sat_models.text import printable
 from sat_models.training.data import too_long
+from sat_models.training.data_report import Report
 from sat_models.training.formats import detect_format, read_records
 from sat_models.training.grounding.asking import Asking
 from sat_models.training.grounding.drawn import draw_records
 from sat_models.training.reading import SPLITS
-from sat_models.training.records import PROBLEM_KINDS, ImageFile, Problem, Record, count_kinds
+from sat_models.training.records import PROBLEM_KINDS, ImageFile, Problem, Record
 
 _NO_LIMIT = 2**31
 """A max_length at which nothing is cut."""
-_BAR = 40
-
-
-@dataclass
-class Report:
-    """The findings.
-
-    Attributes:
-        path, format: what was read, and as what.
-        records: dialogues that can be used as far as reading goes.
-        problems: in the order of the data, kind by kind.
-        lengths: tokens of each sample before any cut, pictures included; empty where no model was named.
-        max_length: the limit in tokens; None where no model was named.
-        sample: (source, text) of one decoded sample; None where there is none or no model was named.
-        with_images: how many of the records have a picture.
-        drawn: files of drawings; None where none were asked for.
-    """
-
-    path: str
-    format: str
-    records: int
-    problems: list[Problem] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    max_length: int | None = None
-    sample: tuple[str, str] | None = None
-    with_images: int = 0
-    drawn: list[str] | None = None
-
-    @property
-    def ok(self) -> bool:
-        """True if nothing is wrong."""
-        return not self.problems
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "ok": self.ok,
-            "path": self.path,
-            "format": self.format,
-            "records": self.records,
-            "with_pictures": self.with_images,
-            "drawn": self.drawn,
-            "warning": images_warning(self.records, self.with_images),
-            "samples": len(self.lengths) if self.max_length else None,
-            "problems": [asdict(problem) for problem in self.problems],
-            "max_length": self.max_length,
-            "lengths": _summary(self.lengths),
-            "histogram": histogram(self.lengths),
-            "sample": {"source": self.sample[0], "text": self.sample[1]} if self.sample else None,
-        }
 
 
 def validate(
@@ -129,6 +78,7 @@ def validate(
         problems += unreadable_images(records, workers=workers, progress=progress)
     report = Report(printable(str(place)), found, len(records))
     report.with_images = sum(bool(record.images) for record in records)
+    report.pairs = sum(record.rejected is not None for record in records)
     if draw is not None:
         form = processor.box_form if processor is not None else None
         report.drawn = list(map(str, draw_records(records, draw, form=form, most=most_drawn)))
@@ -144,7 +94,8 @@ def _count_tokens(
 ) -> list[Problem]:
     """Lengths and a sample into a report that has its limit; what does not fit."""
     problems: list[Problem] = []
-    for record in tqdm(records, desc="lengths", unit="record", disable=not progress):
+    rows = [row for record in records for row in record.rows()]
+    for record in tqdm(rows, desc="lengths", unit="record", disable=not progress):
         lengths, long = check_lengths(record, processor, version=version, max_length=report.max_length)
         report.lengths += lengths
         problems += long
@@ -152,19 +103,11 @@ def _count_tokens(
     return problems
 
 
-def images_warning(count: int, with_images: int) -> str | None:
-    """The warning where some or all of so many samples have no picture: mostly it was left out by mistake."""
-    without = count - with_images
-    if not without:
-        return None
-    return f"{'all' if without == count else without} of {count} have no picture; they are trained as text alone"
-
-
 def duplicates(records: Sequence[Record]) -> Iterator[Problem]:
     """Records whose pictures, turns and boxes were there before."""
     seen: dict[Any, str] = {}
     for record in records:
-        first = seen.setdefault((record.images, record.turns, record.boxes), record.source)
+        first = seen.setdefault((record.images, record.turns, record.boxes, record.rejected), record.source)
         if first is not record.source:
             yield Problem(record.source, "duplicate", f"is the same as {first}")
 
@@ -219,17 +162,20 @@ def check_lengths(
 def first_sample(
     records: Sequence[Record], processor: Processor, *, version: str, max_length: int
 ) -> tuple[str, str] | None:
-    """Source and text of the first sample that can be made."""
+    """Source and text of the first sample that can be made; of a pair, both."""
     for record in records:
-        turns, system = record.said(processor.style(version).trained, processor.box_form)
+        texts = []
         try:
-            samples = processor.training_samples(
-                list(record.images), turns, version=version, max_length=max_length, untrained=record.untrained,
-                system=system,
-            )  # fmt: skip
+            for row in record.rows():
+                turns, system = row.said(processor.style(version).trained, processor.box_form)
+                samples = processor.training_samples(
+                    list(row.images), turns, version=version, max_length=max_length, untrained=row.untrained,
+                    system=system,
+                )  # fmt: skip
+                texts.append(marked_text(samples[0], processor.tokenizer))
         except InputError:
             continue
-        return printable(record.source), marked_text(samples[0], processor.tokenizer)
+        return printable(record.source), "\n  and rejected: ".join(texts)
     return None
 
 
@@ -259,56 +205,9 @@ def marked_text(sample: VLMInputs, tokenizer: Tokenizer) -> str:
     return (text + ("»".encode() if trained else b"")).decode("utf-8", "replace")
 
 
-def histogram(lengths: Sequence[int], bins: int = 10) -> list[tuple[int, int, int]]:
-    """(from, to, how many) with both ends in; bins of equal width."""
-    if not lengths:
-        return []
-    low, high = min(lengths), max(lengths)
-    width = max(1, -(-(high - low + 1) // bins))
-    counts = [0] * (-(-(high - low + 1) // width))
-    for length in lengths:
-        counts[(length - low) // width] += 1
-    return [(low + i * width, low + (i + 1) * width - 1, count) for i, count in enumerate(counts)]
-
-
-def report_text(report: Report, *, most: int = 50) -> str:
-    """A report for people; at most so many problems one by one."""
-    lines = [f"data: {report.path}, read as {report.format}, {report.records} record(s)"]
-    lines.append(f"pictures: {report.with_images} of {report.records} record(s) have one")
-    if warning := images_warning(report.records, report.with_images):
-        lines.append(f"warning: {warning}")
-    if report.drawn is not None:
-        lines.append(f"drawn: {len(report.drawn)} picture(s) with boxes" + "".join(f", {f}" for f in report.drawn[:1]))
-    lines.append(f"problems: {count_kinds(report.problems) if report.problems else 'none'}")
-    lines += [f"  {problem} [{problem.kind}]" for problem in report.problems[:most]]
-    if len(report.problems) > most:
-        lines.append(f"  ... and {len(report.problems) - most} more")
-    if report.max_length is None:
-        lines.append("lengths and trained tokens: name the model with --from_pretrained to see them")
-    if report.lengths:
-        summary = _summary(report.lengths)
-        lines.append(f"{len(report.lengths)} sample(s), tokens with pictures, max_length {report.max_length}:")
-        lines.append("  " + ", ".join(f"{name} {value}" for name, value in summary.items()))
-        rows = histogram(report.lengths)
-        peak = max(count for *_, count in rows)
-        digits = len(str(rows[-1][1]))
-        for low, high, count in rows:
-            bar = "#" * -(-count * _BAR // peak)
-            lines.append(f"  {low:>{digits}}-{high:<{digits}} {bar:<{_BAR}} {count}")
-    if report.sample:
-        lines += [f"a sample, {report.sample[0]}, trained tokens in « »:", f"  {report.sample[1]}"]
-    return "\n".join(lines)
-
-
 def _bytes_of(token: int, tokenizer: Tokenizer) -> bytes:
     special = {tokenizer.bos_id: b"<s>", **dict.fromkeys(tokenizer.eos_ids, b"</s>")}
     return special.get(token) or tokenizer.token_bytes(token)[0]
-
-
-def _summary(lengths: Sequence[int]) -> dict[str, int]:
-    if not lengths:
-        return {}
-    return {"shortest": min(lengths), "median": round(statistics.median(lengths)), "longest": max(lengths)}
 
 
 def _image_fault(image: ImageFile) -> str | None:

@@ -21,7 +21,7 @@ from hf_golden import (
 from sat_models.checkpoint.convert import convert
 from sat_models.errors import ConfigError
 from sat_models.models.build import make_config
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 

@@ -31,8 +31,8 @@ from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.glm4v.tokens import SPECIALS
 from sat_models.processing.prompts import build_prompt
 from sat_models.training.data import VLMDataset
-from sat_models.training.evaluating import token_loss
 from sat_models.training.formats import read_records
+from sat_models.training.losses import token_loss
 from sat_models.training.validate import check_lengths
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from sat_models.checkpoint.convert import convert
 from sat_models.errors import InputError
 from sat_models.models.common.quantisation import Quantisation
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 

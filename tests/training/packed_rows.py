@@ -17,7 +17,7 @@ from sat_models.processing.example import example_inputs
 from sat_models.processing.inputs import TokenLayout, VLMInputs
 from sat_models.processing.layout import collate, layout_training
 from sat_models.processing.packing import pack
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.zoo import load_pretrained
 
 TAILS = (([7, 8, 9], [10, 11, 12]), ([13], [14, 15, 16, 17, 18]), ([19, 20, 21, 22, 23], [24]))

@@ -16,11 +16,12 @@ from PIL import Image
 from sat_models.errors import InputError
 from sat_models.processing.layout import IGNORE
 from sat_models.training.data import VLMDataset
+from sat_models.training.data_report import report_text
 from sat_models.training.formats import read_records
 from sat_models.training.marks import with_slots
 from sat_models.training.records import EntryError, Problem, Record
 from sat_models.training.split_files import split_dataset
-from sat_models.training.validate import check_lengths, marked_text, report_text, validate
+from sat_models.training.validate import check_lengths, marked_text, validate
 from sat_models.zoo import load_processor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,7 @@ def test_other_ways_to_say_what_is_trained(
         ({**ASKED, "tools": '[{"name": "f"}]'}, "'tools' is '[{"),
         ({**ASKED, "video": "a.mp4"}, "'video' is 'a.mp4', which is not read"),
         ({"videos": ["a.mp4"], **dialogue({})}, "'videos' is ['a.mp4']"),
-        ({**ASKED, "rejected_response": "A cat."}, "'rejected_response'"),
+        ({**ASKED, "chosen": "A cat."}, "'chosen', which is half of a pair"),
         (dialogue({"tool_calls": [{"id": "1"}]}), "'messages' item 2: 'tool_calls'"),
         ({**ASKED, "history": "earlier"}, "'history' is 'earlier'; it must be a list"),
         ({**ASKED, "history": [["What?"]]}, "'history' item 1 is ['What?']; it must be a [question, answer] pair"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sat_models.processing.layout import VLMInputs, collate
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
 

@@ -18,7 +18,7 @@ from sat_models.models.build import build_model, make_config
 from sat_models.training import memory
 from sat_models.training.activations import example_batch, measure_activations
 from sat_models.training.engine import recompute
-from sat_models.training.evaluating import token_loss
+from sat_models.training.losses import token_loss
 from sat_models.training.memory import estimate_memory
 from sat_models.training.trainable import apply_plan, plan_of
 

@@ -14,7 +14,8 @@ import pytest
 from data_helpers import GOLDEN, image_file, processor, write_json, write_jsonl
 
 from sat_models.errors import CheckpointError, UnknownNameError
-from sat_models.training.validate import histogram, marked_text, report_text, validate
+from sat_models.training.data_report import histogram, report_text
+from sat_models.training.validate import marked_text, validate
 from sat_models.zoo import load_processor
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "validate_dataset.py"
