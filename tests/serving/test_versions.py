@@ -18,7 +18,7 @@ from sat_models.errors import UnknownNameError
 from sat_models.models.families import family_of, prompt_styles
 from sat_models.serving import cli, server
 from sat_models.serving.core import Question, ServerCore
-from sat_models.training import settings
+from sat_models.training import settings_files
 from sat_models.training.data import VLMDataset
 from sat_models.training.records import Record
 from sat_models.training.validate import validate
@@ -93,7 +93,7 @@ def test_training_data_are_checked_and_read_with_it(version: str, data: Path) ->
         "--version",
         version,
     ]
-    chosen = settings.settings_from(settings.make_parser().parse_args(typed))
+    chosen = settings_files.settings_from(settings_files.make_parser().parse_args(typed))
     processor = load_processor(model_of(version), version=chosen.version)
     report = validate(data, processor)
     (sample,) = VLMDataset([Record("1", (EXAMPLE,), (("What?", "a dog"),), "x:1")], processor)
