@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ Alternative = tuple[int, float]
 
 def check_top(top_logprobs: object) -> None:
     """Raises InputError for a number of alternatives that is none from 0 to `LARGEST_TOP`."""
-    whole = isinstance(top_logprobs, int) and not isinstance(top_logprobs, bool)
+    whole = isinstance(top_logprobs, Integral) and not isinstance(top_logprobs, bool)  # a number of numpy, too
     if not whole or not 0 <= top_logprobs <= LARGEST_TOP:
         raise InputError(
             f"top_logprobs is {top_logprobs!r}; it must be a whole number from 0 to {LARGEST_TOP}. 0 gives the chosen "

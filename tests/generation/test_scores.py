@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import whole_forward
@@ -44,6 +45,7 @@ def test_generate_batch_and_stream_equal_one_forward(vlm: VLM, image: Path) -> N
     inputs = [vlm.processor(image, query) for query in QUERIES]
     how = {"max_new_tokens": LIMIT, "top_logprobs": 4}
     whole_forward.check(vlm, inputs[0], vlm.generate(image, QUERIES[0], **how), top=4)
+    how["top_logprobs"] = np.int64(4)
     batch = vlm.generate_batch([image] * 3, QUERIES, max_rows=2, **how)
     for asked, result in zip(inputs, batch, strict=True):
         whole_forward.check(vlm, asked, result, top=4)
