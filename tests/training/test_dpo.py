@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from data_helpers import write_jsonl
+from data_helpers import GOLDEN, write_jsonl
 from dpo_batch import model_and_batch
 from finetune_runs import ENVIRONMENT, ROOT, command, finetune, losses, official
 from torch import Tensor
@@ -23,8 +24,12 @@ from sat_models.checkpoint.adapter import read_adapter
 from sat_models.errors import ConfigError
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import IGNORE
+from sat_models.training.batches import batches
 from sat_models.training.losses import NextTokens, Preference, answer_log_probs
+from sat_models.training.pairs import PairDataset
+from sat_models.training.records import Record
 from sat_models.training.settings_files import make_parser, settings_from
+from sat_models.training.trainable import apply_plan, plan_of
 from sat_models.zoo import load_pretrained
 
 TRL = json.loads((Path(__file__).parent / "dpo_trl.json").read_text())["cases"]
@@ -132,6 +137,34 @@ def test_settings_that_dpo_cannot_have(flags: list[str], said: str) -> None:
     given = [*command(Path("out"), objective="dpo")[2:], *flags]
     with pytest.raises(ConfigError, match=re.escape(said)):
         settings_from(make_parser().parse_args(given))
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("cogagent-mini", "chat"),
+        ("visualglm-mini", "glm_en"),
+        ("glm4v-mini", "glm4v"),
+        ("internvl2-mini", "internlm2-chat"),
+        ("xcomposer2-4khd-mini", "xcomposer2"),
+    ],
+)
+def test_every_kind_of_family_learns_from_pairs(name: str, version: str) -> None:
+    """Also one whose context sees itself, one with tiles, and one with a second branch for images."""
+    vlm = load_pretrained(GOLDEN / name, device="cpu", dtype="float32")
+    apply_plan(vlm.model.train(), plan_of("all", 4, alpha=4.0))
+    image = GOLDEN / "cogvlm-mini" / "image.png"
+    records = [Record(str(n), (image,), (("What?", "a cat"),), f"x:{n}", rejected=f"no {n}") for n in range(2)]
+    data = PairDataset(records, vlm.processor, version=version, max_length=480)
+    inputs = next(batches(data, batch_size=2)).inputs
+    made = Preference()(vlm.model, inputs)
+    assert made.count == 2 and made.total.item() == pytest.approx(2 * math.log(2), abs=1e-5)
+    before = gradients(vlm.model, made.total)
+    with torch.no_grad():
+        for parameter in (p for p in vlm.model.parameters() if p.requires_grad):
+            parameter.sub_(parameter.grad, alpha=0.1 / parameter.grad.norm().clamp(min=1e-3))
+    assert Preference()(vlm.model, inputs).total.item() < made.total.item() - 1e-4
+    assert any(gradient.any() for gradient in before.values())
 
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "yellow")

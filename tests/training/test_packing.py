@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -135,7 +136,8 @@ def about_one_image(folder: Path) -> Path:
 def test_a_packed_run_is_the_run_of_separate_rows_and_resumes(tmp_path: Path) -> None:
     """Four questions are a batch of four or a row: the same losses; and broken off in the middle, to the bit."""
     settings = {"train_data": about_one_image(tmp_path), "train_iters": 4, "learning_rate": 1e-2, "lora_alpha": 8,
-                "trainable": "all", "valid_share": 0, "version": "vqa", "max_length": 250}  # fmt: skip
+                "trainable": "all", "valid_data": about_one_image(tmp_path), "version": "vqa", "max_length": 250,
+                "eval_interval": 4, "eval_samples": 1, "eval_tokens": 4}  # fmt: skip
     apart = finetune(tmp_path / "apart", "--no-merge", batch_size=4, **settings)
     straight = finetune(tmp_path / "straight", "--pack", "--no-merge", batch_size=1, **settings)
     assert apart.returncode == straight.returncode == 0, straight.stderr[-3000:]
@@ -144,6 +146,11 @@ def test_a_packed_run_is_the_run_of_separate_rows_and_resumes(tmp_path: Path) ->
     assert [curve[1], curve[2]] == pytest.approx([expected[1], expected[2]], abs=1e-5)
     assert curve == pytest.approx(expected, abs=2e-3), "AdamW makes rounding larger, step by step"
     assert curve[4] < curve[1] - 0.01
+    scores = [
+        json.loads((tmp_path / name / "predictions" / "4.jsonl").read_text())["answer"]
+        for name in ("apart", "straight")
+    ]
+    assert scores[0] == scores[1]
     shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "4")
     resumed = finetune(tmp_path / "resumed", "--pack", "--no-merge", batch_size=1, **settings)
