@@ -48,10 +48,22 @@ TOWER = ParameterGroup(("mixins.eva.vit_model.transformer.*", "mixins.eva.vit_mo
 PROJECTOR = ParameterGroup(("mixins.eva.linear_proj.*",), vision=True)
 """Vision width to language width in "eva"."""
 
+_NORMS = ("third_layernorm", "fourth_layernorm")  # of SAT's "sandwich" order
+
 IMAGE_TOKEN_GROUPS: dict[str, ParameterGroup] = {
-    "painter": ParameterGroup(("transformer.layers.*", "transformer.final_layernorm.*", "mixins.attention_plus.*")),
-    "tables": ParameterGroup(
-        ("transformer.word_embeddings.*", "transformer.position_embeddings.*", "mixins.extra_position_embedding.*"),
+    "language": ParameterGroup(
+        (
+            *TRANSFORMER_GROUPS["language"].patterns,
+            *(f"{_LAYER}.{name}.*" for name in _NORMS),
+            "mixins.attention_plus.*",
+        )
+    ),
+    "embeddings": ParameterGroup(
+        (
+            *TRANSFORMER_GROUPS["embeddings"].patterns,
+            "transformer.position_embeddings.*",
+            "mixins.extra_position_embedding.*",
+        ),
         adapted=False,
     ),
 }
