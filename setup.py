@@ -43,9 +43,10 @@ EXTRAS = {
         "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "jsonschema>=4.23,<5",
     ],
+    "data": ["datasets>=5.2,<6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-USED = ("serve", "eval", "plot", "quant", "draw", "strict")
+USED = ("serve", "eval", "plot", "quant", "draw", "data", "strict")
 EXTRAS["all"] = [line for extra in (*USED, "track") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
 EXTRAS["test"] += [line for extra in (*USED, "docs") for line in EXTRAS[extra]]

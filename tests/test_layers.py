@@ -43,7 +43,8 @@ LAYERS = (
 LAYER_OF = {prefix: number for number, prefixes in enumerate(LAYERS) for prefix in prefixes}
 OURS = ("mixins", "sat_models", "scripts")
 ONLY_WHERE_USED = (
-    "bitsandbytes", "deepspeed", "diffusers", "gradio", "llguidance", "spacy", "transformers", "triton", "xformers",
+    "bitsandbytes", "datasets", "deepspeed", "diffusers", "gradio", "llguidance", "spacy", "transformers", "triton",
+    "xformers",
 )  # fmt: skip
 EVALUATION_OF_TRAINING = ("sat_models.evaluation", "sat_models.training")
 MODEL_CODE = ("mixins", "sat_models.vision", "sat_models.models")

@@ -11,6 +11,7 @@ from sat_models.training.grounding.yolo import YAML_SUFFIXES, is_yolo
 from sat_models.training.image_files import HELD_OUT, images_in
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TABLE = ".parquet"
 PICKLES = (".p", ".pkl", ".pickle")
 _LOOKED_AT = 1 << 20
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?|[\[\]{}]')
@@ -33,9 +34,11 @@ def _of_file(path: Path) -> str:
         return "yolo"
     if suffix in PICKLES:
         return "refcoco"
+    if suffix == TABLE:
+        return "table"
     raise InputError(
-        f"{path} is no training data: a .json or .jsonl file is wanted, a data.yaml of YOLO, refs of RefCOCO (.p), or "
-        "a folder."
+        f"{path} is no training data: a .json or .jsonl file is wanted, a data.yaml of YOLO, refs of RefCOCO (.p), a "
+        ".parquet file, or a folder."
     )
 
 
@@ -51,6 +54,8 @@ def _of_folder(path: Path) -> tuple[str, Path]:
     files = [e for e in entries if e.match("refs*.p")] or files
     if len(files) == 1:
         return _of_file(files[0]), files[0]
+    if not files and any(e.suffix == TABLE for e in entries):
+        return "table", path
     if files:
         raise InputError(
             f"{path} holds {len(files)} {'JSON files' if files[0].suffix.lower() in JSON_SUFFIXES else 'refs'} "

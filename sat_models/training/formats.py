@@ -5,6 +5,7 @@
     images/ beside labels/       CogVLM-SFT-311K: `labels/x.json` describes `images/x.jpg`; or a folder of such folders
     pictures alone               captchas: the file name up to its first "_" is the answer, the question is "CAPTCHA:"
     a folder with train/         what `train/` holds
+    .parquet, hf:OWNER/NAME      rows that are such entries (`tables.py`)
     boxes in pixels              COCO, RefCOCO, Visual Genome, YOLO, LabelMe, Label Studio (`grounding/`)
 
 JSON is taken strictly: a trailing comma, as the document's print of SFT-311K shows, is an error that names its place.
@@ -30,6 +31,7 @@ from sat_models.training.image_files import images_in
 from sat_models.training.json_entries import json_entries
 from sat_models.training.reading import SPLITS, Reading
 from sat_models.training.records import EntryError, OnProblem, Problem, Record, raise_problem
+from sat_models.training.tables import is_hub, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def read_records(
     path = Path(path).expanduser()
     if format is not None and format not in FORMATS:
         raise UnknownNameError("data format", format, FORMATS)
-    found, place = (format, _existing(path)) if format else detect_format(path)
+    found, place = (format, path if is_hub(path) else _existing(path)) if format else detect_format(path)
     root = Path(image_root).expanduser() if image_root is not None else None
     problems = 0
 
@@ -93,7 +95,8 @@ def detect_format(path: str | os.PathLike[str]) -> tuple[str, Path]:
     Raises:
         InputError: not there, nothing known in it, or several files of which one must be named.
     """
-    return format_of(_existing(Path(path).expanduser()))
+    path = Path(path).expanduser()
+    return ("table", path) if is_hub(path) else format_of(_existing(path))
 
 
 def captcha_answer(path: Path) -> str:
@@ -151,6 +154,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Record]]] = {
     "yolo": read_yolo,
     "labelme": read_labelme,
     "label-studio": read_label_studio,
+    "table": read_table,
 }
 
 
