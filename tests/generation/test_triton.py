@@ -21,6 +21,10 @@ from sat_models.generation.steps import triton_tuning as tuning
 from sat_models.generation.steps.triton_tuning import Tiles
 from sat_models.zoo import load_pretrained
 
+with_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed: it comes with the tests on Linux on x86-64, and with torch's builds for GPUs",
+)
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"
 
@@ -32,9 +36,21 @@ def run_cases(**environment: str) -> None:
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="no GPU, hence no Triton: torch's GPU builds bring it"
+@with_triton
+@pytest.mark.parametrize(
+    "cases, kernels", [("few", 10), pytest.param("all", 60, marks=pytest.mark.slow)], ids=["few", "all"]
 )
+def test_the_kernels_compile_for_an_h100(cases: str, kernels: int, tmp_path: Path) -> None:
+    """On any machine: Triton brings its compiler along."""
+    command = [sys.executable, str(HERE / "triton_compiled.py"), cases]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[0]) >= kernels, done.stdout
+
+
+@with_triton
 def test_in_the_interpreter() -> None:
     run_cases(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 

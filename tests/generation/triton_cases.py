@@ -38,6 +38,7 @@ from sat_models.generation.sampling import SamplingOptions
 from sat_models.generation.steps import triton_step
 from sat_models.generation.steps import triton_tuning as tuning
 from sat_models.generation.steps.flat import TokenStep
+from sat_models.generation.steps.graphs import record_on_gpu
 from sat_models.generation.steps.triton_attention import attend, parts_room
 from sat_models.generation.steps.triton_products import NF4, Weight, product
 from sat_models.generation.steps.triton_step import TritonStep
@@ -252,12 +253,14 @@ def test_bf16() -> None:
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("hidden", [(), tuple(range(40))], ids=["without a mask", "with one"])
 def test_recorded_once_it_serves_every_length(hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`record` without a GPU: the launches of one moment, run again on the same buffers."""
+    """A CUDA graph; without a GPU the launches of one moment, run again on the same buffers."""
     made: list[Callable[[], None]] = []
 
     def record(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        action()  # as on a GPU, to warm it up; twice is once
         made.append(action)
+        if device.type == "cuda":
+            return record_on_gpu(action, device)
+        action()  # as on a GPU, to warm it up; twice is once
         return action
 
     monkeypatch.setattr(triton_step, "RECORD_AFTER", 2)

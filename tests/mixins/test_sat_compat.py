@@ -58,7 +58,6 @@ facts = {{"loaded": {FIND_LOADED}, "SAT_LOGLEVEL": os.environ.get("SAT_LOGLEVEL"
 import importlib.machinery, importlib.util, pickle
 from torch.utils._triton import has_triton_package
 facts["deepspeed"] = importlib.util.find_spec("deepspeed") is not None
-facts["triton"] = has_triton_package()
 
 import sat, sat.model, sat.mpu
 from sat import mpu
@@ -77,6 +76,7 @@ try:
 except pickle.PicklingError:
     pass
 facts["loaded by odd names"] = {FIND_LOADED}
+facts["triton"] = has_triton_package()  # which imports it
 
 facts["body"] = []
 for _ in range(2):

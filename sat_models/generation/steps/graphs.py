@@ -33,7 +33,7 @@ empties the allocator's cache; short answers, and batches whose rows come and go
 
 Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 
-_unrecordable: WeakSet[nn.Module] = WeakSet()
+unrecordable: WeakSet[nn.Module] = WeakSet()
 """Models whose step could not be recorded: tried once, and not anew in each answer."""
 
 
@@ -97,7 +97,7 @@ class GraphedStep:
         if key != self._key:
             self._key, self._times, self._recording = key, 0, None
         self._times += 1
-        if self._recording is None and self._times >= RECORD_AFTER and self._step.model not in _unrecordable:
+        if self._recording is None and self._times >= RECORD_AFTER and self._step.model not in unrecordable:
             self._recording = self._try_to_record(ids, position_ids, store, columns, max_position)
         if self._recording is None:
             return self._step(ids, position_ids, store, may_look, max_position=max_position)
@@ -107,7 +107,7 @@ class GraphedStep:
         try:
             return _Recording(self._step, self._record, *given)
         except RuntimeError as error:  # a kernel that cannot be recorded, or too little memory
-            _unrecordable.add(self._step.model)
+            unrecordable.add(self._step.model)
             logger.warning("decoding runs without CUDA graphs, and slower: %s", str(error).splitlines()[0])
             return None
 

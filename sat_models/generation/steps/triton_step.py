@@ -20,7 +20,7 @@ from mixins.kv_cache import KVStore
 from mixins.linear import is_whole
 from mixins.rotary import RotaryEmbedding
 from sat_models.generation.steps.flat import Layer, TokenStep, has_room
-from sat_models.generation.steps.graphs import RECORD_AFTER, Record
+from sat_models.generation.steps.graphs import RECORD_AFTER, Record, unrecordable
 from sat_models.generation.steps.products import is_whole_quantised
 from sat_models.generation.steps.triton_attention import attend, parts_room
 from sat_models.generation.steps.triton_language import can_launch_on
@@ -99,7 +99,7 @@ class TritonStep:
         self._times += 1
         launches = self._launches
         launches.set(ids, position_ids, store.length, may_look)
-        if self._record is not None and self._times == RECORD_AFTER:
+        if self._record is not None and self._times == RECORD_AFTER and self._step.model not in unrecordable:
             self._try_to_record(launches)
         launches.run()
         return launches.logits
@@ -109,7 +109,7 @@ class TritonStep:
         try:
             launches.run = self._record(launches.launch, self._words.device)
         except RuntimeError as error:
-            self._record = None
+            unrecordable.add(self._step.model)
             logger.warning("decoding runs without CUDA graphs, and slower: %s", str(error).splitlines()[0])
 
     def launch(self, buffers: _Launches) -> None:
@@ -186,7 +186,7 @@ class _Launches:
     def set(self, ids: Tensor, position_ids: Tensor, length: int, may_look: Tensor | None) -> None:
         """What the next run works on."""
         self.ids.copy_(ids)
-        self.positions.copy_(position_ids.view(-1))
+        self.positions.copy_(position_ids.reshape(-1))
         self.length.fill_(length)
         if may_look is not None:
             self.may_look[:, : length + 1] = may_look.flatten(0, 2)
