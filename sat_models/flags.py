@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sat_models.errors import ConfigError
+from sat_models.errors import ConfigError, InputError
 from sat_models.models.families import prompt_style, version_help
 
 if TYPE_CHECKING:
     from sat_models.generation.sampling import SamplingOptions
+    from sat_models.generation.strict.constraint import Constraint
 
 DEFAULT_MODEL = "cogvlm-tiny"
 _LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "quant_head", "cache", "version")
@@ -126,6 +128,60 @@ def add_scores_flag(parser: argparse._ActionsContainer) -> None:
         parser, "scores", action="store_true",
         help="with each answer the probability of its tokens together, and that of the numbers of each box, 0 to 1",
     )  # fmt: skip
+
+
+def add_constraint_flags(parser: argparse._ActionsContainer) -> None:
+    """The form that answers must have: what `constraint_of` reads."""
+    flag(parser, "json_schema", metavar="FILE_OR_TEXT", help="answers are JSON that this schema allows")
+    flag(parser, "regex", metavar="PATTERN", help="answers match this regular expression (Rust's syntax) as a whole")
+    flag(parser, "choice", nargs="+", action="extend", metavar="TEXT", help="answers are one of these texts")
+    flag(
+        parser, "boxes_only", action="store_true", help="answers are boxes, in the form of the model, and nothing else"
+    )
+    flag(parser, "boxes_whole", action="store_true", help="answers are text in which every box is whole")
+
+
+def constraint_of(args: argparse.Namespace) -> Constraint | None:
+    """The form that the flags ask for, compiled once to see that it can be; before weights are read.
+
+    Raises:
+        ConfigError: several of them.
+        InputError: a file that cannot be read, or a schema, regex or choices that cannot be used.
+        MissingPackageError: a schema or regex without llguidance.
+    """
+    names = ("json_schema", "regex", "choice", "boxes_only", "boxes_whole")
+    asked = [name for name in names if getattr(args, name) not in (None, False)]
+    if not asked:
+        return None
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in asked)} each ask for a form; give one of them")
+    from sat_models.generation.strict.constraint import Constraint
+    from sat_models.generation.strict.guide import check_source
+
+    if args.json_schema is not None:
+        constraint = Constraint.json(_text_of(args.json_schema))
+    elif args.regex is not None:
+        constraint = Constraint.regex(args.regex)
+    elif args.choice is not None:
+        constraint = Constraint.choice(args.choice)
+    else:
+        constraint = Constraint.boxes(in_text=args.boxes_whole)
+    check_source(constraint)
+    return constraint
+
+
+def _text_of(schema: str) -> str:
+    """A JSON schema that stands in a flag or in a file."""
+    if schema.lstrip().startswith("{"):
+        return schema
+    try:
+        return Path(schema).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--json_schema is '{schema[:80]}': no JSON object, and no file that can be read ({reason}). Give a file, "
+            'or the schema itself, such as \'{"type": "object"}\'.'
+        ) from error
 
 
 def sampling_options(args: argparse.Namespace, **others: Any) -> SamplingOptions:

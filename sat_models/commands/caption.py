@@ -16,10 +16,12 @@ from pathlib import Path
 
 from sat_models.errors import run_script
 from sat_models.flags import (
+    add_constraint_flags,
     add_model_flags,
     add_sampling_flags,
     add_scores_flag,
     check_numbers,
+    constraint_of,
     flag,
     loading,
     sampling_options,
@@ -36,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag(parser, "batch_size", type=int, default=16, help="answers at a time (default: %(default)s)")
     add_sampling_flags(parser, max_new_tokens=256)
     add_scores_flag(parser)
+    add_constraint_flags(parser)
     flag(parser, "model_parallel_size", type=int, default=1, help="processes that share one model, under torchrun")
     return parser
 
@@ -50,16 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sat_models.zoo import load_pretrained
 
     runtime.setup_logging()
-    options, arguments = sampling_options(args), loading(args)
+    options, arguments, constraint = sampling_options(args), loading(args), constraint_of(args)
     runtime.init_distributed(runtime.choose_device(args.device))
     runtime.init_model_parallel(args.model_parallel_size)
-    settings = decoding_of(options, args.version, scores=args.scores)
+    how = {"scores": args.scores, "constraint": constraint}
+    settings = decoding_of(options, args.version, **how)
     runtime.in_step(lambda: prepare(args.source, args.output, args.query, settings))  # before weights are read
     vlm = load_pretrained(args.from_pretrained, **arguments)
     made_by = runtime.in_step(lambda: model_identity(vlm, args.from_pretrained) if runtime.rank() == 0 else {})
     written, failed = caption(
         vlm, args.source, args.output, query=args.query, options=options, version=args.version,
-        max_rows=args.batch_size, scores=args.scores, made_by=made_by,
+        max_rows=args.batch_size, **how, made_by=made_by,
     )  # fmt: skip
     if runtime.rank() == 0:
         print(f"{written} written to {args.output}, {failed} of them errors", file=sys.stderr)

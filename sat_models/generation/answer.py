@@ -131,7 +131,7 @@ class GenerationResult:
         top_logprobs: of each place the likeliest tokens, (id, log probability) each, the likeliest first; None unless
             asked for.
         text_ends: of each token, how many characters of `text` it and those before it made.
-        note: what is wrong with an answer that was cut off before it fitted its constraint; None of all others.
+        incomplete: what is to be said of an answer that was cut off before it fitted its constraint; None: nothing.
     """
 
     text: str
@@ -142,7 +142,7 @@ class GenerationResult:
     logprobs: list[float] | None = field(default=None, compare=False)
     top_logprobs: list[tuple[Alternative, ...]] | None = field(default=None, compare=False)
     text_ends: list[int] = field(default_factory=list, compare=False)
-    note: str | None = None
+    incomplete: str | None = None
 
     @property
     def score(self) -> float | None:
@@ -278,8 +278,9 @@ class AnswerRow:
             scored["top_logprobs"] = [score.top for score in scores] if self.scores.top else None
         ends = list(self._text.ends)
         counts = (self.prompt_tokens, self.cached_tokens)
-        note = self.guide.note() if self.guide is not None and self.finish_reason == "length" else None
-        return GenerationResult(self._text.text, ids, self.finish_reason, *counts, text_ends=ends, note=note, **scored)
+        if self.guide is not None and self.finish_reason == "length":
+            scored["incomplete"] = self.guide.incomplete()
+        return GenerationResult(self._text.text, ids, self.finish_reason, *counts, text_ends=ends, **scored)
 
     def _end(self, reason: FinishReason) -> None:
         self._text.finish()

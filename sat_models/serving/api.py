@@ -175,7 +175,7 @@ class Call:
         if self._cancelled:
             return
         how = _options(body, limits), body.stop, system, body.max_tiles, bool(body.logprobs), body.top_logprobs or 0
-        question = Question(query, images, history, body.version, *how)
+        question = Question(query, images, history, body.version, *how, constraint=body.constraint)
         self.asked = core.prepare(question)
         self.most = core.room(self.asked)
         self.size = images[-1].size if images else None
@@ -265,15 +265,16 @@ class Call:
 
     def _found(self, answer: GenerationResult) -> dict[str, Any]:
         """Boxes of an answer, and what else its family says in a form of its own, in pixels of the last picture; where
-        probabilities were asked for, those of the answer and of each box."""
+        probabilities were asked for, those of the answer and of each box; what is wrong with one that was cut off."""
         found = self._read(answer.text, self.size)
+        more = found.parts if answer.incomplete is None else {**found.parts, "incomplete": answer.incomplete}
         boxes = [
             {"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found.boxes
         ]
         if answer.score is None:
-            return {"boxes": boxes, **found.parts}
+            return {"boxes": boxes, **more}
         scored = [{**box, "score": score} for box, score in zip(boxes, answer.box_scores, strict=False)]
-        return {"boxes": scored, "score": answer.score, **found.parts}
+        return {"boxes": scored, "score": answer.score, **more}
 
     def _logprobs(self, scores: Sequence[TokenScore], *, first: bool) -> dict[str, Any] | None:
         """The `logprobs` of tokens; `first`: they begin the answer."""

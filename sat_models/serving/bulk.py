@@ -24,6 +24,7 @@ from sat_models.evaluation.identity import differences
 from sat_models.files import appended_records, kept_records, numbered_lines, write_json, write_jsonl, writing
 from sat_models.generation.answer import AnswerRow
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.strict.constraint import Constraint
 from sat_models.processing.image import kind_of
 from sat_models.text import DoubleKeyError, unique_keys
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OWN_FIELDS = frozenset(("text", "finish_reason", "score", "box_scores", "error", "image_sha256"))
+OWN_FIELDS = frozenset(("text", "finish_reason", "incomplete", "score", "box_scores", "error", "image_sha256"))
 """Fields of a line that are written here; an input's own of these names are not copied."""
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
@@ -181,9 +182,12 @@ def check_settings(output: Path, settings: dict[str, Any]) -> None:
         raise ConfigError(f"'{output}' holds answers of other settings ({differ}). {remedy}")
 
 
-def decoding_of(options: SamplingOptions, version: str | None, *, scores: bool = False) -> dict[str, Any]:
-    """What lines depend on beside the model and what is asked; known before weights are read."""
-    return {"decoding": asdict(options), "version": version, "scores": scores}
+def decoding_of(
+    options: SamplingOptions, version: str | None, *, scores: bool = False, constraint: Constraint | None = None
+) -> dict[str, Any]:
+    """What lines depend on beside the model and what is asked, as JSON has it; known before weights are read."""
+    form = None if constraint is None else [constraint.kind, json.loads(json.dumps(constraint.source))]
+    return {"decoding": asdict(options), "version": version, "scores": scores, "constraint": form}
 
 
 def prepare(source: Path, output: Path, query: str, settings: dict[str, Any]) -> list[Task]:
@@ -206,10 +210,11 @@ def prepare(source: Path, output: Path, query: str, settings: dict[str, Any]) ->
 
 def answers(
     vlm: VLM, tasks: Iterable[Task], *, options: SamplingOptions, version: str | None = None, max_rows: int = 16,
-    scores: bool = False,
+    scores: bool = False, constraint: Constraint | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Records with `text` and `finish_reason`, and with `scores` those of the answer and its boxes, or with `error`, in
-    the order in which they are finished.
+    the order in which they are finished. `incomplete` is there where an answer was cut off before it fitted its
+    constraint.
 
     A picture that cannot be read, or a prompt that is too long, is an error of its own line.
     """
@@ -220,6 +225,7 @@ def answers(
             return task.line(error=str(row.error))
         result = row.result()
         more = {"score": result.score, "box_scores": result.box_scores} if scores else {}
+        more |= {"incomplete": result.incomplete} if result.incomplete else {}
         more |= {"image_sha256": digest} if digest else {}
         return task.line(text=result.text, finish_reason=result.finish_reason, **more)
 
@@ -228,7 +234,8 @@ def answers(
             while len(running) < max_rows and (task := next(waiting, None)) is not None:
                 digest = task.digest()
                 try:
-                    request = vlm.request(task.image, task.record["query"], (), version, options, logprobs=scores)
+                    how = {"logprobs": scores, "constraint": constraint}
+                    request = vlm.request(task.image, task.record["query"], (), version, options, **how)
                     running[session.add(request)] = (task, digest)
                 except ZooError as error:
                     yield task.line(error=str(error))
@@ -241,14 +248,15 @@ def answers(
 
 def caption(
     vlm: VLM, source: Path, output: Path, *, query: str, options: SamplingOptions, version: str | None = None,
-    max_rows: int = 16, progress: bool = True, scores: bool = False, made_by: Mapping[str, Any],
+    max_rows: int = 16, progress: bool = True, scores: bool = False, constraint: Constraint | None = None,
+    made_by: Mapping[str, Any],
 ) -> tuple[int, int]:  # fmt: skip
     """Answer all that `source` asks and `output` does not hold yet. All processes of the run call it.
 
     Args:
         source, query: see `read_tasks`.
         output: JSONL; its folder is made if need be.
-        options, version, max_rows, scores: see `answers`.
+        options, version, max_rows, scores, constraint: see `answers`.
         progress: show a bar on the first process.
         made_by: fingerprints of `vlm`, as of `evaluation.identity.model_identity`; those of the first process count.
 
@@ -259,7 +267,8 @@ def caption(
         InputError: see `read_tasks`; an output that cannot be written.
         ConfigError: the output holds answers of another model, or of other settings.
     """
-    settings = decoding_of(options, version, scores=scores)
+    how = {"scores": scores, "constraint": constraint}
+    settings = decoding_of(options, version, **how)
     tasks = runtime.in_step(lambda: prepare(source, output, query, settings))
     done = runtime.in_step(
         lambda: _open_output(output, tasks, {**settings, **made_by}) if runtime.rank() == 0 else None
@@ -271,7 +280,7 @@ def caption(
         logger.info("%d of %d are done already", len(tasks) - sum(t.key not in done for t in tasks), len(tasks))
     counts = [0, 0]
     path = output if share == 0 else output.with_name(f"{output.name}.{share}.part")
-    results = answers(vlm, mine, options=options, version=version, max_rows=max_rows, scores=scores)
+    results = answers(vlm, mine, options=options, version=version, max_rows=max_rows, **how)
     with appended_records(path if mpu.get_model_parallel_rank() == 0 else None) as write:
         for record in tqdm(results, total=len(mine), disable=not progress or runtime.rank() != 0, unit="picture"):
             write(record)

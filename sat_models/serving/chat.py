@@ -14,6 +14,7 @@ from PIL import Image
 from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.strict.constraint import Constraint
 from sat_models.processing.boxes import Box
 from sat_models.processing.drawing import draw_boxes
 from sat_models.processing.image import ImageSource, load_image
@@ -34,7 +35,7 @@ class Answer(GenerationResult):
 
     def as_json(self) -> dict[str, Any]:
         """The line of `--json`: text, token_ids, finish_reason, boxes as [x1, y1, x2, y2] in pixels, `parts`, and
-        scores of the answer, of each box and of each token (logarithms)."""
+        scores of the answer, of each box and of each token (logarithms), and `incomplete`, where there are such."""
         scores = {"score": self.score, "box_scores": self.box_scores, "logprobs": self.logprobs}
         return {
             "text": self.text,
@@ -43,6 +44,7 @@ class Answer(GenerationResult):
             "boxes": [list(box.pixels) for box in self.boxes],
             **self.parts,
             **(scores if self.logprobs is not None else {}),
+            **({} if self.incomplete is None else {"incomplete": self.incomplete}),
         }
 
     def scores_line(self) -> str:
@@ -75,6 +77,7 @@ class ChatSession:
         allow_empty_query: let an empty question through (`--no_prompt`).
         max_tiles: most tiles of a picture; None is the model's own choice.
         scores: note how probable each token is.
+        constraint: the form that answers must have.
     """
 
     def __init__(
@@ -87,12 +90,14 @@ class ChatSession:
         allow_empty_query: bool = False,
         max_tiles: int | None = None,
         scores: bool = False,
+        constraint: Constraint | None = None,
     ) -> None:
         self._vlm = vlm
         self._engine = engine or shared_engine(vlm)
         self.options = options or SamplingOptions()
         self.version = version
         self.allow_empty_query, self.max_tiles, self.scores = allow_empty_query, max_tiles, scores
+        self.constraint = constraint
         self.image: Image.Image | None = None
         self.history: list[tuple[str, str]] = []
 
@@ -128,7 +133,7 @@ class ChatSession:
         request = Request.of(
             self._vlm.processor, self.image, query, history=self.history, version=self.version, options=self.options,
             allow_empty_query=self.allow_empty_query, max_tiles=self.max_tiles,
-            logprobs=self.scores,
+            logprobs=self.scores, constraint=self.constraint,
         )  # fmt: skip
         answer = self._engine.stream(request)
         with contextlib.closing(answer.pieces()) as pieces:

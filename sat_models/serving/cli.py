@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sat_models.errors import ConfigError, ZooError, complain
 from sat_models.flags import (
+    add_constraint_flags,
     add_model_flags,
     add_sampling_flags,
     add_scores_flag,
+    constraint_of,
     flag,
     loading,
     positive,
@@ -63,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="print one JSON line: text, token_ids, finish_reason, boxes (CogAgent: agent)",
     )
     add_scores_flag(parser)
+    add_constraint_flags(parser)
     flag(parser, "output", metavar="FILE", type=Path, help="where to save the picture with the answer's boxes")
     return parser
 
@@ -128,14 +131,14 @@ def _load(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[ChatSess
     from sat_models.serving.chat import ChatSession, shared_engine
 
     setup_logging(logging.WARNING)
-    options = sampling_options(args, max_length=args.max_length)
+    options, constraint = sampling_options(args, max_length=args.max_length), constraint_of(args)
     from sat_models.zoo import load_pretrained
 
     vlm = load_pretrained(args.from_pretrained, rotary_table=args.rotary_table, **arguments)
     engine = shared_engine(vlm)
     return ChatSession(
         vlm, engine=engine, options=options, allow_empty_query=args.no_prompt, max_tiles=args.max_tiles,
-        scores=args.scores,
+        scores=args.scores, constraint=constraint,
     ), engine  # fmt: skip
 
 
@@ -151,6 +154,8 @@ def _ask_once(session: ChatSession, args: argparse.Namespace, image: Image | Non
             print("" if show else answer.text, file=out, flush=True)
             if args.scores:
                 print(answer.scores_line(), file=out, flush=True)
+    if answer.incomplete is not None and not args.json:
+        print(answer.incomplete, file=sys.stderr)
     if args.output is not None:
         drawn = session.draw(answer, args.output)
         missing = "no boxes drawn" if not answer.boxes else "the warning says why"

@@ -12,6 +12,7 @@ from PIL import Image
 from sat_models.errors import InputError
 from sat_models.generation.answer import Request
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.strict.constraint import Constraint
 from sat_models.processing.prompts import Turn
 from sat_models.serving.images import ImagePolicy
 from sat_models.serving.requests import Event, Observer, Piece
@@ -52,6 +53,7 @@ class Question:
         system: None is the model's own system text; another one is for prompt styles with a place for it.
         max_tiles: most tiles of each image; None is the model's own choice.
         logprobs, top_logprobs: what is noted of each token; see `Request`.
+        constraint: the form that the answer must have.
     """
 
     query: str
@@ -64,6 +66,7 @@ class Question:
     max_tiles: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    constraint: Constraint | None = None
 
 
 class ServerCore:
@@ -111,7 +114,8 @@ class ServerCore:
         """A question as the model takes it; takes a moment of processor time.
 
         Raises:
-            InputError: too many pictures or tokens, an empty question, or a prompt that is too long.
+            InputError: too many pictures or tokens, an empty question, a prompt that is too long, or a constraint that
+                cannot be compiled.
             UnknownNameError: an unknown version.
         """
         if len(question.images) > self.limits.max_images:
@@ -125,7 +129,7 @@ class ServerCore:
             self.processor, list(question.images) or None, question.query, history=question.history,
             version=question.version, options=question.options, stops=question.stops,
             system=question.system, max_tiles=question.max_tiles, logprobs=question.logprobs,
-            top_logprobs=question.top_logprobs,
+            top_logprobs=question.top_logprobs, constraint=question.constraint,
         )  # fmt: skip
 
 

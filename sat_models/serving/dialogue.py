@@ -144,6 +144,8 @@ class Dialogue:
             self._say(f"{name}: {json.dumps(part, ensure_ascii=False)}")
         if answer.logprobs is not None:
             self._say(answer.scores_line())
+        if answer.incomplete is not None:
+            self._say(answer.incomplete)
         self._draw(answer)
 
     def _show_piece(self, piece: str) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from sat_models.errors import InputError, UnknownNameError, ZooError
+from sat_models.errors import InputError, MissingPackageError, UnknownNameError, ZooError
 from sat_models.serving.requests import BusyError, RequestTimeoutError
 from sat_models.serving.schema import error_body
 from sat_models.text import printable
@@ -36,6 +36,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, error_body(error.public, code="model_not_found")
     if isinstance(error, InputError | UnknownNameError):
         return 400, error_body(error.public)
+    if isinstance(error, MissingPackageError):
+        return 501, error_body(error.public, kind="server_error", code="not_installed")
     if isinstance(error, BusyError):
         return 503, error_body(error.public, kind="server_error", code="overloaded")
     if isinstance(error, RequestTimeoutError):

@@ -7,12 +7,14 @@ through: real clients send their defaults along, `null` for all that they know.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StrictBool, model_validator
 
 from sat_models.errors import InputError
 from sat_models.generation.scores import LARGEST_TOP
+from sat_models.generation.strict.constraint import Constraint
+from sat_models.serving.answer_form import FIELDS, constraint_of
 from sat_models.text import DoubleKeyError, is_utf8, unique_keys
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -24,7 +26,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -61,6 +62,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "enable_thinking": (False,),
     "transforms": ([],),
     "extra_body": ({},),
+    "guided_grammar": (),
+    "guided_whitespace_pattern": (),
+    "guided_decoding_backend": ("auto", "guidance"),
 }
 """Parameters that these models cannot honour, with the values that ask for nothing; `null` does everywhere."""
 MAX_STOPS = 4
@@ -166,8 +170,8 @@ class StreamOptions(_Strict):
 
 
 class ChatRequest(_Strict):
-    """A body of `POST /v1/chat/completions`; `top_k`, `repetition_penalty`, `version` and `max_tiles` are
-    ours."""
+    """A body of `POST /v1/chat/completions`; `top_k`, `repetition_penalty`, `version`, `max_tiles` and `guided_boxes`
+    are ours, the others of `answer_form.FIELDS` OpenAI's and vLLM's."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -186,11 +190,18 @@ class ChatRequest(_Strict):
     stream_options: StreamOptions | None = None
     version: str | None = None
     max_tiles: Whole | None = Field(None, ge=1, le=256)
+    response_format: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_boxes: Any = None
+    structured_outputs: Any = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = Field(None, max_length=MAX_METADATA)
+    _constraint: Constraint | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +219,16 @@ class ChatRequest(_Strict):
         if asked.get("top_logprobs") and asked.get("logprobs") is not True:
             raise ValueError("'top_logprobs' needs 'logprobs': true; send both, or leave it out")
         return asked
+
+    @model_validator(mode="after")
+    def _read_form(self) -> Self:
+        self._constraint = constraint_of({name: getattr(self, name) for name in FIELDS})
+        return self
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have."""
+        return self._constraint
 
 
 _PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema/$defs/{model}"

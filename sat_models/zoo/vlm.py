@@ -128,7 +128,7 @@ class VLM:
         Returns:
             `.text`, `.token_ids` (of the answer, end token and stop string excluded), `.finish_reason` ("stop" or
             "length"), `.logprobs` and `.top_logprobs` (one a token), `.score` (the probability of the whole answer) and
-            `.box_scores`; `.note` says so if a limit cut an answer off before it fitted its constraint. See
+            `.box_scores`; `.incomplete` says so if a limit cut an answer off before it fitted its constraint. See
             `GenerationResult`.
 
         Raises:

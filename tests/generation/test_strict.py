@@ -73,7 +73,7 @@ def seeded(request: Request, count: int) -> list[Request]:
 def test_two_hundred_wild_answers_fit_their_schema(vlm: VLM, ask: Callable[..., Request]) -> None:
     options = replace(WILD, max_new_tokens=400)
     answers = vlm.engine().answers(seeded(ask(Constraint.json(SCHEMA), options), 200), max_rows=50)
-    assert {(answer.finish_reason, answer.note) for answer in answers} == {("stop", None)}
+    assert {(answer.finish_reason, answer.incomplete) for answer in answers} == {("stop", None)}
     for answer in answers:
         jsonschema.validate(json.loads(answer.text), SCHEMA)
     assert len({answer.text for answer in answers}) > 190, "and they are drawn, not said by the grammar"
@@ -95,7 +95,7 @@ def test_two_hundred_wild_answers_fit_their_schema(vlm: VLM, ask: Callable[..., 
 )
 def test_what_is_said_to_be_whole_is_valid(vlm: VLM, ask: Callable[..., Request], schema: Any) -> None:
     for answer in vlm.engine().answers(seeded(ask(Constraint.json(schema)), 12)):
-        if answer.note is None:
+        if answer.incomplete is None:
             jsonschema.validate(json.loads(answer.text), schema)
         else:
             assert answer.finish_reason == "length"
@@ -105,9 +105,13 @@ def test_an_answer_that_is_cut_off_says_so(vlm: VLM) -> None:
     for limit in (1, 5, 12):
         answer = vlm.generate(IMAGE, "What?", constraint=Constraint.json(SCHEMA), max_new_tokens=limit, seed=0)
         assert answer.finish_reason == "length" and len(answer.token_ids) == limit == len(answer.logprobs)
-        assert "not whole" in answer.note and "its JSON schema" in answer.note and "max_new_tokens" in answer.note
+        assert (
+            "not whole" in answer.incomplete
+            and "its JSON schema" in answer.incomplete
+            and "max_new_tokens" in answer.incomplete
+        )
     whole = vlm.generate(IMAGE, "What?", constraint=Constraint.regex("[a-z]+"), max_new_tokens=3)
-    assert whole.finish_reason == "length" and whole.note is None, "it fits as it stands"
+    assert whole.finish_reason == "length" and whole.incomplete is None, "it fits as it stands"
     exact = vlm.generate(IMAGE, "What?", constraint=Constraint.choice([whole.text]), max_new_tokens=3)
     assert exact.finish_reason == "stop" and exact.text == whole.text, "its last token is the last one allowed"
 
@@ -115,7 +119,7 @@ def test_an_answer_that_is_cut_off_says_so(vlm: VLM) -> None:
 @pytest.mark.parametrize("pattern", ["[0-9]{2,3} (cm|mm)", '^a/b"\\\\?$', "(?i)yes|no", "é+ ?[一-三]", "x\\d\nz"])
 def test_a_regex_matches_the_whole_answer(vlm: VLM, ask: Callable[..., Request], pattern: str) -> None:
     for answer in vlm.engine().answers(seeded(ask(Constraint.regex(pattern)), 20)):
-        assert answer.note is not None or re.fullmatch(pattern, answer.text), answer.text
+        assert answer.incomplete is not None or re.fullmatch(pattern, answer.text), answer.text
 
 
 def test_choices_come_whole_and_each_can_come(vlm: VLM, ask: Callable[..., Request]) -> None:
@@ -200,7 +204,7 @@ def test_without_a_constraint_nobody_asks_for_one(
 
     for name in ("ahead", "cut", "take"):
         monkeypatch.setattr(Guide, name, fails)
-    assert vlm.engine().answer(ask(None, replace(WILD, seed=1))).note is None
+    assert vlm.engine().answer(ask(None, replace(WILD, seed=1))).incomplete is None
 
 
 BAD: list[tuple[Callable[[], object], str]] = [

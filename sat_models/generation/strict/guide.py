@@ -122,7 +122,7 @@ class Guide:
             self.failure = ZooError(f"No token of this model goes on with an answer that fits {self._constraint}.")
         return logits.masked_fill(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
 
-    def note(self) -> str | None:
+    def incomplete(self) -> str | None:
         """What is to be said of an answer that a limit cuts off here; None if it is whole."""
         if self._state.accepting:
             return None

@@ -67,9 +67,9 @@ def _with_spaces(source: str) -> str:
 
 def _refused(kind: str, source: str, problem: str) -> InputError:
     what = "JSON schema" if kind == "json" else "regex"
-    shown = source if len(source) <= 80 else source[:80] + "…"
+    shown = source if len(source) <= 60 else source[:60] + "…"
     reason = problem.split("\n   1 |")[0].partition("failed to compile JSON schema: ")
-    reason = " ".join((reason[2] or reason[0]).split())[:200]
+    reason = " ".join((reason[2] or reason[0]).split())[:160]
     return InputError(f"The {what} {shown} cannot be compiled: {reason}. {_REMEDY[kind]}")
 
 
