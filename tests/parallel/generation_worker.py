@@ -20,6 +20,7 @@ from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.ranks import SharedEngine
 from sat_models.generation.sampling import SamplingOptions
+from sat_models.generation.strict.constraint import Constraint
 from sat_models.processing.inputs import VLMInputs
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.vlm import VLM
@@ -107,6 +108,26 @@ def numbers_of(result: GenerationResult) -> dict[str, Any]:
     return {"token_ids": result.token_ids, "logprobs": result.logprobs, "top_logprobs": result.top_logprobs}
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}, "why": {"type": "string", "maxLength": 5}},
+    "required": ["color", "why"],
+    "additionalProperties": False,
+}
+
+
+def strict(vlm: VLM, asked: list[VLMInputs]) -> list[Request]:
+    """Rows with forms of their own, some drawn without a seed; one without a form."""
+    forms = [Constraint.json(SCHEMA), Constraint.boxes(), Constraint.choice(["left", "right"]), None]
+    forms = [form and form.in_form(vlm.processor.box_form) for form in forms]
+    wild = SamplingOptions(max_new_tokens=60, temperature=2.0)
+    return [
+        Request(inputs, options, constraint=form)
+        for inputs, form in zip(asked, forms, strict=True)
+        for options in (wild, replace(wild, temperature=0.0))
+    ]
+
+
 def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
     """A session that process 0 leads; an answer with a kept prefix before and after it."""
     engine = SharedEngine(vlm.engine(keep_prefixes=1))
@@ -127,6 +148,12 @@ def shared(vlm: VLM, asked: list[VLMInputs]) -> dict[str, Any]:
         report["rows_of_session"] = [session.remove(number).token_ids for number in numbers]
     report["after"] = list(engine.tokens(asked[2], SamplingOptions(max_new_tokens=6)))
     request = scored(Request(asked[1], SamplingOptions(max_new_tokens=6)))
+    report["strict streams"] = [engine.stream(each).result().text for each in strict(vlm, asked)]
+    with engine.session(max_rows=3) as session:
+        numbers = [session.add(each) for each in strict(vlm, asked)]
+        while session.running:
+            session.step()
+        report["strict session"] = [session.remove(number).result().text for number in numbers]
     report["scored stream"] = numbers_of(engine.stream(request).result())
     engine.stop()
     return report
@@ -141,6 +168,7 @@ def main(golden: Path, out: Path) -> None:
     rows = engine.answers(list(map(scored, map(Request, asked, options()))), max_rows=3)
     report["rows"] = [row.token_ids for row in rows]
     report["scored rows"] = list(map(numbers_of, rows))
+    report["strict rows"] = [row.text for row in vlm.engine().answers(strict(vlm, asked), max_rows=3)]
     report |= shared(vlm, asked)
     given = forwards(golden)["slices"]
     apply_lora(vlm.model, LoRASettings(rank=2, targets=("transformer.layers.*.attention.dense",)))

@@ -75,6 +75,22 @@ def test_batches_and_shared_sessions_are_those_of_one_process(reports: list[dict
     assert first["after"] == answers[2]
 
 
+def test_forms_hold_on_all_processes(reports: list[dict[str, Any]], name: str) -> None:
+    """Rows that all processes drive, drawn without a seed; streams and a session that the first one leads."""
+    first, second = reports
+    assert first["strict rows"] == second["strict rows"]
+    vlm = load_pretrained(GOLDEN / name, device="cpu", dtype="float32")
+    asked = generation_worker.strict(vlm, generation_worker.prompts(vlm, GOLDEN / name))
+    alone = [answer.text for answer in vlm.engine().answers(asked)]
+    for texts in (first["strict rows"], first["strict streams"], first["strict session"]):
+        assert texts[1::2] == alone[1::2], "the greedy ones"
+        for text in texts[:2]:
+            assert set(json.loads(text)) == {"color", "why"}
+        for text in texts[2:4]:
+            assert vlm.read(text, (100, 100)).boxes
+        assert {*texts[4:6]} <= {"left", "right"}
+
+
 def test_scores_equal_one_forward_of_one_process(reports: list[dict[str, Any]], name: str) -> None:
     """Of rows that all processes drive, on each of them, drawn ones too; and of a stream that the first one leads."""
     vlm = load_pretrained(GOLDEN / name, device="cpu", dtype="float32")
