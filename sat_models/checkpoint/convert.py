@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from sat_models.checkpoint.adapter import Adapter
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.hf_writer import HFPlan, save_hf
 from sat_models.checkpoint.io import write_parts
-from sat_models.checkpoint.layout import CONFIG_FILE, HF_CONFIG_FILE, SATCheckpoint
+from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights
-from sat_models.checkpoint.source import EMBEDDING, Opened, Source, open_source
+from sat_models.checkpoint.source import Opened, Source, open_source
 from sat_models.checkpoint.verify import same_logits
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.build import computable_buffers, compute_buffer
@@ -94,7 +95,7 @@ def convert(
     hub = functools.partial(HFPlan, opened, dtype, name=folder.name, layout=layout)
     plan = hub() if to == "hf" else _SATPlan(opened, name, size, dtype, quantisation)
     check_room(folder, plan.bytes())
-    with new_folder(folder, last=HF_CONFIG_FILE if to == "hf" else CONFIG_FILE) as staging:
+    with new_folder(folder, last=plan.last) as staging:
         plan.write(staging)
         if verify:
             same_logits(replace(opened_source, quantisation=quantisation), open_source(find_checkpoint(staging)))
@@ -153,6 +154,9 @@ class _SATPlan:
     dtype: torch.dtype | None
     quantisation: Quantisation | None
 
+    last: ClassVar[str] = CONFIG_FILE
+    """The file without which it is no checkpoint."""
+
     def __post_init__(self) -> None:
         self._tables = _missing_tables(self.opened)
         self._quantiser = None
@@ -165,7 +169,8 @@ class _SATPlan:
         if quantiser := self._quantiser:
             sizes = {name: quantiser.bytes_of(name) if name in quantiser else value for name, value in sizes.items()}
         rules = self.opened.weights.rules
-        return sum(value * (self.size if rules[name].whole_at(self.size) else 1) for name, value in sizes.items())
+        own = sum(value * (self.size if rules[name].whole_at(self.size) else 1) for name, value in sizes.items())
+        return own + (self.opened.others.bytes() if self.opened.others is not None else 0)
 
     def write(self, folder: Path) -> None:
         """Write it into an empty folder."""
@@ -173,6 +178,8 @@ class _SATPlan:
         if self.quantisation is not None:
             config[QUANTISATION_KEY] = self.quantisation.to_dict()
         write_parts(self._ranks(), folder, config, step=self.step, tokenizer_file=self.opened.tokenizer_file)
+        if self.opened.others is not None:
+            self.opened.others.write_sat(folder)
 
     def _ranks(self) -> Iterator[dict[str, Tensor]]:
         weights = self.opened.weights
@@ -196,9 +203,8 @@ class _SATPlan:
 def _missing_tables(opened: Opened) -> dict[str, Tensor]:
     """Tables that SAT's files have, computed where these files leave them out."""
     expected, names = opened.model.state_dict(), set(opened.weights.names)
-    kind = opened.weights.kind(EMBEDDING)
     return {
-        key: compute_buffer(module, name, device="cpu", dtype=kind)
+        key: compute_buffer(module, name, device="cpu", dtype=opened.main_dtype)
         for key, module, name in computable_buffers(opened.model)
         if key in expected and key not in names
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,16 +14,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sat_models.checkpoint.hf_beside import plan_beside
-from sat_models.checkpoint.huggingface import INDEX_FILE, form_of_class
-from sat_models.checkpoint.layout import HF_CONFIG_FILE, SATCheckpoint
+from sat_models.checkpoint.huggingface import DIFFUSERS_STEM, INDEX_FILE, SCHEDULER_FILE, form_of_class
+from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFORMER_FOLDER, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
-from sat_models.checkpoint.source import EMBEDDING, Opened, of_model, open_source
+from sat_models.checkpoint.source import EMBEDDING, Opened, main_weight, of_model, open_source
 from sat_models.checkpoint.staging import write_tensors
 from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.files import write_json, write_text
 from sat_models.models.common.quantisation import QUANTISATION_KEY
 from sat_models.processing.tokenizer_files import copy_tokenizer
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 10**9
 _OF_TOKENS = (EMBEDDING, "mixins.lm.lm_head.weight")
@@ -70,7 +73,7 @@ def save_hf(
         opened, dtype, name=folder.name, layout=layout, tokenizer_file=tokenizer_file, shard_bytes=shard_bytes
     )
     check_room(folder, plan.bytes())
-    with new_folder(folder, last=HF_CONFIG_FILE) as staging:
+    with new_folder(folder, last=plan.last) as staging:
         plan.write(staging)
     return folder
 
@@ -107,9 +110,11 @@ class HFPlan:
         self._tokenizer_file = tokenizer_file or opened.tokenizer_file
         self._beside = plan_beside(form, opened.config, self._tokenizer_file)
         config = self._beside.processor.config.to_dict() if self._beside else opened.config
-        self._rows = config["vocab_size"]
-        self._data = {**form.config_to_hf(config)}
-        self._data["torch_dtype"] = str(opened.kind(EMBEDDING, dtype)).removeprefix("torch.")
+        self._rows = config.get("vocab_size")
+        self._form, self._data = form, {**form.config_to_hf(config)}
+        self._kind = str(opened.kind(main_weight(opened.weights.names), dtype)).removeprefix("torch.")
+        if form.pipeline is None:
+            self._data["torch_dtype"] = self._kind
         self._keys = form.keys_of(opened.config)
         layers = opened.config["num_layers"]
         names = [hf for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)]
@@ -121,8 +126,17 @@ class HFPlan:
         parts = {hf: sum(sizes[sat] for sat in own) * shares[hf][0] // shares[hf][1] for hf, own in self._names.items()}
         self._shards = list(_shards(parts, shard_bytes))
 
+    @property
+    def last(self) -> str:
+        """The file without which it is no checkpoint."""
+        return HF_CONFIG_FILE if self._form.pipeline is None else PIPELINE_FILE
+
     def bytes(self) -> int:
         """Of the weights on disk."""
+        others = self._opened.others
+        return self._own_bytes() + (others.bytes() if others is not None else 0)
+
+    def _own_bytes(self) -> int:
         return sum(sum(shard.values()) for shard in self._shards)
 
     def write(self, folder: Path) -> None:
@@ -131,18 +145,41 @@ class HFPlan:
         Raises:
             OSError, CheckpointError: it cannot be written.
         """
+        write_text(folder / "README.md", _card(self._name, self._data, self._opened.config, self._kind))
+        if self._form.pipeline is not None:
+            folder = self._write_pipeline(folder)
         try:
             index = self._write_shards(folder)
         except SafetensorError as error:
             raise CheckpointError(f"cannot write in {folder}: {error}. Free space or choose another folder.") from error
-        write_json(folder / INDEX_FILE, {"metadata": {"total_size": self.bytes()}, "weight_map": index})
+        names = INDEX_FILE if self._form.pipeline is None else f"{DIFFUSERS_STEM}.safetensors.index.json"
+        write_json(folder / names, {"metadata": {"total_size": self._own_bytes()}, "weight_map": index})
         write_json(folder / HF_CONFIG_FILE, self._data)
-        write_text(folder / "README.md", _card(self._name, self._data, self._opened.config))
         if self._beside:
             self._beside.write(folder)
         if file := self._tokenizer_file:
             names = self._opened.model.config.TOKENIZER_FILES
             copy_tokenizer(file, folder, file.name if file.name in names else names[0])
+
+    def _write_pipeline(self, folder: Path) -> Path:
+        """All but the transformer, whose folder is given."""
+        inside = folder / TRANSFORMER_FOLDER
+        inside.mkdir()
+        others = self._opened.others
+        entries = others.write_diffusers(folder) if others is not None else {}
+        scheduler, name = self._form.pipeline(self._opened.model.config)
+        (folder / SCHEDULER_FILE).parent.mkdir()
+        write_json(folder / SCHEDULER_FILE, scheduler)
+        entries |= {
+            "scheduler": ["diffusers", scheduler["_class_name"]],
+            TRANSFORMER_FOLDER: ["diffusers", self._form.architecture],
+        }
+        write_json(folder / PIPELINE_FILE, {"_class_name": name, **entries})
+        if absent := [part for part, entry in entries.items() if entry[0] is None]:
+            logger.warning(
+                "%s: nothing beside the weights, so the folder is without: %s", self._name, ", ".join(absent)
+            )
+        return inside
 
     def _write_shards(self, folder: Path) -> dict[str, str]:
         """Gives the file of each weight."""
@@ -150,7 +187,8 @@ class HFPlan:
         weights, names = self._opened.weights, self._names
         with tqdm(total=len(names), unit="weight", desc="writing", disable=None) as progress:
             for number, shard in enumerate(self._shards, start=1):
-                file = folder / f"model-{number:05d}-of-{len(self._shards):05d}.safetensors"
+                stem = "model" if self._form.pipeline is None else DIFFUSERS_STEM
+                file = folder / f"{stem}-{number:05d}-of-{len(self._shards):05d}.safetensors"
                 tensors = {}
                 for name in shard:
                     values = [self._value(sat) for sat in names[name]]
@@ -181,25 +219,29 @@ def _shards(sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
     yield shard
 
 
-def _card(name: str, data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _card(name: str, data: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> str:
+    draws = "_class_name" in data
+    architecture = data["_class_name"] if draws else data["architectures"][0]
+    use = 'vlm = load_pretrained("{}")\nprint(vlm.generate("picture.png", "What is in the picture?").text)'
+    if draws:
+        use = 'painter = load_pretrained("{}")\npainter.draw("A red circle and a blue square").save("image.png")'
     image = f"Pictures: {config['eva_args']['image_size'][0]} px; " if "eva_args" in config else ""
     return f"""---
-tags: [vision-language]
+tags: [{"text-to-image" if draws else "vision-language"}]
 ---
 # {name}
 
 TODO: what this model is for, what it was trained on, and the licence of its weights (that of the weights it was made
 from applies).
 
-- Architecture: {data["architectures"][0]}, {config["num_layers"]} layers, width {config["hidden_size"]}
-- {image}weights: {data["torch_dtype"]}
+- Architecture: {architecture}, {config["num_layers"]} layers, width {config["hidden_size"]}
+- {image}weights: {kind}
 
 Load it with the zoo of SAT models; no remote code is needed:
 
 ```python
 from sat_models.zoo import load_pretrained
 
-vlm = load_pretrained("{name}")
-print(vlm.generate("picture.png", "What is in the picture?").text)
+{use.format(name)}
 ```
 """

@@ -28,6 +28,7 @@ from sat_models.processing.byte_tokens import added_tokens
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 _DIFFUSERS_FILES = (f"{DIFFUSERS_STEM}.safetensors.index.json", f"{DIFFUSERS_STEM}.safetensors")
 
@@ -170,7 +171,7 @@ def _config_of_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     if (folder / PIPELINE_FILE).is_file():
         folder = folder / TRANSFORMER_FOLDER
     data = read_json(folder / HF_CONFIG_FILE)
-    scheduler = folder.parent / "scheduler" / "scheduler_config.json"
+    scheduler = folder.parent / SCHEDULER_FILE
     if "_class_name" in data and scheduler.is_file():
         data = {**data, "scheduler": read_json(scheduler)}
     return folder, data

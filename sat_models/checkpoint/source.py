@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.io import load_weights
 from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.checkpoint.merged import LORA_CONFIG_KEY, open_weights
+from sat_models.checkpoint.painter_files import PainterFiles
 from sat_models.checkpoint.peft import PEFT_WEIGHTS
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights, split_rules, stored_kind
-from sat_models.config import ModelConfig
+from sat_models.config import DiffusionConfig, ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -42,12 +43,19 @@ class Opened:
     Attributes:
         config: content of a `model_config.json` that says what they are once they are read.
         tokenizer_file: the one that belongs to them; None where there is none.
+        others: of a painter, the parts beside its transformer.
     """
 
     weights: StoredWeights
     model: ZooModel
     config: Mapping[str, Any]
     tokenizer_file: Path | None
+    others: PainterFiles | None = None
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """The stored one, by the words' or, without words, the first weight."""
+        return self.weights.kind(main_weight(self.weights.names))
 
     def kind(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         """Dtype on disk, where `dtype` is asked for."""
@@ -96,7 +104,10 @@ class Source:
         config = {key: value for key, value in self.checkpoint.config.items() if key != LORA_CONFIG_KEY}
         if (version := getattr(self.config, "text_processor_version", None)) is not None:
             config["text_processor_version"] = version
-        return Opened(weights, model, config, self._tokenizer_file())
+        others = None
+        if isinstance(self.config, DiffusionConfig):
+            others = PainterFiles.beside(self.checkpoint.step_folder, self.config)
+        return Opened(weights, model, config, self._tokenizer_file(), others)
 
     def load(self, device: torch.device | str, dtype: torch.dtype) -> tuple[ZooModel, ModelConfig]:
         """A model with this rank's part of the weights, and the config that says what became of them.
@@ -122,6 +133,11 @@ class Source:
         places = [*([run] if run else []), self.checkpoint.step_folder, self.checkpoint.folder]
         files = (place / name for place in places for name in self.config.TOKENIZER_FILES)
         return next((file for file in files if file.is_file()), None)
+
+
+def main_weight(names: Collection[str]) -> str:
+    """The weight whose dtype is said to be that of a checkpoint."""
+    return EMBEDDING if EMBEDDING in names else next(iter(names))
 
 
 def open_source(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sat_models.config import ImagePlan, LanguageConfig, VisionLanguageConfig
+from sat_models.config import DiffusionConfig, ImagePlan, LanguageConfig, VisionLanguageConfig
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import Piece, layout_prompt
 
@@ -44,6 +44,17 @@ def example_inputs(
     return VLMInputs.from_layout(
         layout, vision_image=vision, cross_image=noise(len(plans), side, side) if side and plans else None
     )
+
+
+def example_latents(config: DiffusionConfig, *, seed: int = 0) -> dict[str, Tensor]:
+    """Noise in the place of latents and of a text, for the smallest image of a painter."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = config.latent_shape(config.least_side, config.least_side)
+    return {
+        "latents": torch.randn(1, *shape, generator=generator),
+        "timestep": torch.full((1,), 500.0),
+        "text": torch.randn(1, config.text_length, config.text_hidden_size, generator=generator),
+    }
 
 
 def room_for_text(config: LanguageConfig, length: int, *, images: Images = 1) -> int:

@@ -69,6 +69,23 @@ def _sizes_to_hf(config: CogView3PlusConfig) -> dict[str, Any]:
     }
 
 
+def _pipeline(config: CogView3PlusConfig) -> tuple[dict[str, Any], str]:
+    scheduler = {
+        "_class_name": "CogVideoXDDIMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "snr_shift_scale": config.snr_shift,
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+        "timestep_spacing": "trailing",
+    }
+    return scheduler, "CogView3PlusPipeline"
+
+
 FORM = HFForm(
     architecture="CogView3PlusTransformer2DModel",
     model_class=MODEL_CLASS,
@@ -78,4 +95,5 @@ FORM = HFForm(
     sizes_to_sat=_sizes_to_sat,
     sizes_to_hf=_sizes_to_hf,
     layout="diffusers",
+    pipeline=_pipeline,
 )

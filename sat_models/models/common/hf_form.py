@@ -228,6 +228,8 @@ class HFForm:
         reads_weights: the same of the weights' shapes, under `WEIGHT_SHAPES`.
         processor: typed config and number of the tokenizer's tokens -> the processor of transformers' class; a
             ConfigError where that would see other images. None: transformers has no such class.
+        pipeline: of diffusers' forms, typed config -> the content of `scheduler_config.json` and the name of the
+            pipeline's class.
     """
 
     architecture: str
@@ -246,6 +248,7 @@ class HFForm:
     reads_tokens: bool = False
     reads_weights: bool = False
     processor: Callable[[Any, int], HFProcessor] | None = None
+    pipeline: Callable[[Any], tuple[dict[str, Any], str]] | None = None
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """True if the content of a `config.json` is of this form."""

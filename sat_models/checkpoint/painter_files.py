@@ -1,0 +1,131 @@
+"""The other parts of a painter on their way into a converted folder: text encoder, tokenizer, image autoencoder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sat_models.checkpoint.huggingface import DIFFUSERS_STEM
+from sat_models.checkpoint.layout import HF_CONFIG_FILE
+from sat_models.checkpoint.painter_parts import (
+    ENCODER_FOLDER,
+    KL_FILE,
+    T5_FOLDER,
+    TOKENIZER_FOLDER,
+    VAE_FOLDER,
+    find_text_encoder,
+    find_vae,
+    read_vae,
+    read_vae_file,
+)
+from sat_models.checkpoint.staging import write_tensors
+from sat_models.config import DiffusionConfig
+from sat_models.errors import CheckpointError
+from sat_models.files import write_json
+from sat_models.models.common.kl_keys import kl_to_sat
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_TOKENIZER_CONFIG = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+
+
+@dataclass(frozen=True)
+class PainterFiles:
+    """What lies beside a painter's transformer.
+
+    Attributes:
+        encoder: folder of T5, and the file of its tokenizer; None where it is not there.
+        vae: see `find_vae`; None where there is none.
+        scale: of the latents.
+    """
+
+    encoder: tuple[Path, Path] | None
+    vae: Path | None
+    scale: float
+
+    @classmethod
+    def beside(cls, step: Path, config: DiffusionConfig) -> PainterFiles:
+        """Beside the weights in `step`; what is not there is left out."""
+        found: list[tuple[Path, Path] | Path | None] = []
+        for find in (lambda: find_text_encoder(step, config), lambda: find_vae(step)):
+            try:
+                found.append(find())
+            except CheckpointError as error:
+                logger.debug("not converted along: %s", error)
+                found.append(None)
+        return cls(*found, scale=config.latent_scale)
+
+    def bytes(self) -> int:
+        """Of all files, about."""
+        vae = [self.vae] if self.vae is not None and self.vae.is_file() else []
+        vae += sorted(self.vae.glob("*.safetensors")) if self.vae is not None and self.vae.is_dir() else []
+        return sum(file.stat().st_size for file in [*vae, *(source for source, _ in self._encoder_files())])
+
+    def write_sat(self, folder: Path) -> None:
+        """As the original's folders have them. Raises OSError, CheckpointError."""
+        for source, _ in self._encoder_files():
+            _copy(source, folder / T5_FOLDER / source.name)
+        if self.vae is None:
+            return
+        (folder / VAE_FOLDER).mkdir(parents=True, exist_ok=True)
+        if self.vae.is_file():
+            weights = read_vae_file(self.vae)
+        else:
+            config, theirs = read_vae(self.vae, self.scale)
+            weights = kl_to_sat(theirs, config)
+        _save({name: value.clone() for name, value in weights.items()}, folder / VAE_FOLDER / KL_FILE)
+
+    def write_diffusers(self, folder: Path) -> dict[str, list[str | None]]:
+        """As diffusers' pipelines have them. Gives their entries in `model_index.json`. Raises as `write_sat`."""
+        parts = (ENCODER_FOLDER, TOKENIZER_FOLDER, VAE_FOLDER)
+        entries: dict[str, list[str | None]] = {part: [None, None] for part in parts}
+        for source, place in self._encoder_files():
+            _copy(source, folder / place / source.name)
+        if self.encoder is not None:
+            config = folder / TOKENIZER_FOLDER / "tokenizer_config.json"
+            if not config.is_file():
+                write_json(config, _TOKENIZER_CONFIG)
+            entries[ENCODER_FOLDER], entries[TOKENIZER_FOLDER] = (
+                ["transformers", "T5EncoderModel"],
+                ["transformers", "T5Tokenizer"],
+            )
+        if self.vae is not None:
+            sizes, weights = read_vae(self.vae, self.scale)
+            (folder / VAE_FOLDER).mkdir(parents=True)
+            write_json(folder / VAE_FOLDER / HF_CONFIG_FILE, sizes)
+            kept = {name: value.contiguous() for name, value in weights.items()}
+            write_tensors(kept, folder / VAE_FOLDER / f"{DIFFUSERS_STEM}.safetensors", {"format": "pt"})
+            entries[VAE_FOLDER] = ["diffusers", "AutoencoderKL"]
+        return entries
+
+    def _encoder_files(self) -> Iterator[tuple[Path, str]]:
+        """Each file, and its folder in a pipeline."""
+        if self.encoder is None:
+            return
+        folder, tokenizer = self.encoder
+        for pattern in (HF_CONFIG_FILE, *_WEIGHTS):
+            yield from ((file, ENCODER_FOLDER) for file in sorted(folder.glob(pattern)))
+        for name in _TOKENIZER_FILES:
+            if (tokenizer.parent / name).is_file():
+                yield tokenizer.parent / name, TOKENIZER_FOLDER
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _save(weights: dict[str, Tensor], file: Path) -> None:
+    with file.open("wb") as opened:
+        torch.save({"state_dict": weights}, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
