@@ -113,6 +113,7 @@ setup(
             "sat-evaluate=sat_models.commands.evaluate:command",
             "sat-caption=sat_models.commands.caption:command",
             "sat-compose=sat_models.commands.compose:command",
+            "sat-draw=sat_models.commands.draw:command",
             "sat-validate=sat_models.commands.validate:command",
             "sat-split=sat_models.commands.split:command",
             "sat-bench=sat_models.commands.bench:command",

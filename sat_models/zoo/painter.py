@@ -68,7 +68,9 @@ class DrawingState:
 
     def images(self) -> list[Image.Image]:
         """The images; after the last step they are done."""
-        return self.codec.get().decode(self.sample.latents)
+        images = self.codec.get().decode(self.sample.latents)
+        self.codec.release()
+        return images
 
 
 class Painter:
@@ -132,7 +134,6 @@ class Painter:
         images: list[Image.Image] = []
         for first in range(0, len(prompts), max_rows):
             images += self._last(prompts[first : first + max_rows], chosen, first).images()
-            self._codec.release()
         return images[0] if isinstance(prompt, str) else images
 
     def steps(self, prompt: str | Sequence[str], **options: Unpack[DrawingKeywords]) -> Iterator[DrawingState]:

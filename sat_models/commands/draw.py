@@ -1,0 +1,164 @@
+"""Draw images from prompts.
+
+`--json` prints one line for programs: {"files", "prompt", "size": [width, height], "steps", "guidance", "seed"}, where
+"prompt" is a list if there are several. An image is made from its prompt and its seed: the first has the seed that is
+given (or drawn, and said), each further one the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sat_models.errors import ConfigError, InputError, run_script
+from sat_models.flags import add_device_flags, check_numbers, flag, positive
+
+if TYPE_CHECKING:
+    from sat_models.zoo import Painter
+
+MODEL = "cogview3-plus-3b"
+_SIZE = re.compile(r"(\d+)[x,* ](\d+)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Its flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag(parser, "from_pretrained", default=MODEL, metavar="NAME_OR_PATH", help="model (default: %(default)s)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    flag(what, "prompt", nargs="+", metavar="TEXT", help="what is to be seen; several texts for several images")
+    flag(what, "prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
+    flag(parser, "count", type=positive, default=1, help="images of each prompt (default: %(default)s)")
+    flag(parser, "size", metavar="WIDTHxHEIGHT", help="in pixels, such as 1024x768 (default: the model's usual one)")
+    flag(parser, "steps", type=int, help="of the sampler (default: the model's usual number)")
+    flag(parser, "guidance", type=float, help="how closely the prompt is followed; 1 is not at all guided")
+    flag(parser, "seed", type=int, help="the same seed gives the same image (default: one is drawn)")
+    flag(parser, "sampler", choices=("sat", "diffusers"), default="sat", help="(default: %(default)s)")
+    flag(
+        parser, "output", type=Path, metavar="PLACE",
+        help="file to write, or a folder for several images (default: image.png, or the folder images)",
+    )  # fmt: skip
+    flag(parser, "batch", type=positive, default=1, help="images made at a time; memory grows with it")
+    flag(parser, "quant", type=int, choices=(4, 8), help="quantise the transformer's linears to 4 or 8 bits")
+    flag(
+        parser, "keep", choices=("all", "model", "none"), default="model",
+        help="what stays in memory between its steps: every part, the transformer, or none (default: %(default)s)",
+    )  # fmt: skip
+    add_device_flags(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw once. Returns the exit code."""
+    args = make_parser().parse_args(argv)
+    check_numbers(args, {"steps": 1, "guidance": 0, "seed": 0})
+    size = _size(args.size)
+    prompts = _prompts(args.prompt, args.prompts)
+    places = _places(args.output, len(prompts) * args.count)
+    from sat_models import runtime
+    from sat_models.zoo import load_pretrained
+
+    runtime.setup_logging("WARNING")
+    painter = load_pretrained(
+        args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep, task="drawing"
+    )
+    seed = runtime.broadcast_object(secrets.randbelow(2**31)) if args.seed is None else args.seed
+    options = {"size": size, "steps": args.steps, "guidance": args.guidance, "seed": seed, "sampler": args.sampler}
+    wanted = [prompt for prompt in prompts for _ in range(args.count)]
+    _draw(painter, wanted, places, options, batch=args.batch)
+    if runtime.rank() == 0:
+        _say(args, painter, prompts, places, options)
+    return 0
+
+
+def _draw(
+    painter: Painter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *, batch: int
+) -> None:
+    """Each image is written as soon as it is there."""
+    from tqdm import tqdm
+
+    from sat_models import runtime
+    from sat_models.files import whole_file
+    from sat_models.sampling.options import DrawingOptions
+
+    steps = DrawingOptions.of(painter.config, **options).steps
+    rounds = -(-len(prompts) // batch)
+    with tqdm(total=rounds * steps, unit="step", desc="drawing", disable=None if runtime.rank() == 0 else True) as bar:
+        for first in range(0, len(prompts), batch):
+            chosen = {**options, "seed": options["seed"] + first}
+            for state in painter.steps(prompts[first : first + batch], **chosen):
+                last = state
+                bar.update()
+            if runtime.rank():
+                continue
+            for place, image in zip(places[first : first + batch], last.images(), strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(place) as draft, draft.open("wb") as file:
+                    image.save(file, format=_FORMATS[place.suffix.lower()])
+
+
+def _say(
+    args: argparse.Namespace, painter: Painter, prompts: list[str], places: Sequence[Path], options: dict[str, Any]
+) -> None:
+    from sat_models.sampling.options import DrawingOptions
+
+    chosen = DrawingOptions.of(painter.config, **options)
+    if args.json:
+        said = {
+            "files": list(map(str, places)), "prompt": prompts[0] if len(prompts) == 1 else prompts,
+            "size": list(chosen.size), "steps": chosen.steps, "guidance": chosen.guidance, "seed": chosen.seed,
+        }  # fmt: skip
+        print(json.dumps(said, ensure_ascii=False))
+    else:
+        width, height = chosen.size
+        how = f"{width}x{height}, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}"
+        print(f"{', '.join(map(str, places))}  ({how})")
+
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not (found := _SIZE.fullmatch(text.strip().lower())):
+        raise ConfigError(f"--size is '{text:.40}'; it must be WIDTHxHEIGHT in pixels, such as 1024x768")
+    return int(found[1]), int(found[2])
+
+
+def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Raises InputError for an empty one, or a file that cannot be read."""
+    from sat_models.files import numbered_lines
+
+    prompts = list(given) if given is not None else [line.strip() for _, line in numbered_lines(file)]
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        where = "--prompt" if file is None else f"'{file}'"
+        raise InputError(f"{where} holds no prompt; say what is to be seen, in words")
+    return prompts
+
+
+def _places(asked: Path | None, count: int) -> list[Path]:
+    """Where each image goes. Raises ConfigError, before any work, where one cannot be written."""
+    output = (asked or Path("image.png" if count == 1 else "images")).expanduser()
+    folder = count > 1 or output.is_dir()
+    if folder and (output.is_file() or output.suffix.lower() in _FORMATS):
+        raise ConfigError(f"--output is {output}, one file, but {count} images are to be drawn; name a folder")
+    if not folder and output.suffix.lower() not in _FORMATS:
+        raise ConfigError(f"--output is {output}; an image ends in {', '.join(_FORMATS)}")
+    places = [output / f"{number:04d}.png" for number in range(1, count + 1)] if folder else [output]
+    if taken := [place for place in places if folder and place.exists()]:
+        raise ConfigError(f"{taken[0]} is there already; name another folder with --output")
+    parent = next(parent for parent in places[0].absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"{places[0]} cannot be written: {parent} is a file; name another place with --output")
+    return places
+
+
+def command() -> None:
+    """The console command `sat-draw`."""
+    run_script(main)
