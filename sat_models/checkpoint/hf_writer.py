@@ -120,7 +120,7 @@ class HFPlan:
         names = [hf for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)]
         self._names = {hf: [place.name for place in self._keys.places(hf)] for hf in names}
         sizes = opened.bytes_of(dtype, opened.weights.names)
-        for name in _OF_TOKENS:
+        for name in sizes.keys() & {*_OF_TOKENS}:
             sizes[name] = sizes[name] // opened.config["vocab_size"] * self._rows
         shares = {hf: self._keys.share(hf) for hf in self._names}
         parts = {hf: sum(sizes[sat] for sat in own) * shares[hf][0] // shares[hf][1] for hf, own in self._names.items()}
