@@ -24,6 +24,7 @@ class Report:
         max_length: the limit in tokens; None where no model was named.
         sample: (source, text) of one decoded sample; None where there is none or no model was named.
         with_images: how many of the records have a picture.
+        tasks: how often each question about boxes is asked.
         drawn: files of drawings; None where none were asked for.
         pairs: how many of them are pairs of answers.
     """
@@ -36,6 +37,7 @@ class Report:
     max_length: int | None = None
     sample: tuple[str, str] | None = None
     with_images: int = 0
+    tasks: dict[str, int] = field(default_factory=dict)
     drawn: list[str] | None = None
     pairs: int = 0
 
@@ -52,6 +54,7 @@ class Report:
             "format": self.format,
             "records": self.records,
             "with_pictures": self.with_images,
+            "tasks": self.tasks,
             "drawn": self.drawn,
             "pairs": self.pairs,
             "warning": images_warning(self.records, self.with_images),
@@ -90,6 +93,8 @@ def report_text(report: Report, *, most: int = 50) -> str:
     lines.append(f"pictures: {report.with_images} of {report.records} record(s) have one")
     if warning := images_warning(report.records, report.with_images):
         lines.append(f"warning: {warning}")
+    if report.tasks:
+        lines.append(f"asked about boxes: {', '.join(f'{count} {task}' for task, count in report.tasks.items())}")
     if report.drawn is not None:
         lines.append(f"drawn: {len(report.drawn)} picture(s) with boxes" + "".join(f", {f}" for f in report.drawn[:1]))
     if report.pairs:

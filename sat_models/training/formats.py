@@ -26,6 +26,7 @@ from sat_models.training.grounding.coco import read_coco
 from sat_models.training.grounding.expressions import read_refcoco, read_visual_genome
 from sat_models.training.grounding.label_studio import read_label_studio
 from sat_models.training.grounding.labelme import read_labelme
+from sat_models.training.grounding.samples import tasks_of
 from sat_models.training.grounding.yolo import read_yolo
 from sat_models.training.image_files import images_in
 from sat_models.training.json_entries import json_entries
@@ -83,7 +84,9 @@ def read_records(
             records.append(record)
         else:
             report(Problem(record.source, "json", fault))
-    logger.info("%s: %d record(s), read as %s%s", place, len(records), found, _example(found, records))
+    asked = ", ".join(f"{count} {task}" for task, count in tasks_of(records).items())
+    made = f" ({asked})" if asked else _example(found, records)
+    logger.info("%s: %d record(s), read as %s%s", place, len(records), found, made)
     if not records and not problems:
         raise InputError(f"{place} holds no records (read as {found}). Check the path, or force another format.")
     return records

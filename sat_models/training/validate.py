@@ -21,6 +21,7 @@ from sat_models.training.data_report import Report
 from sat_models.training.formats import detect_format, read_records
 from sat_models.training.grounding.asking import Asking
 from sat_models.training.grounding.drawn import draw_records
+from sat_models.training.grounding.samples import tasks_of
 from sat_models.training.reading import SPLITS
 from sat_models.training.records import PROBLEM_KINDS, ImageFile, Problem, Record
 
@@ -79,6 +80,7 @@ def validate(
     report = Report(printable(str(place)), found, len(records))
     report.with_images = sum(bool(record.images) for record in records)
     report.pairs = sum(record.rejected is not None for record in records)
+    report.tasks = tasks_of(records)
     if draw is not None:
         form = processor.box_form if processor is not None else None
         report.drawn = list(map(str, draw_records(records, draw, form=form, most=most_drawn)))

@@ -562,7 +562,7 @@ def test_the_validator_draws_the_boxes(tmp_path: Path, capsys: pytest.CaptureFix
     for _ in range(2):
         code = main([str(path), "--draw", str(tmp_path / "out"), "--box_tasks", "rec=1", "--json"])
         report = json.loads(capsys.readouterr().out)
-        assert code == 0 and report["format"] == "yolo" and report["records"] == 2
+        assert code == 0 and report["format"] == "yolo" and report["tasks"] == {"rec": 2}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["0001_1.boxes.png", "notes.txt"]
     drawing = Image.open(report["drawn"][0])
     assert drawing.size == SIZE

@@ -7,13 +7,14 @@ from every form of annotation and in every run.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sat_models.processing.box_forms import Corners
 from sat_models.training.boxed_text import BOX_MARK, FORM_MARK, BoxGroup, named
 from sat_models.training.grounding.annotated import Annotated
-from sat_models.training.grounding.asking import Asking
+from sat_models.training.grounding.asking import SHARES, Asking
 from sat_models.training.records import ImageFile, Record
 
 
@@ -25,6 +26,12 @@ def records_of(found: Annotated, asking: Asking) -> Iterator[Record]:
     yield from maker.names()
     yield from maker.description()
     yield from maker.absent()
+
+
+def tasks_of(records: Iterable[Record]) -> dict[str, int]:
+    """How many records each task has; those that were not made here are not counted."""
+    tasks = (record.id.rpartition("#")[2] for record in records if "#" in record.id)
+    return dict(Counter(task for task in tasks if task in SHARES))
 
 
 class _Maker:

@@ -171,7 +171,7 @@ def _from_yaml(file: Path, split: str) -> _Set:
     if not given:
         raise InputError(f"'{file}' names no pictures under '{split}'. Add {split}: FOLDER, relative to 'path'.")
     root = Path(str(content.get("path") or "."))
-    roots = [root] if root.is_absolute() else [file.parent / root, file.parent]
+    roots = [file.parent / root, file.parent]  # sets are moved; `path` is often that of another machine
     places = [_place(str(one), roots, file) for one in (given if isinstance(given, list) else [given])]
     return _Set(names, tuple(places), points="kpt_shape" in content)
 
