@@ -126,7 +126,7 @@ def add_scores_flag(parser: argparse._ActionsContainer) -> None:
     """Whether answers come with their probabilities."""
     flag(
         parser, "scores", action="store_true",
-        help="with each answer the probability of its tokens together, and that of the numbers of each box, 0 to 1",
+        help="with each answer the probability of its tokens together, and of each box the mean of its numbers, 0 to 1",
     )  # fmt: skip
 
 

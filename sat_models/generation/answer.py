@@ -18,6 +18,7 @@ from sat_models.generation.scores import (
     TokenScore,
     box_places,
     check_top,
+    mean_probability,
     probability,
     within,
 )
@@ -152,16 +153,15 @@ class GenerationResult:
 
     @property
     def box_scores(self) -> list[float] | None:
-        """The same of the numbers of each box in its text, in the order in which `VLM.read` gives the boxes."""
+        """Of each box in its text, in the order in which `VLM.read` gives the boxes, the mean probability of the tokens
+        of its numbers, 0 to 1; None without `logprobs`."""
         if self.logprobs is None:
             return None
-        return [self.score_between(*place) for place in box_places(self.text)]
+        return [mean_probability(self.logprobs_between(*place)) for place in box_places(self.text)]
 
-    def score_between(self, start: int, end: int) -> float | None:
-        """The same of the tokens that made the characters `text[start:end]`."""
-        if self.logprobs is None:
-            return None
-        return probability(self.logprobs[number] for number in within(self.text_ends, start, end))
+    def logprobs_between(self, start: int, end: int) -> list[float]:
+        """Those of the tokens that made the characters `text[start:end]`; none without `logprobs`."""
+        return [self.logprobs[number] for number in within(self.text_ends, start, end)] if self.logprobs else []
 
     @property
     def token_scores(self) -> list[TokenScore]:

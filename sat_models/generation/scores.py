@@ -3,7 +3,9 @@ answer, of a part of its text, of its boxes.
 
 All are of the model's own distribution (temperature 1, nothing cut off, no penalty), whatever the token was drawn from.
 The score of an answer is the probability of its tokens together, not their mean: of answers of one kind the joint
-probability tells right ones from wrong ones better, or as well (docs/evaluation.md, "Confidence", has the figures).
+probability tells right ones from wrong ones better, or as well (docs/evaluation.md, "Confidence", has the figures). The
+score of a box is the mean of the tokens of its numbers: there both order alike, and the mean can be read, while a dozen
+digits of a right box have a thousandth together.
 
 Legend: R rows, V vocabulary, K alternatives.
 """
@@ -123,6 +125,11 @@ def probability(logprobs: Iterable[float]) -> float:
     """The probability of tokens together, from 0 to 1; 0 of none: who says nothing is sure of nothing."""
     given = list(logprobs)
     return min(1.0, math.exp(math.fsum(given))) if given else 0.0
+
+
+def mean_probability(logprobs: Sequence[float]) -> float:
+    """The geometric mean of the probabilities of tokens, from 0 to 1; 0 of none."""
+    return probability([math.fsum(logprobs) / len(logprobs)]) if logprobs else 0.0
 
 
 def within(ends: Sequence[int], start: int, end: int) -> list[int]:

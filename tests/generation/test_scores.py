@@ -17,7 +17,7 @@ import whole_forward
 from sat_models.errors import InputError
 from sat_models.generation.answer import AnswerRow, GenerationResult, Request
 from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.scores import score_step
+from sat_models.generation.scores import box_places, score_step
 from sat_models.generation.steps import native
 from sat_models.generation.steps.flat import TokenStep
 from sat_models.generation.steps.kernels import KernelStep
@@ -175,8 +175,8 @@ def test_an_answer_and_its_boxes_have_the_probability_of_their_tokens() -> None:
     assert answer.score == pytest.approx(math.prod(shares), rel=1e-4)
     boxes = parse_boxes(answer.text, 100, 100, use_spacy=False)
     assert [box.normalized for box in boxes] == [(10, 20, 30, 40), (5, 6, 7, 8)], "three numbers are no box"
-    assert answer.box_scores == pytest.approx([0.2, 0.125], rel=1e-4)
-    assert answer.score_between(0, 5) == pytest.approx(0.5)
+    assert answer.box_scores == pytest.approx([0.2 ** (1 / 4), 0.125 ** (1 / 2)], rel=1e-4)
+    assert answer.logprobs_between(0, 5) == pytest.approx([math.log(0.5)])
     assert said([], []).score == 0.0, "who says nothing is sure of nothing"
     assert [score.token_id for score in answer.token_scores] == answer.token_ids
 
@@ -189,7 +189,9 @@ def test_boxes_in_every_form(name: str) -> None:
     answer = said(text, [0.9] * len(text))
     boxes = parse_boxes(text, 100, 100, use_spacy=False, form=BOX_FORMS[name])
     assert len(boxes) == len(answer.box_scores) == 2
-    assert all(0 < score < 0.9 for score in answer.box_scores)
+    assert answer.box_scores == pytest.approx([0.9, 0.9])
+    for start, end in box_places(text):
+        assert len(answer.logprobs_between(start, end)) == end - start and text[start:end].strip("[]{}<>") != ""
 
 
 @pytest.mark.parametrize(

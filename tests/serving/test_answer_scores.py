@@ -201,12 +201,12 @@ def test_on_the_page(vlm: VLM, question: str, image: Path | None) -> None:
     finally:
         core.scheduler.close()
     result = vlm.generate(image, question, max_new_tokens=64)
-    shown = lines[-1].removeprefix("Probability of the answer: ").removesuffix(" %")
+    shown = lines[-1].removeprefix("Probability of the answer, word for word: ").removesuffix(" %")
     assert float(shown) / 100 == pytest.approx(result.score, rel=0.06)
     boxes = vlm.read(result.text, (64, 64) if image else None).boxes
     if not boxes:
         assert len(lines) == 1
         return
-    assert lines[0] == "| In pixels | x1 | y1 | x2 | y2 | Probability |"
+    assert lines[0] == "| In pixels | x1 | y1 | x2 | y2 | Mean probability |"
     column = [float(line.split("|")[-2].removesuffix(" % ").strip()) / 100 for line in lines[2 : 2 + len(boxes)]]
     assert column == pytest.approx(result.box_scores, rel=0.06)
