@@ -38,6 +38,16 @@ class WholeLinear(nn.Linear):
         self.parts = (1,) * stride if isinstance(stride, int) else tuple(stride)
         self.divisible_by = divisible_by
 
+    @classmethod
+    def of(cls, linear: nn.Linear) -> WholeLinear:
+        """One with the weights of a plain linear, which no process cuts."""
+        whole = cls.__new__(cls)
+        nn.Module.__init__(whole)
+        whole.in_features, whole.out_features = linear.in_features, linear.out_features
+        whole.weight, whole.bias = linear.weight, linear.bias
+        whole.dim, whole.parts, whole.divisible_by = 0, (1,), 0
+        return whole
+
     @property
     def input_size(self) -> int:
         """As that of a parallel linear."""

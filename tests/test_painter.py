@@ -228,3 +228,23 @@ def test_in_bf16_on_a_cpu(place: Path, painter: Painter) -> None:
 
 def test_noise_is_that_of_its_seed() -> None:
     assert noise((4, 8, 8), 3).equal(noise((4, 8, 8), 3)) and not noise((4, 8, 8), 3).equal(noise((4, 8, 8), 4))
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.25)])
+def test_a_text_encoder_of_few_bits(place: Path, painter: Painter, bits: int, limit: float) -> None:
+    small = load_pretrained(place, device="cpu", dtype="float32", quant_text=bits, keep="all")
+    text, wanted = small.encode(["A red circle"]), painter.encode(["A red circle"])
+    difference = (text - wanted).abs().max() / wanted.std()
+    assert 0 < difference < limit
+    model, whole = small._text_encoder.get().model, painter._text_encoder.get().model
+    kinds = {str(weight.dtype) for name, weight in model.named_parameters() if ".layer." in name and "norm" not in name}
+    assert {"torch.int8"} <= kinds and (bits == 8 or "torch.uint8" in kinds)
+    assert sum(w.nbytes for w in model.parameters()) < 0.6 * sum(w.nbytes for w in whole.parameters())
+    assert small.draw("A red circle", size=SIZE, steps=1, seed=1).size == SIZE
+
+
+def test_bits_of_a_text_encoder_that_there_are_not(place: Path) -> None:
+    with pytest.raises(ConfigError, match="quant_text is 5; allowed: 8 or 4"):
+        load_pretrained(place, device="cpu", quant_text=5)
+    with pytest.raises(ConfigError, match="quant_text: for models that draw"):
+        load_pretrained("cogvlm-tiny", device="cpu", quant_text=8)

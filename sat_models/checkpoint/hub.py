@@ -10,7 +10,7 @@ from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_WANTED = ("*.json", "*.safetensors", "tokenizer.model")
+_WANTED = ("*.json", "*.safetensors", "tokenizer.model", "tokenizer/spiece.model")
 
 
 def fetch(repository: str, *, further: Sequence[str] = ()) -> Path:

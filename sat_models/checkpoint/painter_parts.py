@@ -6,6 +6,7 @@ holds it. Of T5 all painters of a machine may share one folder in SAT_HOME.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,16 @@ from sat_models.checkpoint.pickles import load_file
 from sat_models.config import DiffusionConfig, read_json
 from sat_models.errors import CheckpointError
 from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers
+from sat_models.models.common.quantised import quantise_linears
 from sat_models.processing.image_codec import ImageCodec, KLCodec, require_diffusers
 from sat_models.processing.text_encoder import T5_TOKENIZERS, T5TextEncoder, TextEncoder, require_transformers
 
 KL_FILE = "imagekl_ch16.pt"
 VAE_FOLDER, T5_FOLDER, ENCODER_FOLDER, TOKENIZER_FOLDER = "vae", "t5-v1_1-xxl", "text_encoder", "tokenizer"
+
+
+_READ_BY_T5 = ("*.wo",)
+"""T5 looks at the dtype of these weights and casts to it, unless it is int8."""
 
 
 def _places(step: Path) -> Iterator[Path]:
@@ -88,11 +94,21 @@ def check_parts(step: Path, config: DiffusionConfig) -> None:
     require_diffusers()
 
 
-def open_text_encoder(step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """T5 beside the weights in `step`. Raises as `find_text_encoder` and `T5TextEncoder.open`."""
+def open_text_encoder(
+    step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
+) -> TextEncoder:
+    """T5 beside the weights in `step`.
+
+    Args:
+        bits: 8 or 4 per weight of its linears; None leaves them in `dtype`.
+
+    Raises:
+        CheckpointError, MissingPackageError: as `find_text_encoder` and `T5TextEncoder.open`, or no bitsandbytes.
+    """
     folder, tokenizer = find_text_encoder(step, config)
     width, length = config.text_hidden_size, config.text_length
-    return T5TextEncoder.open(folder, tokenizer, length=length, width=width, device=device, dtype=dtype)
+    made = functools.partial(quantise_linears, bits=bits, in_8_bits=_READ_BY_T5) if bits else None
+    return T5TextEncoder.open(folder, tokenizer, length=length, width=width, device=device, dtype=dtype, made=made)
 
 
 def read_vae(place: Path, scale: float) -> tuple[dict[str, object], dict[str, Tensor]]:

@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flag(parser, "batch", type=positive, default=1, help="images made at a time; memory grows with it")
     flag(parser, "quant", type=int, choices=(4, 8), help="quantise the transformer's linears to 4 or 8 bits")
+    flag(parser, "quant_text", type=int, choices=(4, 8), help="the same of the text encoder")
     flag(
         parser, "keep", choices=("all", "model", "none"), default="model",
         help="what stays in memory between its steps: every part, the transformer, or none (default: %(default)s)",
@@ -61,12 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = _prompts(args.prompt, args.prompts)
     places = _places(args.output, len(prompts) * args.count)
     from sat_models import runtime
-    from sat_models.zoo import load_pretrained
+    from sat_models.zoo import Painter, load_pretrained
 
     runtime.setup_logging("WARNING")
     painter = load_pretrained(
-        args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep, task="drawing"
-    )
+        args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep,
+        quant_text=args.quant_text, task="drawing",
+    )  # fmt: skip
+    if not isinstance(painter, Painter):
+        raise ConfigError(f"{args.from_pretrained} draws in codes, from ids of words; this command is for prompts")
     seed = runtime.broadcast_object(secrets.randbelow(2**31)) if args.seed is None else args.seed
     options = {"size": size, "steps": args.steps, "guidance": args.guidance, "seed": seed, "sampler": args.sampler}
     wanted = [prompt for prompt in prompts for _ in range(args.count)]

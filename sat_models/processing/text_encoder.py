@@ -6,7 +6,7 @@ Legend: B prompts, T tokens, E text width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,7 +91,15 @@ class T5TextEncoder:
 
     @classmethod
     def open(
-        cls, folder: Path, tokenizer: Path, *, length: int, width: int, device: torch.device, dtype: torch.dtype
+        cls,
+        folder: Path,
+        tokenizer: Path,
+        *,
+        length: int,
+        width: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        made: Callable[[nn.Module], None] | None = None,
     ) -> T5TextEncoder:
         """From a folder of transformers.
 
@@ -99,6 +107,7 @@ class T5TextEncoder:
             folder: `config.json` and weights.
             tokenizer: a file of `T5_TOKENIZERS`.
             length, width: T and E, as the painter reads them.
+            made: changes the model in place before it goes to its device, such as to 8 bits.
 
         Raises:
             MissingPackageError: without transformers.
@@ -115,6 +124,8 @@ class T5TextEncoder:
                 f"{folder} holds a T5 of width {model.config.d_model}, but this painter reads {width}: it belongs to "
                 "another model"
             )
+        if made is not None:
+            made(model)
         ready = model.to(device).eval().requires_grad_(False)
         return cls(ready, T5Words(tokenizer), length=length, device=device)
 

@@ -24,9 +24,9 @@ from sat_models.models.common.quantisation import Quantisation
 from sat_models.processing.processor import Processor
 from sat_models.registry import ModelSpec
 from sat_models.zoo.locate import check_name, list_models, locate_with_spec, spec_of_name, spec_of_path
-from sat_models.zoo.open_painter import open_painter
+from sat_models.zoo.open_painter import ForDrawing, open_painter
 from sat_models.zoo.open_vlm import ForText, choose_version, make_processor, open_vlm
-from sat_models.zoo.painter import KEEPS, Painter
+from sat_models.zoo.painter import Painter
 from sat_models.zoo.token_painter import TokenPainter
 from sat_models.zoo.vlm import VLM
 
@@ -48,12 +48,12 @@ def load_pretrained(
     rotary_table: str = "model",
     version: str | None = None,
     keep: str | None = None,
+    quant_text: int | None = None,
     task: str | None = None,
     **unknown: Any,
 ) -> VLM | Painter | TokenPainter:
-    """Load a model: one that talks as a `VLM`, one that draws as a `Painter` or, in tokens, as a `TokenPainter`.
-
-    Under torchrun it is split over the processes, which all make this call. Errors rise on all of them alike.
+    """Load a model: one that talks as a `VLM`, one that draws as a `Painter` or, in tokens, as a `TokenPainter`. Under
+    torchrun it is split over the processes, which all make this call. Errors rise on all of them alike.
 
     Args:
         name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
@@ -66,7 +66,7 @@ def load_pretrained(
         quant: 8 or 4 bits per weight of the linears, quantised one by one while loading; None takes the weights as they
             are stored, quantised or not.
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
-        keep: of a painter, what stays in memory between its steps: "all", "model" (default) or "none"; see `Painter`.
+        keep, quant_text: of models that draw; see `ForDrawing`.
         task: what the caller needs it for, "dialogue" or "drawing"; a model for something else is refused.
 
     Raises:
@@ -78,7 +78,7 @@ def load_pretrained(
     """
     refuse_unknown(unknown, load_pretrained)
     check_name(name_or_path)
-    _check_choices(keep, task)
+    for_drawing = ForDrawing(keep=keep, quant_text=quant_text)
     for_text = ForText(
         local_tokenizer=local_tokenizer, version=version, quant_head=quant_head, rotary_table=rotary_table, cache=cache
     )
@@ -90,25 +90,17 @@ def load_pretrained(
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
     _check_task(source.config, source.checkpoint, task)
     draws = source.config.TASK != "dialogue"
-    for_text.refuse() if draws else _check_talking(source, for_text, asked, keep)
+    for_text.refuse() if draws else _check_talking(source, for_text, asked, for_drawing)
     runtime.init_model_parallel(size)
     if draws:
-        return open_painter(source, device=device, dtype=dtype, keep=keep or "model")
+        return open_painter(source, for_drawing, device=device, dtype=dtype)
     return open_vlm(source, spec, for_text, device=device, dtype=dtype)
 
 
-def _check_talking(source: Source, chosen: ForText, asked: Quantisation | None, keep: str | None) -> None:
+def _check_talking(source: Source, chosen: ForText, asked: Quantisation | None, others: ForDrawing) -> None:
     _check_task(source.config, source.checkpoint, "dialogue")
-    if keep is not None:
-        raise ConfigError("keep is for models that draw; a model that talks stays in memory as a whole")
+    others.refuse()
     chosen.check(source.config, asked)
-
-
-def _check_choices(keep: str | None, task: str | None) -> None:
-    if keep is not None and keep not in KEEPS:
-        raise ConfigError(f"keep is {keep!r}; allowed: {', '.join(KEEPS)}")
-    if task is not None and task not in TASKS:
-        raise UnknownNameError("task", str(task), TASKS)
 
 
 def _open(
@@ -180,6 +172,8 @@ def _model_parallel_size() -> int:
 
 def _check_task(config: ModelConfig, checkpoint: SATCheckpoint, task: str | None) -> None:
     """Raise ConfigError for a model that is not for `task`, if one is named, and for a task of which there is none."""
+    if task not in (None, *TASKS):
+        raise UnknownNameError("task", str(task), TASKS)
     if task is not None and task != config.TASK:
         raise ConfigError(
             f"{checkpoint.folder} holds a {config.model_class}, which is for {config.TASK}; only models {_SUCH[task]} "

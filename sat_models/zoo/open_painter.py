@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import torch
 
 from sat_models import runtime
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source
 from sat_models.config.diffusion import DiffusionConfig
+from sat_models.errors import ConfigError
 from sat_models.models.common.diffusion import DiffusionModel
-from sat_models.zoo.painter import Painter
+from sat_models.zoo.painter import KEEPS, Painter
 from sat_models.zoo.token_painter import TokenPainter
 
 
-def open_painter(source: Source, *, device: torch.device, dtype: torch.dtype, keep: str) -> Painter | TokenPainter:
+@dataclass(frozen=True, kw_only=True)
+class ForDrawing:
+    """What `load_pretrained` takes for models that draw alone.
+
+    Attributes:
+        keep: what stays in memory between the steps of a painter: "all", "model" (its transformer, the default) or
+            "none"; see `Painter`.
+        quant_text: 8 or 4 bits per weight of the linears of the text encoder; None leaves them in `dtype`.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+
+    keep: str | None = None
+    quant_text: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep not in KEEPS:
+            raise ConfigError(f"keep is {self.keep!r}; allowed: {', '.join(KEEPS)}")
+        if self.quant_text not in (None, 4, 8):
+            raise ConfigError(f"quant_text is {self.quant_text!r}; allowed: 8 or 4 (bits per weight), or none")
+
+    def refuse(self) -> None:
+        """Raise ConfigError if anything was asked for: the model talks."""
+        if given := [field.name for field in fields(self) if getattr(self, field.name) is not None]:
+            raise ConfigError(f"{', '.join(given)}: for models that draw; leave it out for one that talks")
+
+
+def open_painter(
+    source: Source, chosen: ForDrawing, *, device: torch.device, dtype: torch.dtype
+) -> Painter | TokenPainter:
     """A painter whose weights are held against its sizes; they are read when they are needed.
 
     Raises:
@@ -30,11 +63,13 @@ def open_painter(source: Source, *, device: torch.device, dtype: torch.dtype, ke
     return Painter(
         config,
         model=model,
-        text_encoder=lambda: open_text_encoder(checkpoint.step_folder, config, device=device, dtype=dtype),
+        text_encoder=lambda: open_text_encoder(
+            checkpoint.step_folder, config, device=device, dtype=dtype, bits=chosen.quant_text
+        ),
         check=lambda: check_parts(checkpoint.step_folder, config),
         codec=lambda: open_codec(checkpoint.step_folder, config, device=device, dtype=dtype),
         device=device,
         dtype=dtype,
         checkpoint=checkpoint,
-        keep=keep,
+        keep=chosen.keep or "model",
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Protocol
 
@@ -160,6 +161,26 @@ def quantised_form(linear: nn.Module, bits: int) -> nn.Module:
         return QuantisedWholeLinear(linear, bits)
     form = QuantisedColumnLinear if isinstance(linear, ColumnParallelLinear) else QuantisedRowLinear
     return form(linear, bits)
+
+
+def quantise_linears(model: nn.Module, bits: int, *, in_8_bits: Sequence[str] = ()) -> None:
+    """Exchange the plain linears of a module for quantised ones, in place and one by one.
+
+    Args:
+        bits: 8 or 4.
+        in_8_bits: shell patterns over names of linears that are never in 4 bits; nor are those whose inputs are no
+            whole blocks.
+
+    Raises:
+        MissingPackageError: bitsandbytes is not installed.
+    """
+    bitsandbytes()
+    for name, linear in [(name, part) for name, part in model.named_modules() if type(part) is nn.Linear]:
+        whole = WholeLinear.of(linear)
+        own = 8 if any(fnmatchcase(name, pattern) for pattern in in_8_bits) or block_size(whole) is None else bits
+        layer = quantised_form(whole, own)
+        layer.fill(*quantise(linear.weight.detach(), own, block=block_size(whole)))
+        model.set_submodule(name, layer)
 
 
 def row_runs(rows: int, columns: int) -> Iterator[slice]:

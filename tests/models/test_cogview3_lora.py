@@ -1,0 +1,69 @@
+"""LoRA on a painter: trained, saved, loaded, merged; diffusers on the merged weights gives our output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from golden_set import each_folder, tensors
+from painter_golden import given, sat_folder
+
+from mixins.lora import apply_lora
+from mixins.lora_settings import LoRASettings
+from sat_models.checkpoint.adapter import read_adapter, save_adapter
+from sat_models.checkpoint.convert import convert
+from sat_models.zoo import Painter, load_pretrained
+
+TOLERANCE = 2e-5
+
+
+def trained(place: Path, inputs: dict[str, Tensor]) -> tuple[Painter, Tensor]:
+    """After two steps of descent on nothing in particular, and what the model gives then."""
+    painter = load_pretrained(place, device="cpu", dtype="float32")
+    names = apply_lora(painter.model, LoRASettings(targets=("transformer.layers.*.attention.*",), rank=4, alpha=2.0))
+    assert len(names) == 2 * painter.config.num_layers
+    weights = [weight for name, weight in painter.model.named_parameters() if ".matrix_" in name]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        painter.model(**inputs).square().mean().backward()
+        optimizer.step()
+    assert all(weight.grad is not None for weight in weights)
+    with torch.no_grad():
+        return painter, painter.model(**inputs)
+
+
+@each_folder("cogview3-plus")
+def test_an_adapter_is_merged_when_it_is_loaded_and_when_it_is_converted(folder: Path, tmp_path: Path) -> None:
+    from diffusers import CogView3PlusTransformer2DModel
+
+    place, golden = sat_folder(folder, tmp_path), tensors(folder)
+    inputs = given(golden, "case0")
+    painter, wanted = trained(place, inputs)
+    assert (wanted - golden["case0.out_sat"]).abs().max() > 100 * TOLERANCE, "it learned nothing"
+    file = save_adapter(painter.model, tmp_path / "adapter", base_model=str(place), extra={"step": 2})
+    with torch.no_grad():
+        merged = load_pretrained(file, device="cpu", dtype="float32").model(**inputs)
+        torch.testing.assert_close(merged, wanted, atol=TOLERANCE, rtol=0)
+        convert(place, "hf", tmp_path / "hub", adapter=read_adapter(file))
+        ours = load_pretrained(tmp_path / "hub", device="cpu", dtype="float32").model(**inputs)
+        theirs = CogView3PlusTransformer2DModel.from_pretrained(tmp_path / "hub" / "transformer")(
+            hidden_states=inputs["latents"], encoder_hidden_states=inputs["text"], timestep=inputs["timestep"],
+            original_size=inputs["original_size"], target_size=inputs["target_size"], crop_coords=inputs["crop"],
+        ).sample  # fmt: skip
+    torch.testing.assert_close(ours, wanted, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(theirs, wanted, atol=TOLERANCE, rtol=0)
+
+
+@each_folder("cogview3-plus")
+def test_modulations_may_be_adapted_by_name_only_where_there_is_a_parallel_linear(folder: Path, tmp_path: Path) -> None:
+    painter = load_pretrained(sat_folder(folder, tmp_path), device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match=r"mixins\.adaln\."):
+        apply_lora(painter.model, LoRASettings(targets=("mixins.adaln.*",), rank=2))
