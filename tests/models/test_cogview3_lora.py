@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -60,10 +59,3 @@ def test_an_adapter_is_merged_when_it_is_loaded_and_when_it_is_converted(folder:
         ).sample  # fmt: skip
     torch.testing.assert_close(ours, wanted, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(theirs, wanted, atol=TOLERANCE, rtol=0)
-
-
-@each_folder("cogview3-plus")
-def test_modulations_may_be_adapted_by_name_only_where_there_is_a_parallel_linear(folder: Path, tmp_path: Path) -> None:
-    painter = load_pretrained(sat_folder(folder, tmp_path), device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match=r"mixins\.adaln\."):
-        apply_lora(painter.model, LoRASettings(targets=("mixins.adaln.*",), rank=2))
