@@ -30,6 +30,8 @@ EXTRAS = {
     "eval": ["pycocoevalcap>=1.2,<2"],
     "plot": ["matplotlib>=3.10,<4"],
     "track": ["tensorboardX>=2.6,<3", "wandb>=0.20,<1", "swanlab>=0.10,<0.11"],
+    "gguf": ["gguf>=0.17,<1"],
+    "modelscope": ["modelscope>=1.30,<2"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "draw": ["transformers>=5.17,<6", "diffusers>=0.42,<0.43"],
     "strict": ["llguidance>=1.9,<2"],
@@ -40,14 +42,15 @@ EXTRAS = {
         "openai>=2,<4",
         "playwright>=1.50,<2",
         "peft>=0.21,<0.22",
+        "xllamacpp>=2026.10,<2027",
         "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "jsonschema>=4.23,<5",
     ],
     "data": ["datasets>=5.2,<6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-USED = ("serve", "eval", "plot", "quant", "draw", "data", "strict")
-EXTRAS["all"] = [line for extra in (*USED, "track") for line in EXTRAS[extra]]
+USED = ("serve", "eval", "plot", "quant", "draw", "data", "strict", "gguf")
+EXTRAS["all"] = [line for extra in (*USED, "track", "modelscope") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
 EXTRAS["test"] += [line for extra in (*USED, "docs") for line in EXTRAS[extra]]
 
@@ -119,6 +122,7 @@ setup(
             "sat-bench=sat_models.commands.bench:command",
             "sat-bench-peers=sat_models.commands.bench_peers:command",
             "sat-bench-server=sat_models.commands.bench_server:command",
+            "sat-prove-served=sat_models.commands.prove_served:command",
             "sat-make-dataset=sat_models.commands.make_dataset:command",
             "sat-train-tiny=sat_models.commands.train_tiny:command",
             "sat-train-tokenizer=sat_models.commands.train_tokenizer:command",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sat_models.errors import ConfigError, InputError
 from sat_models.models.families import prompt_style, version_help
+from sat_models.processing.hubs import HUBS, choose_hub
 
 if TYPE_CHECKING:
     from sat_models.generation.sampling import SamplingOptions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "cogvlm-tiny"
 _LOADING = ("device", "dtype", "local_tokenizer", "quant", "quant_skip", "quant_head", "cache", "version")
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
-MODEL_FLAGS = frozenset(("from_pretrained", *_LOADING))
+MODEL_FLAGS = frozenset(("from_pretrained", "hub", *_LOADING))
 """Names of what `add_model_flags` adds."""
 SAMPLING_FLAGS = frozenset(_SAMPLING)
 """Names of what `add_sampling_flags` adds."""
@@ -68,6 +69,25 @@ def add_name_flags(parser: argparse.ArgumentParser, *, default: str | None = DEF
     flag(parser, "from_pretrained", default=default, metavar="NAME_OR_PATH", help=f"model{shown}")
     flag(parser, "local_tokenizer", metavar="PATH", help="tokenizer file, folder or Hugging Face repository")
     flag(parser, "version", metavar="STYLE", help=version_help())
+    add_hub_flag(parser)
+
+
+class _Hub(argparse.Action):
+    """Chooses the hub when the flag is read: what is fetched later, also by processes that are started, is of it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        choose_hub(values)
+
+
+def add_hub_flag(parser: argparse.ArgumentParser) -> None:
+    """Where models and tokenizers are fetched that are named by an id."""
+    flag(
+        parser, "hub", choices=HUBS, action=_Hub, metavar="HUB",
+        help="where ids are fetched from: huggingface or modelscope (default: huggingface, or as USE_MODELSCOPE says)",
+    )  # fmt: skip
 
 
 def add_device_flags(parser: argparse._ActionsContainer) -> None:

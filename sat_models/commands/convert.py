@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sat_models.errors import CheckpointError, run_script
-from sat_models.flags import check_numbers, refuse_unused
+from sat_models.errors import CheckpointError, ConfigError, run_script
+from sat_models.flags import add_hub_flag, check_numbers, refuse_unused
 
 if TYPE_CHECKING:
     import torch
+
+_OF_HUBS = ("push_to_hub", "private", "hub")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--from", dest="source", required=True, metavar="NAME_OR_PATH",
         help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo; --to peft: an adapter",
     )  # fmt: skip
-    parser.add_argument("--to", required=True, choices=("sat", "hf", "peft"), help="form of the result")
+    parser.add_argument("--to", required=True, choices=("sat", "hf", "peft", "gguf"), help="form of the result")
     parser.add_argument(
         "--layout", choices=("transformers", "original"),
         help="of --to hf: as transformers' own class reads it, or as the release has it (default: transformers' own, "
@@ -41,6 +43,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quant-skip", nargs="+", default=(), metavar="PATTERN", help="linears that --quant leaves alone"
     )
+    parser.add_argument(
+        "--push_to_hub", "--push-to-hub", metavar="NAME/MODEL", help="upload what was written to Hugging Face's hub"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: a new repository is private")
+    add_hub_flag(parser)
     parser.add_argument(
         "--verify", action="store_true",
         help="compare the logits of both for a small made-up input; what differs is not kept",
@@ -76,12 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sat_models import runtime
 
     runtime.setup_logging()
-    of_adapters = {"source", "to", "layout", "output", "overwrite", "base"}
-    used = of_adapters if args.to == "peft" else {*vars(args)} - {"base"}
+    of_adapters = {"source", "to", "layout", "output", "overwrite", "base", *_OF_HUBS}
+    of_gguf = {"source", "to", "output", "overwrite", "dtype", "merge_lora", *_OF_HUBS}
+    used = {"peft": of_adapters, "gguf": of_gguf}.get(args.to, {*vars(args)} - {"base"})
     refuse_unused(parser, args, used, f"--to {args.to}")
-    written = (_write_adapter if args.to == "peft" else _write_model)(args)
+    if args.private and not args.push_to_hub:
+        raise ConfigError("--private is about the repository of --push_to_hub; name one, or leave it out")
+    written = {"peft": _write_adapter, "gguf": _write_gguf}.get(args.to, _write_model)(args)
     checked = " Its logits equal those of the source." if args.verify else ""
-    print(f"wrote {written}.{checked} Try it: --from_pretrained {args.output}")
+    tried = f"--from_pretrained {args.output}"
+    if args.to == "gguf":
+        tried = f"llama-server -m {written}/model.gguf --mmproj {written}/mmproj.gguf"
+    print(f"wrote {written}.{checked} Try it: {tried}")
+    if args.push_to_hub:
+        from sat_models.checkpoint.hub import push
+
+        print(f"pushed to {push(args.output.expanduser().resolve(), args.push_to_hub, private=args.private)}")
     return 0
 
 
@@ -103,6 +120,18 @@ def _write_model(args: argparse.Namespace) -> Path:
         verify=args.verify,
         overwrite=args.overwrite,
     )
+
+
+def _write_gguf(args: argparse.Namespace) -> Path:
+    from sat_models import runtime
+    from sat_models.checkpoint.adapter import read_adapter
+    from sat_models.checkpoint.gguf_writer import save_gguf
+    from sat_models.checkpoint.source import open_source
+    from sat_models.zoo.locate import locate
+
+    runtime.init_model_parallel(1)
+    source = open_source(locate(args.source), adapter=read_adapter(args.merge_lora) if args.merge_lora else None)
+    return save_gguf(source, args.output.expanduser().resolve(), dtype=chosen_dtype(args), overwrite=args.overwrite)
 
 
 def _write_adapter(args: argparse.Namespace) -> Path:

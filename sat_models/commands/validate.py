@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_numbers(args, {"max_length": 1, "most": 0})
     if not args.from_pretrained:
-        used = vars(args).keys() - {"local_tokenizer", "version", "max_length"}
+        used = vars(args).keys() - {"local_tokenizer", "version", "max_length", "hub"}
         refuse_unused(parser, args, used, "a check without --from_pretrained")
     if args.json:
         refuse_unused(parser, args, vars(args).keys() - (set() if args.draw else {"most"}), "--json")

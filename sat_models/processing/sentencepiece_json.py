@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,35 @@ def sentencepiece_json(path: Path, added: Mapping[str, int]) -> dict[str, Any]:
                 "Put the release's own tokenizer.json beside it."
             )
     return made
+
+
+@dataclass(frozen=True)
+class PieceTable:
+    """A sentencepiece model as plain lists.
+
+    Attributes:
+        pieces, scores: in order of ids.
+        types: 1 ordinary, 2 unknown, 3 control, 4 taken whole, 5 unused, 6 a byte.
+        adds_space, fewer_spaces: what becomes of spaces at the beginning, and of several.
+    """
+
+    pieces: list[str]
+    scores: list[float]
+    types: list[int]
+    adds_space: bool
+    fewer_spaces: bool
+
+
+def piece_table(path: Path) -> PieceTable:
+    """The table of a file. Raises InputError for one that cannot be read, or a unigram model."""
+    pieces, spec = SentencePieceTokenizer.from_file(path).pieces, _spec(path.read_bytes())
+    if spec["model_type"] != _BPE:
+        raise InputError(f"'{path}' is a unigram model; only BPE models, as LLaMA's, have such a table")
+    size, whole = range(pieces.get_piece_size()), {*spec["whole"]}
+    kinds = ((pieces.IsUnknown, 2), (pieces.IsControl, 3), (pieces.IsUnused, 5), (pieces.IsByte, 6))
+    names = [pieces.IdToPiece(token) for token in size]
+    types = [next((kind for is_one, kind in kinds if is_one(n)), 4 if names[n] in whole else 1) for n in size]
+    return PieceTable(names, [pieces.GetScore(n) for n in size], types, spec["adds_space"], spec["fewer_spaces"])
 
 
 def _made(pieces: Any, spec: Mapping[str, Any], added: Mapping[str, int]) -> dict[str, Any]:

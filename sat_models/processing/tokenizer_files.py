@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sat_models.errors import InputError
 from sat_models.files import copy_file
+from sat_models.processing.hubs import modelscope_download, uses_modelscope
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def _download(repo_id: str, file: str) -> Path:
         f"Copy {file} of https://huggingface.co/{repo_id} next to the weights, or pass its path: "
         f"--local_tokenizer FILE_OR_FOLDER."
     )
+    if uses_modelscope():
+        return _fetched(_of_modelscope(), repo_id, file, remedy)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -105,8 +108,18 @@ def _download(repo_id: str, file: str) -> Path:
             f"Tokenizer '{repo_id}' is no local path, and downloading needs the package huggingface_hub "
             f"(pip install huggingface_hub). {remedy}"
         ) from error
+    return _fetched(hf_hub_download, repo_id, file, remedy)
+
+
+def _of_modelscope() -> Callable[[str, str], Path]:
+    """Downloads a file of a repository. Raises MissingPackageError."""
+    snapshot = modelscope_download()
+    return lambda repo_id, file: Path(snapshot(repo_id, allow_patterns=[file])) / file
+
+
+def _fetched(download: Callable[[str, str], str | Path], repo_id: str, file: str, remedy: str) -> Path:
     try:
-        return Path(hf_hub_download(repo_id, file))
+        return Path(download(repo_id, file))
     except Exception as error:  # the hub raises many types: offline, no such repository, gated, network
         logger.debug("download of %s failed", repo_id, exc_info=True)
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,14 @@ class Evaluator:
         return self.objective.scores(dict(zip(("loss", *names), means, strict=True)))
 
     def _answers(self, model: ZooModel, device: torch.device, in_step: bool) -> list[dict[str, Any]]:
+        made = {index: self._prediction(index, answer) for index, answer in self.results(model, device, in_step)}
+        merged = {index: answer for one in runtime.gather_objects(made) for index, answer in one.items()}
+        return [merged[index] for index in sorted(merged)]
+
+    def results(
+        self, model: ZooModel, device: torch.device, in_step: bool = False
+    ) -> Iterator[tuple[int, GenerationResult]]:
+        """The answers of this rank, each with the number of its row; of rows that cannot be asked it says so."""
         count = min(self.samples, len(self.dataset))
         wanted = [number * len(self.dataset) // count for number in range(count)]
         ranks = 1 if in_step else mpu.get_data_parallel_world_size()
@@ -98,22 +106,26 @@ class Evaluator:
             model, eos_id=tokenizer.eos_ids, max_length=processor.max_length, device=device, tokenizer=tokenizer
         )
         options = SamplingOptions(max_new_tokens=self.max_new_tokens)
-        made = {index: answer for index in own if (answer := self._answer(engine, options, index))}
-        merged = {index: answer for one in runtime.gather_objects(made) for index, answer in one.items()}
-        return [merged[index] for index in sorted(merged)]
+        for index in own:
+            if (answer := self._answer(engine, options, index)) is not None:
+                yield index, answer
 
-    def _answer(self, engine: Engine, options: SamplingOptions, index: int) -> dict[str, Any] | None:
+    def _answer(self, engine: Engine, options: SamplingOptions, index: int) -> GenerationResult | None:
         record, turns = self.dataset.dialogue(index)
-        *history, (question, expected) = turns
+        *history, (question, _) = turns
         try:
             request = Request.of(
                 self.dataset.processor, list(record.images), question, history=history, version=self.dataset.version,
                 options=options, allow_empty_query=True, system=self.dataset.system_of(record), logprobs=self.scores,
             )  # fmt: skip
-            answer = engine.answer(request)
+            return engine.answer(request)
         except InputError as error:
             logger.warning("validation sample %s was not answered: %s", record.source, error)
             return None
+
+    def _prediction(self, index: int, answer: GenerationResult) -> dict[str, Any]:
+        record, turns = self.dataset.dialogue(index)
+        question, expected = turns[-1]
         return {
             "source": record.source,
             "images": [str(image) for image in record.images],
