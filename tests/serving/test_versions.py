@@ -55,7 +55,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_line_takes_it(version: str, capfd: pytest.CaptureFixture[str]) -> None:
     given = ["--version", version, "--query", "What?", "--image", str(EXAMPLE), "--max_new_tokens", "2", "--json"]
     assert cli.main([*given, "--from_pretrained", model_of(version)]) == 0
-    assert json.loads(capfd.readouterr().out)["token_ids"]
+    said = json.loads(capfd.readouterr().out)  # one token or none: in a style of another family a model may end at once
+    assert said["finish_reason"] in ("stop", "length") and isinstance(said["token_ids"], list)
 
 
 @pytest.mark.parametrize("version", STYLES)

@@ -97,9 +97,10 @@ def test_a_turn_streams_and_draws(core: ServerCore, vlm: VLM) -> None:
     assert [message["role"] for message in chat] == ["user", "assistant"]
     assert chat[1]["content"] == said and talk == (str(EXAMPLE), [(WHERE, said)])
     (box,) = parse_boxes(said, *drawn.size)
-    assert [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")][1:] == [
-        str(v) for v in box.rounded()
-    ]
+    boxes, whole = table.split("\n\n")
+    cells = [cell.strip() for cell in boxes.splitlines()[-1].strip("|").split("|")]
+    assert cells[1:5] == [str(v) for v in box.rounded()]
+    assert cells[5].endswith(" %") and whole.endswith(" %"), "the probabilities of the box and of the answer"
     assert states[1][0][1]["content"] in said
 
 

@@ -104,7 +104,7 @@ def test_a_merged_model_has_the_tokenizer_of_its_run(short: tuple[Path, str], tm
 
 
 def test_a_run_that_gets_no_better_ends_and_its_best_step_is_merged(tmp_path: Path) -> None:
-    flags = {"learning_rate": 1e-9, "train_iters": 9, "eval_interval": 2, "save_interval": 9, "patience": 2,
+    flags = {"learning_rate": 1e-30, "train_iters": 9, "eval_interval": 2, "save_interval": 9, "patience": 2,
              "eval_samples": 0, "valid_data": ROOT / "examples"}  # fmt: skip
     done = finetune(tmp_path, best_by="loss", **flags)
     assert done.returncode == 0 and "no better score" in done.stdout, done.stderr[-2000:]
