@@ -50,6 +50,7 @@ def test_the_kernels_compile_for_an_h100(cases: str, kernels: int, tmp_path: Pat
     assert int(done.stdout.split()[0]) >= kernels, done.stdout
 
 
+@pytest.mark.slow
 @with_triton
 def test_in_the_interpreter() -> None:
     run_cases(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")

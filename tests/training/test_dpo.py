@@ -184,6 +184,7 @@ def pairs_of(folder: Path, count: int, *, start: int = 0) -> Path:
     return write_jsonl(folder / f"pairs{start}.jsonl", entries)
 
 
+@pytest.mark.slow
 def test_a_run_reports_rewards_and_resumes_to_the_bit(tmp_path: Path) -> None:
     data = pairs_of(tmp_path, 4)
     settings = {

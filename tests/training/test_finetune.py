@@ -103,6 +103,7 @@ def test_a_merged_model_has_the_tokenizer_of_its_run(short: tuple[Path, str], tm
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == (run / "tokenizer.model").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_and_its_best_step_is_merged(tmp_path: Path) -> None:
     flags = {"learning_rate": 1e-30, "train_iters": 9, "eval_interval": 2, "save_interval": 9, "patience": 2,
              "eval_samples": 0, "valid_data": ROOT / "examples"}  # fmt: skip
@@ -116,7 +117,7 @@ def test_a_run_that_gets_no_better_ends_and_its_best_step_is_merged(tmp_path: Pa
     assert again.returncode == 0 and losses(tmp_path) == before, "an ended run has ended"
 
 
-@pytest.mark.parametrize("images", [0, 4])
+@pytest.mark.parametrize("images", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_text_alone_trains_too(tmp_path: Path, images: int) -> None:
     """A rank whose batch has no picture gives the visual expert a gradient of zero: the other rank waits for it."""
     lines = [{"prompt": f"Say {word}.", "text": word} for word in ("one", "two", "three", "four")]
@@ -182,6 +183,7 @@ def test_too_few_arguments_show_the_usage() -> None:
     assert done.returncode == 2 and "NUM_GPUS_PER_WORKER" in done.stderr and "got 3" in done.stderr
 
 
+@pytest.mark.slow
 def test_lora_learns_on_quantised_weights_and_merges_into_the_full_ones(tmp_path: Path) -> None:
     done = finetune(tmp_path, quant=4, train_iters=12, save_interval=12, trainable="all", lora_alpha=8)
     assert done.returncode == 0, done.stderr[-3000:]

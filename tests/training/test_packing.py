@@ -133,6 +133,7 @@ def about_one_image(folder: Path) -> Path:
     return write_jsonl(folder / "data.jsonl", entries)
 
 
+@pytest.mark.slow
 def test_a_packed_run_is_the_run_of_separate_rows_and_resumes(tmp_path: Path) -> None:
     """Four questions are a batch of four or a row: the same losses; and broken off in the middle, to the bit."""
     settings = {"train_data": about_one_image(tmp_path), "train_iters": 4, "learning_rate": 1e-2, "lora_alpha": 8,
