@@ -235,8 +235,8 @@ def test_a_preference_is_learned_through_the_documented_command(tmp_path: Path) 
     """On questions that were not trained on, too, the merged model answers as was preferred."""
     data, valid = pairs_of(tmp_path, 20), pairs_of(tmp_path, 10, start=21)
     out = tmp_path / "out"
-    done = official(1, 1, "", "cogvlm-tiny", "vqa", 128, 8, data, 60, 60, 60, out, 4, "all", "--objective", "dpo",
-                    "--device", "cpu", "--learning_rate", 1e-3, "--lora_alpha", 8, "--log_interval", 1,
+    done = official(1, 1, "", "cogvlm-tiny", "vqa", 128, 8, data, 80, 80, 80, out, 4, "all", "--objective", "dpo",
+                    "--device", "cpu", "--learning_rate", 4e-3, "--lora_alpha", 8, "--log_interval", 1,
                     VALID_DATA=str(valid))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
@@ -248,4 +248,5 @@ def test_a_preference_is_learned_through_the_documented_command(tmp_path: Path) 
         [vlm.generate(image, question, version="vqa", max_new_tokens=4).text for image, question in asked]
         for vlm in (merged, before)
     )
-    assert answers.count("yes") >= 9 and former.count("yes") <= 6, (answers, former)
+    said, before_said = ([text.split()[0] for text in each] for each in (answers, former))
+    assert said.count("yes") >= 9 and before_said.count("yes") <= 6, (answers, former)
