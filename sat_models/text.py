@@ -1,13 +1,13 @@
 """Text that cannot be written: half of a surrogate pair, which JSON can spell and UTF-8 cannot.
 
 Scraped JSON holds such halves (an emoji cut in two). They are refused as input, and never keep an error message or a
-record from being written.
+record from being written. And tables in Markdown.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -48,3 +48,8 @@ def json_line(record: Any) -> str:
     r"""A record as one line of JSONL, its end included; characters as they are, or as `\u….` if UTF-8 lacks one."""
     line = json.dumps(record, ensure_ascii=False)
     return (line if is_utf8(line) else json.dumps(record)) + "\n"
+
+
+def markdown_table(lines: Iterable[Sequence[str]]) -> str:
+    """The lines of a table, each of its cells: the head, the borders ("---" in each cell), and the rows."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

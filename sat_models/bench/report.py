@@ -15,6 +15,7 @@ import torch
 from sat_models.bench.random_models import Floors
 from sat_models.errors import InputError
 from sat_models.figures import new_figure
+from sat_models.text import markdown_table
 
 _COLUMNS = ("what", "ours", "stock", "times faster", "floor", "of the floor", "peak memory")
 
@@ -52,7 +53,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         share = f"{100 * row['share']:.0f} %" if row["share"] else ""
         memory = f"{row['memory'] / 1e9:.1f} GB" if row["memory"] else ""
         lines.append((name, ours, stock, times, floor, share, memory))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def _figure(value: float | None, unit: str) -> str:

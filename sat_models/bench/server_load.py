@@ -17,6 +17,7 @@ from PIL import Image
 
 from sat_models.errors import InputError, MissingPackageError
 from sat_models.processing.image import load_image
+from sat_models.text import markdown_table
 
 _COLUMNS = (
     "clients", "answers/s", "tokens/s", "first token p50", "p90", "p99", "between tokens p50", "p99", "failed",
@@ -179,7 +180,7 @@ def ask(client: Any, question: Question, number: int, seen: Seen, lock: threadin
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table of `Seen.row`s."""
     lines = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def check(seen: Seen) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sat_models.generation.answer import GenerationResult
 from sat_models.processing.boxes import Box
+from sat_models.text import markdown_table
 from sat_models.zoo.vlm import Reading
 
 
@@ -32,7 +33,7 @@ def _boxes(boxes: Sequence[Box], scores: Sequence[float] | None, words: Mapping[
     if scores is not None:
         names.append(words["box_score"])
         rows = [[*row, _share(score)] for row, score in zip(rows, scores, strict=True)]
-    return _table(names, ("---", *["---:"] * (len(names) - 1)), rows)
+    return markdown_table((names, ("---", *["---:"] * (len(names) - 1)), *rows))
 
 
 def _share(score: float) -> str:
@@ -42,7 +43,7 @@ def _share(score: float) -> str:
 
 def _parts(parts: Mapping[str, Any], words: Mapping[str, str]) -> str:
     rows = [(_cell(words.get(name, name)), value) for name, value in _lines(parts)]
-    return _table((words["part"], words["value"]), ("---", "---"), rows) if rows else ""
+    return markdown_table(((words["part"], words["value"]), ("---", "---"), *rows)) if rows else ""
 
 
 def _lines(parts: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
@@ -67,8 +68,3 @@ def _text(value: Any) -> str:
 def _cell(value: Any) -> str:
     """Text as it is, whatever looks like a tag or a border included."""
     return " ".join(str(value).split()).replace("|", " ").replace("<", "&lt;")
-
-
-def _table(*lines: Any) -> str:
-    head, borders, rows = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, borders, *rows))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_models.errors import ConfigError
+from sat_models.text import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -282,4 +283,4 @@ def table(rows: Sequence[Figures]) -> str:
         first = f"{1e3 * statistics.median(row.first):.0f} ms" if row.first else ""
         ratio = f"{statistics.median(row.times_ours):.2f}" if row.times_ours else ""
         lines.append((what, row.name, rates, ratio, first, f"{row.peak / 1e9:.2f} GB"))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)
