@@ -65,7 +65,8 @@ class CogVideoModel(ImageTokenModel):
         place = torch.arange(size, device=input_ids.device)
         frame = torch.where(place < text, -1, (place - text) // config.frame_size)
         before = place.unsqueeze(0) <= place.unsqueeze(1)
-        whole = place < (size if given is None else given)  # what sees all of its frame, in stage 2
+        began = size if given is None else given
+        whole = place < began  # what sees all of its frame, in stage 2
         whole &= (frame >= 0) & (config.cogvideo_stage == 2)
         of_text = place < text
         may_look = ((frame.unsqueeze(0) == frame.unsqueeze(1)) & (before | whole.unsqueeze(1))) | of_text
@@ -74,7 +75,7 @@ class CogVideoModel(ImageTokenModel):
         biases: tuple[Tensor, ...] = ()
         if second:
             seen = before | (whole.unsqueeze(0) & whole.unsqueeze(1))
-            made = place >= (size if given is None else given)
+            made = place >= began
             biases = tuple(
                 self._second_bias(seen & same, text, text_weight * made.to(dtype))
                 for same in self._windows(place - text, given is not None)

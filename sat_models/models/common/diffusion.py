@@ -10,7 +10,6 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
@@ -19,8 +18,7 @@ from mixins.joint_adaln import JointAdaLNMixin
 from mixins.patch_text_embedding import PatchTextEmbeddingMixin
 from mixins.sat_compat import BaseTransformer
 from sat_models.config import DiffusionConfig
-
-_gelu = functools.partial(F.gelu, approximate="tanh")
+from sat_models.models.common.activations import tanh_gelu
 
 
 class DiffusionModel(ZooModel):
@@ -60,7 +58,7 @@ class DiffusionModel(ZooModel):
             inner_hidden_size=config.inner_hidden_size,
             layernorm_epsilon=cls.layer_epsilon,
             layernorm=functools.partial(nn.LayerNorm, elementwise_affine=cls.affine_norms),
-            activation_func=_gelu,
+            activation_func=tanh_gelu,
             **kwargs,
         )
         del transformer.word_embeddings, transformer.position_embeddings

@@ -5,7 +5,6 @@ Legend: B batch, S tokens, V rows of the head (codes of images).
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +15,7 @@ from mixins.base import ZooModel
 from mixins.grid_window import OUTSIDE
 from mixins.sat_compat import BaseTransformer, gather_from_model_parallel_region
 from sat_models.config.image_tokens import ImageTokenConfig
-
-_gelu = functools.partial(F.gelu, approximate="tanh")
+from sat_models.models.common.activations import tanh_gelu
 
 
 class ImageTokenModel(ZooModel):
@@ -45,7 +43,7 @@ class ImageTokenModel(ZooModel):
                 max_sequence_length=config.max_sequence_length,
                 layernorm_order=config.layernorm_order,
                 layernorm=nn.LayerNorm,
-                activation_func=_gelu,
+                activation_func=tanh_gelu,
                 **kwargs,
             )
         super().__init__(config, transformer=transformer)

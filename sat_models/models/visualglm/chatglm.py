@@ -5,7 +5,6 @@ Legend: B batch, S tokens.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from mixins.glm_block import BlockRotaryMixin, ScaledResidualMixin
 from mixins.kv_cache import CACHE_NAME
 from mixins.lm_head import LMMixin
 from mixins.sat_compat import BaseTransformer
+from sat_models.models.common.activations import tanh_gelu
 from sat_models.models.common.decoder import DecoderModel
 from sat_models.models.visualglm.config import ChatGLMConfig
 
@@ -43,9 +43,8 @@ class ChatGLMModel(DecoderModel):
         **kwargs: Any,
     ) -> None:
         if transformer is None:
-            gelu = functools.partial(F.gelu, approximate="tanh")
             transformer = self._base_transformer(
-                config, layernorm=nn.LayerNorm, activation_func=gelu, parallel_output=parallel_output, **kwargs
+                config, layernorm=nn.LayerNorm, activation_func=tanh_gelu, parallel_output=parallel_output, **kwargs
             )
         super().__init__(config, transformer=transformer)
         self.config = config
