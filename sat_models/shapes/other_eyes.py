@@ -53,11 +53,11 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "color": (
         "Tell me the color of the {noun}.",
         "The {noun} is what color?",
-        "What color is the {noun} in this image?",
+        "What color does the {noun} in this picture have?",
     ),
     "form": ("What is the shape of the {color} object?", "Tell me the form of the {color} shape."),
     "count": ("How many {nouns} do you see?", "Tell me how many {nouns} are in the picture."),
-    "exist": ("Is {name} in the picture?", "Do you see {name} in this image?"),
+    "exist": ("Is {name} in the picture?", "Can you see {name} there?"),
     "size": ("Tell me the size of the {name}, small or large.", "The {name} is small or large?"),
     "left_right": (
         "Do you see the {name} left or right of the {other}?",

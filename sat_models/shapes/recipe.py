@@ -29,7 +29,7 @@ class TinyRecipe:
 
     seed: int = 0
     tower_steps: int = 500
-    steps: int = 6000
+    steps: int = 5000
     decay_steps: int = 3000
     warmup_steps: int = 30
     tower_batch: int = 48
@@ -42,7 +42,7 @@ class TinyRecipe:
     dense_weight: float = 0.5
     mention_weight: float = 0.3
     lookup_steps: int = 500  # of the full stage, at its start
-    digit_share: float = 0.15
+    digit_share: float = 0.2
     bf16: bool = False  # products in bf16; weights and optimizer stay in fp32
     lanes: LaneShape = field(default_factory=LaneShape)
 

@@ -17,7 +17,7 @@ from sat_models.models.families import prompt_style
 from sat_models.processing.layout import IGNORE
 from sat_models.processing.prompts import build_prompt
 from sat_models.shapes import questions
-from sat_models.shapes.paraphrases import PARAPHRASES
+from sat_models.shapes.paraphrases import PARAPHRASES, framed
 from sat_models.shapes.questions import QA, TASKS
 from sat_models.shapes.scenes import COLORS, FORMS, SIZES, Scene, ShapeObject
 
@@ -43,8 +43,9 @@ class TaskMix:
     """How many questions of each task a picture gets on average, and in which prompt versions.
 
     `rec` and `reg` count per object, `digit` per object that carries one, the others per picture. The fractional part
-    is a probability. `paraphrased` is the share of single questions in wordings of `paraphrases`. `chat` is one
-    conversation of 2 to `most_turns` turns in the versions `chat` and `chat_old`. `base_version` and the like are
+    is a probability. `paraphrased` is the share of single questions in wordings of `paraphrases`, `framed` that of
+    those in its frames, whatever their wording. `chat` is one conversation of 2 to `most_turns` turns in the versions
+    `chat` and `chat_old`. `base_version` and the like are
     relative weights; `vqa` prompts are made for the task vqa only. `vqa_kinds` weighs `VQA_KINDS`: questions that look
     two things up and compare them are learnt last and are asked most.
     """
@@ -55,9 +56,10 @@ class TaskMix:
     reg: float = 1.4
     vqa: float = 9.0
     vqa_kinds: tuple[float, ...] = (1.0, 0.5, 1.5, 4.0, 1.5, 3.0, 3.0)
-    digit: float = 1.0
+    digit: float = 3.0
     chat: float = 0.2
     paraphrased: float = 0.4
+    framed: float = 0.25
     most_turns: int = 4
     chat_version: float = 0.55
     chat_old_version: float = 0.15
@@ -101,6 +103,12 @@ def sample_questions(scene: Scene, rng: random.Random, mix: TaskMix) -> list[tup
         picked.append(questions.chat(scene, rng, turns=rng.randint(2, mix.most_turns)))
     picked = [
         questions.reworded(qa, PARAPHRASES, rng) if qa.task != "chat" and rng.random() < mix.paraphrased else qa
+        for qa in picked
+    ]
+    picked = [
+        dataclasses.replace(qa, question=framed(qa.question, rng))
+        if qa.task != "chat" and rng.random() < mix.framed
+        else qa
         for qa in picked
     ]
     rng.shuffle(picked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sat_models.shapes import questions
 from sat_models.shapes.drawing import draw
 from sat_models.shapes.held_out import held_out_items
 from sat_models.shapes.other_eyes import WORDINGS, draw_other, other_scene, signed_distance
-from sat_models.shapes.paraphrases import PARAPHRASES
+from sat_models.shapes.paraphrases import PARAPHRASES, frames
 from sat_models.shapes.scenes import Background, Scene, ShapeObject
 
 WHITE = Background("solid", ((255, 255, 255),))
@@ -57,11 +58,12 @@ def test_jpeg_is_seen_and_a_scene_is_drawn_the_same_twice() -> None:
 
 
 def test_words_were_not_taught() -> None:
-    taught = {
-        *questions.CAPTION_WORDINGS, *questions.GROUNDED_WORDINGS, *questions.REC_WORDINGS, *questions.REG_WORDINGS,
-        *(wording for wordings in questions.VQA_WORDINGS.values() for wording in wordings),
-        *(wording for wordings in PARAPHRASES.values() for wording in wordings),
-    }  # fmt: skip
+    lists = (
+        questions.CAPTION_WORDINGS, questions.GROUNDED_WORDINGS, questions.REC_WORDINGS, questions.REG_WORDINGS,
+        *questions.VQA_WORDINGS.values(), *PARAPHRASES.values(),
+    )  # fmt: skip
+    wordings = {wording for wordings in lists for wording in wordings}
+    taught = wordings | {framed for wording in wordings for framed in frames(wording)}
     assert taught.isdisjoint(wording for wordings in WORDINGS.values() for wording in wordings)
     assert set(WORDINGS) == {"caption", "grounded_caption", "rec", "reg", *questions.VQA_KINDS}
 
@@ -92,3 +94,15 @@ def test_digits_are_asked_for_where_they_stand() -> None:
         obj.digit is not None for scene in {item.image: item.scene for item in items}.values() for obj in scene.objects
     )
     assert all(item.choices[0] == item.qa.answer and len(set(item.choices)) == 4 for item in digits)
+
+
+def test_frames_say_no_place_twice_and_keep_the_words() -> None:
+    assert "What color is the circle in this image?" in frames("What color is the circle?")
+    assert "Where is the red circle in the picture? answer in [[x0,y0,x1,y1]] format." in frames(
+        "Where is the red circle? answer in [[x0,y0,x1,y1]] format."
+    )
+    for wording in PARAPHRASES["color"]:
+        for framed in frames(wording):
+            assert "{noun}" in framed and len(re.findall("image|picture|photo", framed)) <= 2
+    assert not any(re.search("(image|picture).*(image|picture|photo)", f) for f in frames("Describe it in this image.")
+                   if not f.startswith("Look at"))  # fmt: skip
