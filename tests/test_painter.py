@@ -155,6 +155,19 @@ def test_a_prompt_that_is_cut_is_said(painter: Painter, caplog: pytest.LogCaptur
     assert caplog.text == ""
     painter.draw("A red circle and a blue square and a green triangle", size=SIZE, steps=1, seed=1)
     assert "tokens and the model reads 16: '" in caplog.text and "triangle' is left out" in caplog.text
+    prompts = ["A red circle", "A red circle and a blue square and a green triangle"]
+    first, second = next(painter.steps(prompts, size=SIZE, steps=1, seed=1)).cut
+    assert first == "" and second.endswith("triangle")
+
+
+def test_what_a_call_would_do(painter: Painter) -> None:
+    chosen = painter.check("A red circle", steps=3)
+    usual = painter.config
+    assert (chosen.steps, chosen.size, chosen.guidance) == (3, usual.usual_size, usual.guidance)
+    assert isinstance(chosen.seed, int) and painter.check("A red circle", seed=7).seed == 7
+    for given, message in (({"prompt": ""}, "say what is to be seen"), ({"size": (100, 64)}, "cannot be drawn")):
+        with pytest.raises(InputError, match=message):
+            painter.check(**{"prompt": "A red circle", **given})
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,13 @@ class DrawingState:
     Attributes:
         sample: step, number of steps, latents.
         seeds: of each image.
+        cut: the end of each prompt that the model does not read; mostly empty.
         codec: opens the codec.
     """
 
     sample: Sample
     seeds: tuple[int, ...]
+    cut: tuple[str, ...]
     codec: Part[ImageCodec]
 
     @property
@@ -143,6 +145,11 @@ class Painter:
         """
         return self._drawn(check_prompts(prompt), self._chosen(options, self.steps))
 
+    def check(self, prompt: str | Sequence[str], **options: Unpack[DrawingKeywords]) -> DrawingOptions:
+        """What `draw` would do, nothing left open; raises as `draw` before any work."""
+        check_prompts(prompt)
+        return self._chosen(options, self.check)
+
     def _last(self, prompts: Sequence[str], chosen: DrawingOptions, first: int) -> DrawingState:
         for state in self._drawn(prompts, chosen, first):
             last = state
@@ -151,12 +158,12 @@ class Painter:
     def _drawn(self, prompts: Sequence[str], chosen: DrawingOptions, first: int = 0) -> Iterator[DrawingState]:
         """The prompts from number `first` on of a call."""
         seeds = tuple(chosen.seed + first + number for number in range(len(prompts)))
-        text = self.encode(prompts)
+        text, cut = self._read(prompts)
         shape = self.config.latent_shape(*chosen.size)
         start = torch.stack([noise(shape, seed) for seed in seeds])
         try:
             for sample in self._samples(start, text, chosen, {}):
-                yield DrawingState(sample, seeds, self._codec)
+                yield DrawingState(sample, seeds, cut, self._codec)
         finally:
             self._model.release()
             self._codec.release()
@@ -209,20 +216,25 @@ class Painter:
 
         The work of the first process; the others get its result.
         """
-        text = runtime.in_step(lambda: self._encoded(prompts) if runtime.rank() == 0 else None)
-        return runtime.broadcast_object(text)
+        return self._read(prompts)[0]
 
-    def _encoded(self, prompts: Sequence[str]) -> Tensor:
+    def _read(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+        """See `encode`; and what is left out of each prompt."""
+        read = runtime.in_step(lambda: self._encoded(prompts) if runtime.rank() == 0 else None)
+        return runtime.broadcast_object(read)
+
+    def _encoded(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
         encoder = self._text_encoder.get()
-        for prompt in prompts:
-            if cut := encoder.cut(prompt):
+        cut = tuple(map(encoder.cut, prompts))
+        for prompt, left_out in zip(prompts, cut, strict=True):
+            if left_out:
                 logger.warning(
                     "the prompt has %d tokens and the model reads %d: '%s' is left out",
-                    encoder.length(prompt), self.config.text_length, cut,
+                    encoder.length(prompt), self.config.text_length, left_out,
                 )  # fmt: skip
         text = encoder.encode(prompts)
         self._text_encoder.release()
-        return text
+        return text, cut
 
     def _chosen(self, options: DrawingKeywords, asked: Callable[..., object]) -> DrawingOptions:
         """Checked, with a seed that all processes share."""
