@@ -34,6 +34,7 @@ EXTRAS = {
     "modelscope": ["modelscope>=1.30,<2"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "draw": ["transformers>=5.17,<6", "diffusers>=0.42,<0.43"],
+    "film": ["av>=18,<19"],
     "strict": ["llguidance>=1.9,<2"],
     "test": [
         "pytest>=9,<10",
@@ -49,7 +50,7 @@ EXTRAS = {
     "data": ["datasets>=5.2,<6"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"],
 }
-USED = ("serve", "eval", "plot", "quant", "draw", "data", "strict", "gguf")
+USED = ("serve", "eval", "plot", "quant", "draw", "film", "data", "strict", "gguf")
 EXTRAS["all"] = [line for extra in (*USED, "track", "modelscope") for line in EXTRAS[extra]]
 # A test is skipped for absent hardware only: what the tests need comes with them.
 EXTRAS["test"] += [line for extra in (*USED, "docs") for line in EXTRAS[extra]]
@@ -117,6 +118,7 @@ setup(
             "sat-caption=sat_models.commands.caption:command",
             "sat-compose=sat_models.commands.compose:command",
             "sat-draw=sat_models.commands.draw:command",
+            "sat-film=sat_models.commands.film:command",
             "sat-validate=sat_models.commands.validate:command",
             "sat-split=sat_models.commands.split:command",
             "sat-bench=sat_models.commands.bench:command",

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sat_models.commands.painting import add_painting_flags, size_of
 from sat_models.errors import ConfigError, InputError, run_script
-from sat_models.flags import add_device_flags, check_numbers, flag, positive
+from sat_models.flags import check_numbers, flag, positive
 
 if TYPE_CHECKING:
     from sat_models.zoo import Painter
 
 MODEL = "cogview3-plus-3b"
-_SIZE = re.compile(r"(\d+)[x,* ](\d+)")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,24 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
     flag(what, "prompt", nargs="+", metavar="TEXT", help="what is to be seen; several texts for several images")
     flag(what, "prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
     flag(parser, "count", type=positive, default=1, help="images of each prompt (default: %(default)s)")
-    flag(parser, "size", metavar="WIDTHxHEIGHT", help="in pixels, such as 1024x768 (default: the model's usual one)")
-    flag(parser, "steps", type=int, help="of the sampler (default: the model's usual number)")
-    flag(parser, "guidance", type=float, help="how closely the prompt is followed; 1 is not at all guided")
-    flag(parser, "seed", type=int, help="the same seed gives the same image (default: one is drawn)")
     flag(parser, "sampler", choices=("sat", "diffusers"), default="sat", help="(default: %(default)s)")
     flag(
         parser, "output", type=Path, metavar="PLACE",
         help="file to write, or a folder for several images (default: image.png, or the folder images)",
     )  # fmt: skip
     flag(parser, "batch", type=positive, default=1, help="images made at a time; memory grows with it")
-    flag(parser, "quant", type=int, choices=(4, 8), help="quantise the transformer's linears to 4 or 8 bits")
-    flag(parser, "quant_text", type=int, choices=(4, 8), help="the same of the text encoder")
-    flag(
-        parser, "keep", choices=("all", "model", "none"), default="model",
-        help="what stays in memory between its steps: every part, the transformer, or none (default: %(default)s)",
-    )  # fmt: skip
-    add_device_flags(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
+    add_painting_flags(parser, what="image")
     return parser
 
 
@@ -58,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw once. Returns the exit code."""
     args = make_parser().parse_args(argv)
     check_numbers(args, {"steps": 1, "guidance": 0, "seed": 0})
-    size = _size(args.size)
+    size = size_of(args.size)
     prompts = _prompts(args.prompt, args.prompts)
     places = _places(args.output, len(prompts) * args.count)
     from sat_models import runtime
@@ -125,14 +113,6 @@ def _say(
 
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    if not (found := _SIZE.fullmatch(text.strip().lower())):
-        raise ConfigError(f"--size is '{text:.40}'; it must be WIDTHxHEIGHT in pixels, such as 1024x768")
-    return int(found[1]), int(found[2])
 
 
 def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:

@@ -48,13 +48,9 @@ class DrawingOptions:
     sampler: str = "sat"
 
     def __post_init__(self) -> None:
-        guidance, seed = self.guidance, self.seed
-        plain = isinstance(guidance, int | float) and not isinstance(guidance, bool)
-        if not (plain and 0 <= guidance < math.inf):
-            raise InputError(f"guidance is {guidance!r}; it must be a number of at least 0 (1 is the text alone)")
-        whole = isinstance(seed, int) and not isinstance(seed, bool)
-        if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
-            raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to {MOST_SEED}")
+        check_guidance(self.guidance)
+        if self.seed is not None:
+            check_seed(self.seed)
         self.schedule()
 
     @classmethod
@@ -87,6 +83,20 @@ class DrawingOptions:
     def schedule(self) -> list[Step]:
         """The steps of the sampler."""
         return steps_of(self.sampler, self.steps, self.snr_shift)
+
+
+def check_guidance(guidance: object) -> None:
+    """Raises InputError for what cannot be a guidance."""
+    plain = isinstance(guidance, int | float) and not isinstance(guidance, bool)
+    if not (plain and 0 <= guidance < math.inf):
+        raise InputError(f"guidance is {guidance!r}; it must be a number of at least 0 (1 is the text alone)")
+
+
+def check_seed(seed: object) -> None:
+    """Raises InputError for what cannot be a seed."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not (whole and 0 <= seed <= MOST_SEED):
+        raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to {MOST_SEED}")
 
 
 def check_prompts(prompts: object) -> list[str]:

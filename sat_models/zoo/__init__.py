@@ -1,12 +1,13 @@
 """The front door: `load_pretrained` and `list_models`."""
 
 from sat_models.generation.strict.constraint import Constraint
+from sat_models.zoo.film_maker import FilmMaker
 from sat_models.zoo.load import load_config, load_pretrained, load_processor
 from sat_models.zoo.locate import list_models, locate, sat_home
 from sat_models.zoo.painter import Painter
 from sat_models.zoo.vlm import VLM
 
 __all__ = [
-    "VLM", "Constraint", "Painter", "list_models", "load_config", "load_pretrained", "load_processor", "locate",
-    "sat_home",
+    "VLM", "Constraint", "FilmMaker", "Painter", "list_models", "load_config", "load_pretrained", "load_processor",
+    "locate", "sat_home",
 ]  # fmt: skip
