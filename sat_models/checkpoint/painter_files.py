@@ -16,7 +16,6 @@ from sat_models.checkpoint.huggingface import DIFFUSERS_STEM
 from sat_models.checkpoint.layout import HF_CONFIG_FILE
 from sat_models.checkpoint.painter_parts import (
     ENCODER_FOLDER,
-    KL_FILE,
     T5_FOLDER,
     TOKENIZER_FOLDER,
     VAE_FOLDER,
@@ -26,7 +25,7 @@ from sat_models.checkpoint.painter_parts import (
     read_vae_file,
 )
 from sat_models.checkpoint.staging import write_tensors
-from sat_models.config import DiffusionConfig
+from sat_models.config import PainterConfig
 from sat_models.errors import CheckpointError
 from sat_models.files import write_json
 from sat_models.models.common.kl_keys import kl_to_sat
@@ -45,24 +44,24 @@ class PainterFiles:
     Attributes:
         encoder: folder of T5, and the file of its tokenizer; None where it is not there.
         vae: see `find_vae`; None where there is none.
-        scale: of the latents.
+        config: of the painter.
     """
 
     encoder: tuple[Path, Path] | None
     vae: Path | None
-    scale: float
+    config: PainterConfig
 
     @classmethod
-    def beside(cls, step: Path, config: DiffusionConfig) -> PainterFiles:
+    def beside(cls, step: Path, config: PainterConfig) -> PainterFiles:
         """Beside the weights in `step`; what is not there is left out."""
         found: list[tuple[Path, Path] | Path | None] = []
-        for find in (lambda: find_text_encoder(step, config), lambda: find_vae(step)):
+        for find in (lambda: find_text_encoder(step, config), lambda: find_vae(step, config)):
             try:
                 found.append(find())
             except CheckpointError as error:
                 logger.debug("not converted along: %s", error)
                 found.append(None)
-        return cls(*found, scale=config.latent_scale)
+        return cls(*found, config=config)
 
     def bytes(self) -> int:
         """Of all files, about."""
@@ -80,9 +79,9 @@ class PainterFiles:
         if self.vae.is_file():
             weights = read_vae_file(self.vae)
         else:
-            config, theirs = read_vae(self.vae, self.scale)
+            config, theirs = read_vae(self.vae, self.config.latent_scale)
             weights = kl_to_sat(theirs, config)
-        _save({name: value.clone() for name, value in weights.items()}, folder / VAE_FOLDER / KL_FILE)
+        _save({name: value.clone() for name, value in weights.items()}, folder / VAE_FOLDER / self.config.VAE_FILE)
 
     def write_diffusers(self, folder: Path) -> dict[str, list[str | None]]:
         """As diffusers' pipelines have them. Gives their entries in `model_index.json`. Raises as `write_sat`."""
@@ -99,7 +98,7 @@ class PainterFiles:
                 ["transformers", "T5Tokenizer"],
             )
         if self.vae is not None:
-            sizes, weights = read_vae(self.vae, self.scale)
+            sizes, weights = read_vae(self.vae, self.config.latent_scale)
             (folder / VAE_FOLDER).mkdir(parents=True)
             write_json(folder / VAE_FOLDER / HF_CONFIG_FILE, sizes)
             kept = {name: value.contiguous() for name, value in weights.items()}
@@ -125,6 +124,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _save(weights: dict[str, Tensor], file: Path) -> None:
+    if file.suffix == ".safetensors":
+        return write_tensors(weights, file, {"format": "pt"})
     with file.open("wb") as opened:
         torch.save({"state_dict": weights}, opened)
         opened.flush()

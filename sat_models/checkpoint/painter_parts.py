@@ -16,14 +16,13 @@ from torch import Tensor
 
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
 from sat_models.checkpoint.pickles import load_file
-from sat_models.config import DiffusionConfig, read_json
+from sat_models.config import PainterConfig, read_json
 from sat_models.errors import CheckpointError
 from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers
 from sat_models.models.common.quantised import quantise_linears
 from sat_models.processing.image_codec import ImageCodec, KLCodec, require_diffusers
 from sat_models.processing.text_encoder import T5_TOKENIZERS, T5TextEncoder, TextEncoder, require_transformers
 
-KL_FILE = "imagekl_ch16.pt"
 VAE_FOLDER, T5_FOLDER, ENCODER_FOLDER, TOKENIZER_FOLDER = "vae", "t5-v1_1-xxl", "text_encoder", "tokenizer"
 
 
@@ -37,13 +36,17 @@ def _places(step: Path) -> Iterator[Path]:
     yield from (step, step.parent, step.parent.parent)
 
 
-def find_text_encoder(step: Path, config: DiffusionConfig) -> tuple[Path, Path]:
+def _home() -> Path:
+    return Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
+
+
+def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
     """The folder of T5 and the file of its tokenizer.
 
     Raises:
         CheckpointError: neither beside the weights nor in SAT_HOME; the message says what to fetch.
     """
-    home = Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
+    home = _home()
     folders = [place / name for place in _places(step) for name in (ENCODER_FOLDER, T5_FOLDER)] + [home / T5_FOLDER]
     for folder in folders:
         if (folder / "config.json").is_file():
@@ -57,23 +60,29 @@ def find_text_encoder(step: Path, config: DiffusionConfig) -> tuple[Path, Path]:
     )
 
 
-def find_vae(step: Path) -> Path:
+def find_vae(step: Path, config: PainterConfig) -> Path:
     """The SAT file of the image autoencoder, or its folder in diffusers' form.
 
     Raises:
         CheckpointError: there is none; the message says what to fetch.
     """
+    own, *shared = config.VAE_FOLDERS
     for place in _places(step):
-        for found in (place / VAE_FOLDER / KL_FILE, place / KL_FILE):
+        folders = [place / name for name in config.VAE_FOLDERS]
+        for found in (folder / config.VAE_FILE for folder in (*folders, place)):
             if found.is_file():
                 return found
-        if (place / VAE_FOLDER / "config.json").is_file():
-            return place / VAE_FOLDER
-        if len(others := sorted((place / VAE_FOLDER).glob("*.pt"))) == 1:
+        if diffusers := next((folder for folder in folders if (folder / "config.json").is_file()), None):
+            return diffusers
+        if len(others := sorted((place / own).glob(f"*{Path(config.VAE_FILE).suffix}"))) == 1:
             return others[0]
+    for found in (_home() / name / config.VAE_FILE for name in shared):
+        if found.is_file():
+            return found
+    also = "".join(f" or {_home() / name}" for name in shared)
     raise CheckpointError(
-        f"the image decoder is missing: put {KL_FILE} of the release into {_places_named(step)}/{VAE_FOLDER}, or the "
-        "folder 'vae' of the release for diffusers"
+        f"the image decoder is missing: put {config.VAE_FILE} of the release into {_places_named(step)}/{own}{also}, "
+        "or the folder 'vae' of the release for diffusers"
     )
 
 
@@ -81,7 +90,7 @@ def _places_named(step: Path) -> Path:
     return step.resolve().parent
 
 
-def check_parts(step: Path, config: DiffusionConfig) -> None:
+def check_parts(step: Path, config: PainterConfig) -> None:
     """See, before any work, that both parts are there and can be opened.
 
     Raises:
@@ -89,13 +98,13 @@ def check_parts(step: Path, config: DiffusionConfig) -> None:
         MissingPackageError: a package is, with what to install.
     """
     find_text_encoder(step, config)
-    find_vae(step)
+    find_vae(step, config)
     require_transformers()
     require_diffusers()
 
 
 def open_text_encoder(
-    step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
+    step: Path, config: PainterConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> TextEncoder:
     """T5 beside the weights in `step`.
 
@@ -130,22 +139,22 @@ def read_vae(place: Path, scale: float) -> tuple[dict[str, object], dict[str, Te
 
 
 def read_vae_file(place: Path) -> dict[str, Tensor]:
-    """The weights of a SAT file of an autoencoder. Raises CheckpointError."""
-    content = load_file(place)
+    """The weights of a SAT file of an autoencoder, by their names there. Raises CheckpointError."""
+    content = read_shard_file(place) if place.suffix == ".safetensors" else load_file(place)
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{place} holds no weights under 'state_dict'")
     return weights
 
 
-def open_codec(step: Path, config: DiffusionConfig, *, device: torch.device, dtype: torch.dtype) -> ImageCodec:
+def open_codec(step: Path, config: PainterConfig, *, device: torch.device, dtype: torch.dtype) -> ImageCodec:
     """The image autoencoder beside the weights in `step`; in fp32 where the painter is in fp16, which it overflows.
 
     Raises:
         MissingPackageError: without diffusers.
         CheckpointError: as `find_vae`, or weights that do not fit each other.
     """
-    diffusers, place = require_diffusers(), find_vae(step)
+    diffusers, place = require_diffusers(), find_vae(step, config)
     sizes, weights = read_vae(place, config.latent_scale)
     model = diffusers.AutoencoderKL.from_config(sizes)
     try:

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag(what, "prompt", nargs="+", metavar="TEXT", help="what is to be seen; several texts for several images")
     flag(what, "prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
     flag(parser, "count", type=positive, default=1, help="images of each prompt (default: %(default)s)")
-    flag(parser, "sampler", choices=("sat", "diffusers"), default="sat", help="(default: %(default)s)")
+    flag(parser, "sampler", choices=("sat", "diffusers"), help="(default: the model's usual one)")
     flag(
         parser, "output", type=Path, metavar="PLACE",
         help="file to write, or a folder for several images (default: image.png, or the folder images)",

@@ -5,7 +5,7 @@ config is lost.
 """
 
 from sat_models.config.base import read_json
-from sat_models.config.diffusion import DiffusionConfig
+from sat_models.config.diffusion import DiffusionConfig, PainterConfig
 from sat_models.config.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -43,6 +43,7 @@ __all__ = [
     "LLaMAConfig",
     "LanguageConfig",
     "ModelConfig",
+    "PainterConfig",
     "QFormerConfig",
     "SequenceForm",
     "SquareImages",

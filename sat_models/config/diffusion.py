@@ -1,4 +1,4 @@
-"""Sizes of diffusion transformers, and what a sampler has to know of them."""
+"""Sizes of models that make images out of noise, and what a sampler has to know of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from sat_models.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig(ModelConfig):
-    """A transformer of SAT's that turns noise into latents, told by a text.
+class PainterConfig(ModelConfig):
+    """A network that turns noise into latents, told by a text.
 
     Attributes:
-        in_channels, patch_size: of the latents, and the side of what is one token there.
-        time_embed_dim: width of the vector that stands for the time.
+        in_channels: of the latents.
         text_hidden_size, text_length: of what a text encoder gives; the length is that of training.
-        snr_shift: what the signal-to-noise ratio of the schedule was divided by.
         guidance, steps: the usual ones.
         latent_scale: what an image's latents are multiplied by before noise comes to them.
         pixels_per_latent: on either side.
@@ -27,15 +25,9 @@ class DiffusionConfig(ModelConfig):
         least_side, most_side, most_pixels, side_multiple: the sizes in pixels that it was trained on.
     """
 
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
     in_channels: int
-    patch_size: int = 2
-    time_embed_dim: int
     text_hidden_size: int
     text_length: int
-    snr_shift: float = 1.0
     guidance: float = 5.0
     steps: int = 50
     latent_scale: float = 1.0
@@ -48,23 +40,22 @@ class DiffusionConfig(ModelConfig):
 
     TASK: ClassVar[str] = "drawing"
     SAT_PREFIX: ClassVar[str] = "model.diffusion_model."
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("sat", "diffusers")
+    """Names of samplers; the first is the usual one."""
+    VAE_FILE: ClassVar[str] = "imagekl_ch16.pt"
+    """The image autoencoder of the release."""
+    VAE_FOLDERS: ClassVar[tuple[str, ...]] = ("vae",)
+    """Where it may lie; those behind the first also in SAT_HOME, for several models."""
 
     def __post_init__(self) -> None:
         require_positive(self, *(f.name for f in fields(self) if f.type == "int"))
-        require_number_above(self, 0, "snr_shift", "latent_scale", "guidance")
-        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
-        token = self.pixels_per_latent * self.patch_size
-        require_divides("side_multiple", self.side_multiple, token, "the pixels on the side of a token")
+        require_number_above(self, 0, "latent_scale", "guidance")
+        require_divides("side_multiple", self.side_multiple, self.pixels_per_latent, "the pixels of a latent")
 
     @property
-    def heads(self) -> HeadLayout:
-        """How a row of queries, keys and values is cut."""
-        return HeadLayout.even(self.num_attention_heads, self.hidden_size // self.num_attention_heads)
-
-    @property
-    def inner_hidden_size(self) -> int:
-        """Of the MLPs: SAT's own."""
-        return 4 * self.hidden_size
+    def heads(self) -> HeadLayout | None:
+        """How a row of queries, keys and values is cut; None where nothing asks."""
+        return None
 
     @property
     def usual_size(self) -> tuple[int, int]:
@@ -91,9 +82,44 @@ class DiffusionConfig(ModelConfig):
         nearest = round(side / self.side_multiple) * self.side_multiple
         return min(max(nearest, self.least_side), self.most_side)
 
-    def _split_sizes(self) -> dict[str, int]:
-        return {"num_attention_heads": self.num_attention_heads, "inner_hidden_size": self.inner_hidden_size}
-
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of so many pixels."""
         return self.in_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(PainterConfig):
+    """A transformer of SAT's that does.
+
+    Attributes:
+        patch_size: the side of what is one token, in latents.
+        time_embed_dim: width of the vector that stands for the time.
+        snr_shift: what the signal-to-noise ratio of the schedule was divided by.
+    """
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    patch_size: int = 2
+    time_embed_dim: int
+    snr_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number_above(self, 0, "snr_shift")
+        require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        token = self.pixels_per_latent * self.patch_size
+        require_divides("side_multiple", self.side_multiple, token, "the pixels on the side of a token")
+
+    @property
+    def heads(self) -> HeadLayout:
+        """How a row of queries, keys and values is cut."""
+        return HeadLayout.even(self.num_attention_heads, self.hidden_size // self.num_attention_heads)
+
+    @property
+    def inner_hidden_size(self) -> int:
+        """Of the MLPs: SAT's own."""
+        return 4 * self.hidden_size
+
+    def _split_sizes(self) -> dict[str, int]:
+        return {"num_attention_heads": self.num_attention_heads, "inner_hidden_size": self.inner_hidden_size}

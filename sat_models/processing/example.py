@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sat_models.config import DiffusionConfig, ImagePlan, LanguageConfig, VisionLanguageConfig
+from sat_models.config import ImagePlan, LanguageConfig, PainterConfig, VisionLanguageConfig
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import Piece, layout_prompt
 
@@ -46,7 +46,7 @@ def example_inputs(
     )
 
 
-def example_latents(config: DiffusionConfig, *, seed: int = 0) -> dict[str, Tensor]:
+def example_latents(config: PainterConfig, *, seed: int = 0) -> dict[str, Tensor]:
     """Noise in the place of latents and of a text, for the smallest image of a painter."""
     generator = torch.Generator().manual_seed(seed)
     shape = config.latent_shape(config.least_side, config.least_side)

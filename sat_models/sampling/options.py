@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TypedDict
 
-from sat_models.config import DiffusionConfig
+from sat_models.config import PainterConfig
 from sat_models.errors import InputError
-from sat_models.sampling.schedule import Step, steps_of
+from sat_models.sampling.schedule import SAMPLERS, check_sampler, check_steps
 
 MOST_SEED = 2**63 - 2**20
 """Room is left for the seeds of the images that follow the first."""
@@ -21,19 +21,22 @@ class DrawingKeywords(TypedDict, total=False):
     steps: None (default): the model's usual number.
     guidance: how far to move away from what is painted without the text; 1 is the text alone; None (default): as usual.
     seed: the same seed gives the same image; that of a second prompt is one more, and so on; None (default) draws one.
-    sampler: "sat" (default), as the original, or "diffusers".
+    sampler: "sat", as the original, or "diffusers"; None (default): the model's usual one.
     """
 
     size: tuple[int, int] | None
     steps: int | None
     guidance: float | None
     seed: int | None
-    sampler: str
+    sampler: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingOptions:
     """See `DrawingKeywords`; here nothing is left open but the seed.
+
+    Attributes:
+        samplers: those that the model has.
 
     Raises:
         InputError: a guidance or a seed that cannot be.
@@ -42,47 +45,49 @@ class DrawingOptions:
 
     steps: int
     guidance: float
-    snr_shift: float
     size: tuple[int, int] = (0, 0)
     seed: int | None = None
     sampler: str = "sat"
+    samplers: tuple[str, ...] = tuple(SAMPLERS)
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
         if self.seed is not None:
             check_seed(self.seed)
-        self.schedule()
+        check_sampler(self.sampler, self.samplers)
+        check_steps(self.steps)
 
     @classmethod
     def of(
         cls,
-        config: DiffusionConfig,
+        config: PainterConfig,
         *,
         size: tuple[int, int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int | None = None,
-        sampler: str = "sat",
+        sampler: str | None = None,
+        sized: bool = True,
     ) -> DrawingOptions:
         """With what a model usually takes in the place of None.
+
+        Args:
+            sized: False where latents say the size.
 
         Raises:
             InputError: also a size that the model was not made for.
         """
-        width, height = config.usual_size if size is None else _pair(size)
-        config.check_size(width, height)
+        if sized:
+            width, height = config.usual_size if size is None else _pair(size)
+            config.check_size(width, height)
         return cls(
-            size=(width, height),
+            size=(width, height) if sized else (0, 0),
             steps=config.steps if steps is None else steps,
             guidance=config.guidance if guidance is None else guidance,
-            snr_shift=config.snr_shift,
             seed=seed,
-            sampler=sampler,
+            sampler=config.SAMPLERS[0] if sampler is None else sampler,
+            samplers=config.SAMPLERS,
         )
-
-    def schedule(self) -> list[Step]:
-        """The steps of the sampler."""
-        return steps_of(self.sampler, self.steps, self.snr_shift)
 
 
 def check_guidance(guidance: object) -> None:

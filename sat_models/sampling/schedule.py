@@ -11,7 +11,7 @@ table, and where the number of steps does not divide 1000 they pick other times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -61,7 +61,7 @@ def sat_steps(count: int, snr_shift: float) -> list[Step]:
     Raises:
         ConfigError: no number of steps from 1 to 1000.
     """
-    _check(count)
+    check_steps(count)
     times = torch.from_numpy(numpy.linspace(TIMES - 1, 0, count, endpoint=False).astype(int))
     table = shares(snr_shift)
     whole = stretched(table)
@@ -74,7 +74,7 @@ def sat_steps(count: int, snr_shift: float) -> list[Step]:
 
 def diffusers_steps(count: int, snr_shift: float) -> list[Step]:
     """The steps of diffusers' DDIM with "trailing" times. Raises as `sat_steps`."""
-    _check(count)
+    check_steps(count)
     whole = stretched(shares(snr_shift))
     times = (numpy.arange(TIMES, 0, -TIMES / count).round().astype(int) - 1).tolist()  # its rounding, too
     after = [time - TIMES // count for time in times]
@@ -90,11 +90,17 @@ SAMPLERS: dict[str, Callable[[int, float], list[Step]]] = {"sat": sat_steps, "di
 
 def steps_of(sampler: str, count: int, snr_shift: float) -> list[Step]:
     """The steps of a sampler. Raises ConfigError for an unknown one, or a number of steps that cannot be."""
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"sampler is {sampler!r}; allowed: {', '.join(SAMPLERS)}")
+    check_sampler(sampler, tuple(SAMPLERS))
     return SAMPLERS[sampler](count, snr_shift)
 
 
-def _check(count: int) -> None:
+def check_sampler(sampler: str, allowed: Sequence[str]) -> None:
+    """Raise ConfigError for a sampler that a model does not have."""
+    if sampler not in allowed:
+        raise ConfigError(f"sampler is {sampler!r}; allowed: {', '.join(allowed)}")
+
+
+def check_steps(count: int) -> None:
+    """Raise ConfigError for a number of steps that cannot be."""
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= TIMES:
         raise ConfigError(f"steps is {count!r}; it must be a whole number from 1 to {TIMES}")

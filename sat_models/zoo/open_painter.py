@@ -9,7 +9,7 @@ import torch
 from sat_models import runtime
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source
-from sat_models.config.diffusion import DiffusionConfig
+from sat_models.config import PainterConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.zoo.painter import KEEPS, Painter
@@ -58,7 +58,7 @@ def open_painter(
         return runtime.in_step(lambda: source.load(device, dtype))[0].eval().requires_grad_(False)
 
     checkpoint, config = source.checkpoint, source.config
-    if not isinstance(config, DiffusionConfig):
+    if not isinstance(config, PainterConfig):
         return TokenPainter(config, model=model, device=device, dtype=dtype, checkpoint=checkpoint)
     return Painter(
         config,

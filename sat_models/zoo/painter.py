@@ -18,14 +18,15 @@ from torch import Tensor
 
 from sat_models import runtime
 from sat_models.checkpoint.layout import SATCheckpoint
-from sat_models.config import DiffusionConfig
+from sat_models.config import PainterConfig
 from sat_models.errors import InputError, refuse_unknown
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.processing.image_codec import ImageCodec
 from sat_models.processing.text_encoder import TextEncoder
 from sat_models.sampling.guidance import guided
 from sat_models.sampling.options import DrawingKeywords, DrawingOptions, check_prompts
-from sat_models.sampling.samplers import Sample, ddim
+from sat_models.sampling.samplers import Predict, Sample, ddim
+from sat_models.sampling.schedule import steps_of
 from sat_models.zoo.part import Part
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Painter:
 
     def __init__(
         self,
-        config: DiffusionConfig,
+        config: PainterConfig,
         *,
         model: Callable[[], DiffusionModel],
         text_encoder: Callable[[], TextEncoder],
@@ -175,7 +176,7 @@ class Painter:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        sampler: str = "sat",
+        sampler: str | None = None,
         original_size: Tensor | None = None,
         crop: Tensor | None = None,
         target_size: Tensor | None = None,
@@ -194,12 +195,7 @@ class Painter:
         """
         named = {"original_size": original_size, "crop": crop, "target_size": target_size}
         conditions = {name: torch.as_tensor(value) for name, value in named.items() if value is not None}
-        chosen = DrawingOptions(
-            steps=self.config.steps if steps is None else steps,
-            guidance=self.config.guidance if guidance is None else guidance,
-            snr_shift=self.config.snr_shift,
-            sampler=sampler,
-        )
+        chosen = DrawingOptions.of(self.config, steps=steps, guidance=guidance, sampler=sampler, sized=False)
         return (sample.latents for sample in self._samples(start, text, chosen, conditions))
 
     @torch.no_grad()
@@ -209,7 +205,11 @@ class Painter:
         rows = {name: value.to(self.device).expand(len(start), -1) for name, value in conditions.items()}
         given = text.to(self.device, self.dtype)
         predict = guided(self.model, given, chosen.guidance, rows, dtype=self.dtype)
-        yield from ddim(predict, start.to(self.device), chosen.schedule())
+        yield from self._sampled(predict, start.to(self.device), chosen)
+
+    def _sampled(self, predict: Predict, start: Tensor, chosen: DrawingOptions) -> Iterator[Sample]:
+        """The sampler of this kind of model."""
+        return ddim(predict, start, steps_of(chosen.sampler, chosen.steps, self.config.snr_shift))
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """What the model reads of prompts, [B, T, E] on the CPU; what it cannot take of them is warned of.

@@ -21,6 +21,7 @@ from sat_models.checkpoint.hf_writer import save_hf
 from sat_models.checkpoint.io import read_weights
 from sat_models.commands.convert import main
 from sat_models.errors import CheckpointError
+from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers, kl_to_sat
 from sat_models.zoo import load_pretrained
 
 TRANSFORMER = "transformer/diffusion_pytorch_model-00001-of-00001.safetensors"
@@ -126,3 +127,29 @@ def test_a_transformer_alone_becomes_a_folder_that_lacks_the_rest(
     assert index["vae"] == [None, None] and index["transformer"][1] == "CogView3PlusTransformer2DModel"
     with pytest.raises(CheckpointError, match="text encoder is missing"):
         load_pretrained(tmp_path / "hub", device="cpu").draw("A red circle")
+
+
+def test_an_autoencoder_with_attention_in_its_middle() -> None:
+    """SDXL's, which CogView3-Base has; diffusers' own conversion is the other opinion."""
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2, "latent_channels": 4}
+    model = AutoencoderKL(**sizes, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, scaling_factor=0.5)
+    theirs = model.state_dict()
+    own = kl_to_sat(theirs, model.config)
+    assert own["decoder.mid.attn_1.q.weight"].shape == (64, 64, 1, 1)
+    config = kl_config({name: value.shape for name, value in own.items()}, 0.5)
+    assert {name: config[name] for name in ("latent_channels", "mid_block_add_attention", "scaling_factor")} == {
+        "latent_channels": 4, "mid_block_add_attention": True, "scaling_factor": 0.5,
+    }  # fmt: skip
+    assert equal(kl_to_diffusers(own, config), theirs)
+    assert equal(convert_ldm_vae_checkpoint(own, {**config}), theirs)
+    latents = torch.randn(1, 4, 4, 6)
+    again = AutoencoderKL.from_config(config)
+    again.load_state_dict(kl_to_diffusers(own, config))
+    with torch.inference_mode():
+        assert again.decode(latents).sample.equal(model.decode(latents).sample)
+    with pytest.raises(CheckpointError, match=r"attention outside its middle \(encoder.down.0.attn.0.q.weight\)"):
+        kl_config({**{name: value.shape for name, value in own.items()}, "encoder.down.0.attn.0.q.weight": (4, 4)}, 1.0)

@@ -84,7 +84,7 @@ def test_guidance_moves_away_from_no_text() -> None:
 )
 def test_options_that_cannot_be(given: dict[str, object], message: str) -> None:
     with pytest.raises((InputError, ConfigError), match=message):
-        DrawingOptions(**{"steps": 5, "guidance": 5.0, "snr_shift": 4.0, **given})
+        DrawingOptions(**{"steps": 5, "guidance": 5.0, **given})
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", [], ["a", ""], None, 7, [1]])

@@ -15,6 +15,9 @@ from sat_models.errors import CheckpointError
 
 Shapes = Mapping[str, Sequence[int]]
 
+_ATTENTION = "decoder.mid.attn_1"
+_PARTS = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
+"""Of the attention in the middle: convolutions of one pixel in SAT's file, linears in diffusers."""
 _NOT_WEIGHTS = "loss."
 """What training leaves in the file besides."""
 
@@ -27,7 +30,7 @@ def kl_config(shapes: Shapes, scale: float) -> dict[str, Any]:
         scale: of the latents.
 
     Raises:
-        CheckpointError: they are no such autoencoder, or one with attention.
+        CheckpointError: they are no such autoencoder, or one with attention elsewhere than in the middle.
     """
     try:
         levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
@@ -37,8 +40,8 @@ def kl_config(shapes: Shapes, scale: float) -> dict[str, Any]:
         given = shapes["encoder.conv_in.weight"][1]
     except KeyError as error:
         raise CheckpointError(f"these weights are no image autoencoder: {error.args[0]} is missing") from error
-    if odd := next((name for name in shapes if ".attn" in name), None):
-        raise CheckpointError(f"an autoencoder with attention ({odd}) is not that of CogView3-Plus, and is not read")
+    if odd := next((name for name in shapes if ".attn." in name), None):
+        raise CheckpointError(f"an autoencoder with attention outside its middle ({odd}) is not read")
     return {
         "_class_name": "AutoencoderKL",
         "in_channels": given,
@@ -50,7 +53,7 @@ def kl_config(shapes: Shapes, scale: float) -> dict[str, Any]:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "norm_num_groups": 32,
         "act_fn": "silu",
-        "mid_block_add_attention": False,
+        "mid_block_add_attention": f"{_ATTENTION}.q.weight" in shapes,
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "scaling_factor": scale,
@@ -71,6 +74,8 @@ def _modules(levels: int, blocks: int) -> Iterator[tuple[str, str]]:
     for side, way, more in (("encoder", "down", 0), ("decoder", "up", 1)):
         yield from ((f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out"))
         yield f"{side}.norm_out", f"{side}.conv_norm_out"
+        middle, attention = f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0"
+        yield from ((f"{middle}.{own}", f"{attention}.{theirs}") for own, theirs in _PARTS)
         pairs = [(f"{side}.mid.block_{n + 1}", f"{side}.mid_block.resnets.{n}") for n in range(2)]
         for level in range(levels):
             own, theirs = f"{side}.{way}.{level}", f"{side}.{way}_blocks.{levels - 1 - level if more else level}"
@@ -89,12 +94,19 @@ def _table(config: Mapping[str, Any]) -> dict[str, str]:
 def kl_to_diffusers(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """A SAT file's weights under diffusers' names. Raises CheckpointError for a name that is not known."""
     kept = {name: value for name, value in weights.items() if not name.startswith(_NOT_WEIGHTS)}
-    return _renamed(kept, _table(config))
+    renamed = _renamed(kept, _table(config))
+    return {name: value.flatten(1) if _is_linear(name) else value for name, value in renamed.items()}
 
 
 def kl_to_sat(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """The inverse of `kl_to_diffusers`."""
-    return _renamed(weights, {theirs: own for own, theirs in _table(config).items()})
+    shaped = {name: value[..., None, None] if _is_linear(name) else value for name, value in weights.items()}
+    return _renamed(shaped, {theirs: own for own, theirs in _table(config).items()})
+
+
+def _is_linear(name: str) -> bool:
+    """Of the attention's weights under diffusers' names."""
+    return ".attentions." in name and name.endswith(".weight") and "group_norm" not in name
 
 
 def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
