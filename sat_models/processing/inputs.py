@@ -95,6 +95,16 @@ class VLMInputs:
         """B."""
         return int(self.input_ids.shape[0])
 
+    @property
+    def tokens(self) -> int:
+        """B * S, padding included."""
+        return self.input_ids.numel()
+
+    @property
+    def has_images(self) -> bool:
+        """True if the batch has an image."""
+        return self.vision_image is not None
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VLMInputs:
         """A copy on `device`; `dtype` is for the pixels alone."""
 

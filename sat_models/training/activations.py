@@ -45,35 +45,76 @@ class Activations:
     loss: int
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A training pass whose memory is asked for.
+
+    Attributes:
+        run: the loss of a model whose weights have shapes and no memory, in a dtype.
+        layers: of the stack that is computed again with activation checkpointing.
+        loss_bytes: what the loss needs besides, in a dtype.
+    """
+
+    run: Callable[[ZooModel, torch.dtype], Tensor]
+    layers: int
+    loss_bytes: Callable[[torch.dtype], int]
+
+
+def text_probe(config: Any, batch_size: int, length: int, images: Images = 1, *, packed: bool = False) -> Probe:
+    """Text behind images.
+
+    Args:
+        config: the model's.
+        batch_size, length: samples, and tokens of each; each has the same images.
+        images: of each sample, see `processing.example.Images`.
+        packed: a sample is a row of several.
+    """
+    inputs = example_batch(config, batch_size, length, images, packed=packed)
+    targets = _targets(inputs)
+
+    def run(model: ZooModel, dtype: torch.dtype) -> Tensor:
+        logits = model(**inputs.to(dtype=dtype).model_kwargs(), wanted_positions=targets)[0]
+        return F.cross_entropy(logits.float(), torch.zeros_like(targets), reduction="sum")
+
+    def loss_bytes(dtype: torch.dtype) -> int:
+        return targets.numel() * config.vocab_size * (dtype.itemsize + 4)  # in fp32 besides, and a gradient of either
+
+    return Probe(run, config.num_layers, loss_bytes)
+
+
+def model_probe(model: ZooModel, config: Any, batch_size: int, length: int, images: Images = 1) -> Probe:
+    """`text_probe`; with the mixin "packed", a sample is a row of several."""
+    return text_probe(config, batch_size, length, images, packed=PACKED_NAME in model.mixins)
+
+
 def measure_activations(
+    model: ZooModel, config: Any, *, batch_size: int, length: int, images: Images = 1, **options: Any
+) -> Activations:
+    """`measure_pass` of text behind images; see `text_probe`."""
+    return measure_pass(model, model_probe(model, config, batch_size, length, images), **options)
+
+
+def measure_pass(
     model: ZooModel,
-    config: Any,
+    probe: Probe,
     *,
-    batch_size: int,
-    length: int,
     dtype: torch.dtype,
-    images: Images = 1,
     checkpoint_language: bool = False,
     checkpoint_vision: bool = False,
 ) -> Activations:
-    """Activations of one training pass over `batch_size` samples of `length` tokens, each with the same images.
+    """Activations of one training pass.
 
     Args:
-        model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed. With the
-            mixin "packed", a sample is a row of several.
-        config: the model's.
+        model: with its plan applied; on any device, or on meta. It is not computed with, moved or changed.
+        probe: the pass.
         dtype: of weights and activations in training.
-        images: of each sample, see `processing.example.Images`.
     """
-    inputs = example_batch(config, batch_size, length, images, packed=PACKED_NAME in model.mixins)
-    count = _kept(model, inputs, dtype, language=checkpoint_language, vision=checkpoint_vision)
+    count = _kept(model, probe, dtype, language=checkpoint_language, vision=checkpoint_vision)
     layer = 0
     if checkpoint_language or checkpoint_vision:
-        whole = _kept(model, inputs, dtype, language=False, vision=False)
-        layer = (whole - count) // max(1, config.num_layers)
-    logits = _targets(inputs).numel() * config.vocab_size
-    loss = logits * (dtype.itemsize + 4)  # in fp32 besides, and a gradient of either kind
-    return Activations(count, layer, loss)
+        whole = _kept(model, probe, dtype, language=False, vision=False)
+        layer = (whole - count) // max(1, probe.layers)
+    return Activations(count, layer, probe.loss_bytes(dtype))
 
 
 def example_batch(config: Any, batch_size: int, length: int, images: Images = 1, *, packed: bool = False) -> VLMInputs:
@@ -96,7 +137,7 @@ def _targets(inputs: VLMInputs) -> Tensor:
     return (inputs.image_embed_mask == 0).flatten().nonzero().flatten()
 
 
-def _kept(model: ZooModel, inputs: VLMInputs, dtype: torch.dtype, *, language: bool, vision: bool) -> int:
+def _kept(model: ZooModel, probe: Probe, dtype: torch.dtype, *, language: bool, vision: bool) -> int:
     """Bytes of what the graph of one forward pass with its loss holds, parameters aside."""
     held: dict[int, Any] = {}
     own: set[int] = set()
@@ -107,8 +148,6 @@ def _kept(model: ZooModel, inputs: VLMInputs, dtype: torch.dtype, *, language: b
             held[storage._cdata] = storage  # kept, so that the number stays its own
         return tensor
 
-    given = inputs.to(dtype=dtype).model_kwargs()
-    targets = _targets(inputs)
     with ExitStack() as stack:
         own |= {tensor.untyped_storage()._cdata for tensor in stack.enter_context(_without_memory(model, dtype))}
         recompute(model.train(), language=language, vision=vision)
@@ -117,8 +156,7 @@ def _kept(model: ZooModel, inputs: VLMInputs, dtype: torch.dtype, *, language: b
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor))
         stack.enter_context(_ShapesOnly())
         stack.enter_context(_FlashAttention())
-        logits = model(**given, wanted_positions=targets)[0]
-        loss = F.cross_entropy(logits.float(), torch.zeros_like(targets), reduction="sum")
+        loss = probe.run(model, dtype)
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in held.values())
 

@@ -10,37 +10,16 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-import torch
-
-from sat_models.processing.layout import IGNORE, VLMInputs, collate
-from sat_models.training.data import Sample, VLMDataset
-from sat_models.training.sampler import LengthGroupedSampler
+from sat_models.training.sampler import LengthGroupedSampler, by_kind
+from sat_models.training.samples import Batch, Place, Sample, TrainingData
 
 _AHEAD = 4
 """Batches that are loaded while one is used."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One rank's samples of one step.
-
-    Attributes:
-        inputs: on the CPU, pixels in fp32. `vision_image` is None in a batch of text alone.
-        step: counted from 0 over all epochs.
-        indices: into the dataset, one per row.
-        sources: "file:line", one per row.
-    """
-
-    inputs: VLMInputs
-    step: int
-    indices: tuple[int, ...]
-    sources: tuple[str, ...]
-
-
 def batches(
-    dataset: VLMDataset,
+    dataset: TrainingData,
     *,
     batch_size: int,
     seed: int = 0,
@@ -67,15 +46,16 @@ def batches(
     """
     sampler = LengthGroupedSampler(
         dataset.lengths, batch_size=batch_size, seed=seed, rank=rank, world=world, start_step=start_step,
-        group=group_by_length,
+        group=group_by_length, kinds=dataset.kinds,
     )  # fmt: skip
     plan = ((step, sampler.batch(step)) for step in itertools.count(start_step))
     for step, samples in _load(dataset, plan, workers):
-        yield _join(dataset, step, samples)
+        place = Place(step, tuple(row * world + rank for row in range(batch_size)))
+        yield _join(dataset, samples, place, step)
 
 
 def evaluation_batches(
-    dataset: VLMDataset,
+    dataset: TrainingData,
     *,
     batch_size: int,
     rank: int = 0,
@@ -83,26 +63,33 @@ def evaluation_batches(
     limit: int | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Every sample once, in order, and equally many batches on each rank.
+    """Every sample once, in order (of one kind after the other), and equally many batches on each rank.
 
-    Where the samples do not fill the last batches, and where a bad one is replaced, the row's labels are all -100. Sum
-    losses and count targets over all ranks before dividing: a batch may have no target at all.
+    Where the samples do not fill the last batches, and where a bad one is replaced, a row does not count. Sum losses
+    and counts over all ranks before dividing: a batch may have nothing that counts at all.
 
     Args:
         limit: most batches per rank; None takes all.
     """
     size = batch_size * world
-    steps = -(-len(dataset) // size)
-    steps = steps if limit is None else min(steps, limit)
-    wanted = [[step * size + row * world + rank for row in range(batch_size)] for step in range(steps)]
-    plan = ((step, [index % len(dataset) for index in indices]) for step, indices in enumerate(wanted))
+    wanted: list[tuple[tuple[int, bool], ...]] = []  # samples by number, and whether each counts or only fills up
+    for members in by_kind(len(dataset), dataset.kinds):
+        filled = -(-len(members) // size) * size
+        rows = [(members[place % len(members)], place < len(members)) for place in range(filled)]
+        wanted += [tuple(rows[first + rank : first + size : world]) for first in range(0, filled, size)]
+    wanted = wanted[:limit]
+    plan = ((step, [index for index, _ in rows]) for step, rows in enumerate(wanted))
     for step, samples in _load(dataset, plan, workers):
-        asked = wanted[step]
-        yield _join(dataset, step, [s if s.index == i else _muted(s) for s, i in zip(samples, asked, strict=True)])
+        rows = wanted[step]
+        asked = [
+            dataclasses.replace(sample, counts=counts and sample.index == index)
+            for sample, (index, counts) in zip(samples, rows, strict=True)
+        ]
+        yield _join(dataset, asked, Place(-1, tuple(index for index, _ in rows)), step)
 
 
 def _load(
-    dataset: VLMDataset, plan: Iterator[tuple[int, list[int]]], workers: int
+    dataset: TrainingData, plan: Iterator[tuple[int, list[int]]], workers: int
 ) -> Iterator[tuple[int, list[Sample]]]:
     """The samples of each planned step, in order."""
     if workers < 1:
@@ -122,13 +109,6 @@ def _load(
         pool.shutdown(cancel_futures=True)
 
 
-def _join(dataset: VLMDataset, step: int, samples: list[Sample]) -> Batch:
-    """One batch. Padding is EOS, an id that every vocabulary has; nothing looks at it."""
-    inputs = collate([sample.inputs for sample in samples], dataset.processor.tokenizer.eos_id)
+def _join(dataset: TrainingData, samples: list[Sample], place: Place, step: int) -> Batch:
+    inputs = dataset.collate(samples, place)
     return Batch(inputs, step, tuple(s.index for s in samples), tuple(s.source for s in samples))
-
-
-def _muted(sample: Sample) -> Sample:
-    """The same without targets."""
-    labels = torch.full_like(sample.inputs.labels, IGNORE)
-    return dataclasses.replace(sample, inputs=dataclasses.replace(sample.inputs, labels=labels))

@@ -7,34 +7,28 @@ where nothing is trained. The loss compares `logits[:, :-1]` with `labels[:, 1:]
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from sat_models.config import ImagePlan
 from sat_models.errors import ConfigError, InputError, ZooError
-from sat_models.processing.layout import MIN_ANSWER_ROOM, VLMInputs
+from sat_models.processing.layout import IGNORE, MIN_ANSWER_ROOM, VLMInputs, collate
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn, text_of
 from sat_models.text import printable
 from sat_models.training.records import PROBLEMS_SHOWN, Record
+from sat_models.training.samples import Place, Sample
 
 logger = logging.getLogger(__name__)
 
 BAD_POLICIES = ("error", "skip")
 _TOKENS = re.compile(r"[A-Za-z]{1,6}|[^A-Za-z\s]")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample as it was taken: `index` is another than asked for where a bad one was replaced."""
-
-    inputs: VLMInputs
-    index: int
-    source: str
 
 
 Part = tuple[Record, tuple[int, ...]]
@@ -57,8 +51,11 @@ class VLMDataset:
         samples: how many, in all rows.
         lengths: roughly the tokens of each row, for grouping; cheap, and the same everywhere.
         largest_images: what becomes of the images of the row with the most tiles.
+        kinds: none; samples of any length share a batch.
         bad: reasons of samples found bad, by source.
     """
+
+    kinds: ClassVar[None] = None
 
     def __init__(
         self,
@@ -196,6 +193,14 @@ class VLMDataset:
                 self._reject(self.source(at), error)
         raise InputError(f"none of the {len(self)} samples can be read; the last reason: {self.bad[self.source(at)]}")
 
+    def collate(self, samples: Sequence[Sample], place: Place) -> VLMInputs:
+        """One batch; nothing is drawn for it, so its place is nothing to it.
+
+        Padding is EOS, an id that every vocabulary has; nothing looks at it.
+        """
+        rows = [sample.inputs if sample.counts else _muted(sample.inputs) for sample in samples]
+        return collate(rows, self.processor.tokenizer.eos_id)
+
     def _fits(self, record: Record, turns: Sequence[Turn]) -> bool:
         """True if the first question leaves room for an answer. Texts that are short in bytes are not tokenised."""
         room, system, question = self.max_length - MIN_ANSWER_ROOM, self.system_of(record), turns[0][0]
@@ -226,6 +231,11 @@ class VLMDataset:
         if len(self.bad) <= PROBLEMS_SHOWN:
             more = "; further ones are counted only" if len(self.bad) == PROBLEMS_SHOWN else ""
             logger.warning("bad sample %s: %s%s", printable(source), error, more)
+
+
+def _muted(inputs: VLMInputs) -> VLMInputs:
+    """The same without targets."""
+    return dataclasses.replace(inputs, labels=torch.full_like(inputs.labels, IGNORE))
 
 
 def too_long(needed: int, max_length: int, images: int) -> str:

@@ -17,6 +17,7 @@ from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.errors import InputError
 from sat_models.evaluation.metrics import box_iou, exact_match, grounded_phrases, vqa_soft_accuracy
+from sat_models.files import write_jsonl
 from sat_models.generation.answer import GenerationResult, Request
 from sat_models.generation.engine import Engine
 from sat_models.generation.model import evaluation_mode
@@ -25,12 +26,14 @@ from sat_models.training.batches import evaluation_batches
 from sat_models.training.data import VLMDataset
 from sat_models.training.losses import NextTokens, Objective
 from sat_models.training.reading import SPLITS
+from sat_models.training.samples import TrainingData
 from sat_models.training.split import read_usable
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
 BOX_IOU = 0.5
+PREDICTIONS_FOLDER = "predictions"
 
 
 @dataclass(frozen=True)
@@ -67,26 +70,15 @@ class Evaluator:
             in 0-1; and one dict per answer.
         """
         with evaluation_mode(model), model.without_mixin(PACKED_NAME), torch.no_grad():
-            scores = self._loss(model, device, dtype)
+            options = {"batch_size": self.batch_size, "device": device, "dtype": dtype}
+            scores = validation_scores(model, self.dataset, self.objective, **options)
             predictions = self._answers(model, device, in_step)
         return {**scores, **_means(predictions)}, predictions
 
-    def _loss(self, model: ZooModel, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        names = self.objective.names
-        sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
-        parts = evaluation_batches(
-            self.dataset,
-            batch_size=self.batch_size,
-            rank=mpu.get_data_parallel_rank(),
-            world=mpu.get_data_parallel_world_size(),
-        )
-        for batch in parts:
-            made = self.objective(model, batch.inputs.to(device, dtype))
-            own = [made.count, float(made.total), *(made.sums[name] for name in names)]
-            sums += torch.tensor(own, dtype=torch.float64, device=device)
-        dist.all_reduce(sums, group=mpu.get_data_parallel_group())
-        means = (sums[1:] / sums[0].clamp(min=1)).tolist()
-        return self.objective.scores(dict(zip(("loss", *names), means, strict=True)))
+    def keep(self, made: list[dict[str, Any]], folder: Path, step: int) -> None:
+        """The answers as `predictions/<step>.jsonl`. Raises OSError."""
+        (folder / PREDICTIONS_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / PREDICTIONS_FOLDER / f"{step}.jsonl", made)
 
     def _answers(self, model: ZooModel, device: torch.device, in_step: bool) -> list[dict[str, Any]]:
         made = {index: self._prediction(index, answer) for index, answer in self.results(model, device, in_step)}
@@ -136,6 +128,28 @@ class Evaluator:
             **_score(answer.text, expected),
             **(_sureness(answer, expected) if self.scores else {}),
         }
+
+
+def validation_scores(
+    model: ZooModel,
+    dataset: TrainingData,
+    objective: Objective,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """The scores of an objective over all samples, the same on all ranks; all ranks call it."""
+    names = objective.names
+    sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
+    ranks = {"rank": mpu.get_data_parallel_rank(), "world": mpu.get_data_parallel_world_size()}
+    for batch in evaluation_batches(dataset, batch_size=batch_size, **ranks):
+        made = objective(model, batch.inputs.to(device, dtype))
+        own = [made.count, float(made.total), *(made.sums[name] for name in names)]
+        sums += torch.tensor(own, dtype=torch.float64, device=device)
+    dist.all_reduce(sums, group=mpu.get_data_parallel_group())
+    means = (sums[1:] / sums[0].clamp(min=1)).tolist()
+    return objective.scores(dict(zip(("loss", *names), means, strict=True)))
 
 
 def _score(answer: str, expected: str) -> dict[str, float]:

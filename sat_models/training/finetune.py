@@ -13,32 +13,23 @@ from typing import Any
 
 import torch
 
-from mixins.packed_attention import PACKED_NAME, PackedLanesMixin
+from mixins.base import ZooModel
 from mixins.sat_compat import mpu
 from sat_models import runtime
-from sat_models.checkpoint.io import write_model_config
 from sat_models.checkpoint.lock import FolderLock
 from sat_models.errors import CheckpointError, ConfigError, run_script
-from sat_models.processing.processor import Processor
 from sat_models.training.announcing import announce
-from sat_models.training.data import VLMDataset
 from sat_models.training.engine import DTYPES, choose_precision, deepspeed_settings, start_engine
-from sat_models.training.evaluating import Evaluator
-from sat_models.training.grounding.asking import asking_from
 from sat_models.training.loop import NOTHING_TO_DO, Outcome, Trainer
-from sat_models.training.losses import NextTokens, Objective, Preference
 from sat_models.training.merging import merge_apart
-from sat_models.training.packing import PackedDataset, check_packs
-from sat_models.training.pairs import PairDataset
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import check_no_model, find_start, run_identity
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.settings_files import make_parser, settings_from
-from sat_models.training.split import load_train_valid, validation_folders
 from sat_models.training.store import CheckpointStore
+from sat_models.training.task import Task
+from sat_models.training.tasks import kind_of, task_of
 from sat_models.training.trainable import TrainablePlan, apply_plan, plan_of
-from sat_models.zoo import load_config, load_pretrained, load_processor
-from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["SAT_HOME"] = settings.sat_home
     outcome = finetune(settings, dry_run=arguments.dry_run)
     if outcome is not None and runtime.rank() == 0:
-        print(next_steps(settings, outcome))
+        print(next_steps(settings, outcome, kind_of(settings)))
     return 0
 
 
@@ -100,25 +91,21 @@ def _hold(settings: FinetuneSettings, store: CheckpointStore) -> FolderLock | No
 def _run(settings: FinetuneSettings, store: CheckpointStore, device: torch.device, *, dry_run: bool) -> Outcome | None:
     precision = choose_precision(settings, device)
     ds_settings = deepspeed_settings(settings, precision)
-    tokens = {"local_tokenizer": settings.local_tokenizer, "version": settings.version}
-    processor = runtime.in_step(lambda: load_processor(settings.from_pretrained, **tokens))
-    train, valid = runtime.in_step(lambda: _datasets(settings, processor))
-    plan = plan_from(settings)
-    runtime.in_step(lambda: announce(settings, plan, train, valid, device, precision, ds_settings))
+    task = runtime.in_step(lambda: task_of(settings))
+    settings, plan = task.settings, plan_from(task.settings)
+    runtime.in_step(lambda: announce(task, plan, device, precision, ds_settings))
     if dry_run:
         return None
-    identity = _identity(settings, ds_settings, precision, train)
+    identity = _identity(task, ds_settings, precision)
     start = find_start(store, settings, identity) if settings.resume == "auto" else None
     if start is not None and start.progress.step >= settings.train_iters:
         outcome = Outcome(step=start.progress.step, reason=NOTHING_TO_DO)
     else:
-        vlm = load_pretrained(
-            settings.from_pretrained, device=device, dtype=DTYPES[precision], quant=settings.quant, **tokens
-        )
-        trainer = _trainer(settings, plan, vlm, train, valid, store, precision, identity)
+        model = task.open(device, DTYPES[precision])
+        trainer = _trainer(task, model, plan, store, device, precision, identity)
         if start is not None:
             trainer.resume(start)
-        runtime.in_step(lambda: _write_config(settings, vlm) if runtime.rank() == 0 else None)
+        runtime.in_step(lambda: task.write_config(store.folder) if runtime.rank() == 0 else None)
         outcome = _train(settings, trainer)
     if settings.merge and outcome.reason != "stopped" and not plan.prefix_length:
         step, merged = store.folder / str(_step_to_merge(store, outcome)), store.folder / MERGED_FOLDER
@@ -128,36 +115,29 @@ def _run(settings: FinetuneSettings, store: CheckpointStore, device: torch.devic
 
 
 def _trainer(
-    settings: FinetuneSettings,
+    task: Task,
+    model: ZooModel,
     plan: TrainablePlan,
-    vlm: VLM,
-    train: VLMDataset,
-    valid: VLMDataset | None,
     store: CheckpointStore,
+    device: torch.device,
     precision: str,
     identity: dict[str, Any],
 ) -> Trainer:
     """The run at its beginning."""
-    if settings.pack:
-        vlm.model.add_mixin(PACKED_NAME, PackedLanesMixin())
-    trained = apply_plan(vlm.model, plan)
+    settings = task.settings
+    task.prepare(model)
+    trained = apply_plan(model, plan)
     whole = "*" in plan.full
-    store.check_writable(_checkpoint_bytes(vlm.model, trained, whole) * (settings.keep_last + 2))
-    evaluator = None
-    if valid is not None and settings.eval_interval:
-        size, objective = settings.batch_size, _objective(settings)
-        evaluator = Evaluator(valid, size, settings.eval_samples, settings.eval_tokens, objective=objective)
+    store.check_writable(_checkpoint_bytes(model, trained, whole) * (settings.keep_last + 2))
     return Trainer(
-        start_engine(vlm.model, settings, precision, vlm.device),
+        start_engine(model, settings, precision, device),
         settings,
-        train,
-        evaluator,
+        task,
         store,
         precision=precision,
         identity=identity,
         whole=whole,
         base_model=_base_name(settings),
-        objective=_objective(settings),
     )
 
 
@@ -180,8 +160,8 @@ def _train(settings: FinetuneSettings, trainer: Trainer) -> Outcome:
         curve = reporter.close()
     if curve:
         logger.info("loss curve: %s", curve)
-    if trainer.data.bad:
-        logger.warning("%d bad sample(s) were left out or replaced", len(trainer.data.bad))
+    if bad := trainer.task.train.bad:
+        logger.warning("%d bad sample(s) were left out or replaced", len(bad))
     return outcome
 
 
@@ -213,7 +193,7 @@ def plan_from(settings: FinetuneSettings) -> TrainablePlan:
     return dataclasses.replace(plan, **changes)
 
 
-def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
+def next_steps(settings: FinetuneSettings, outcome: Outcome, task: type[Task]) -> str:
     """The commands that follow, ready to be copied."""
     scripts = Path(sys.argv[0]).parent if Path(sys.argv[0]).name == "finetune.py" else Path("scripts")
     folder = Path(settings.save_path)
@@ -229,60 +209,15 @@ def next_steps(settings: FinetuneSettings, outcome: Outcome) -> str:
         ]
     if outcome.reason == "stopped":
         return f"{lines[0]}. Run the same command again to go on."
-    merged = str(folder / MERGED_FOLDER)
-    read = {name: getattr(settings, name) for name in ("prompt", "data_format", "image_root", "box_templates")}
-    tasks = [f"{task}={share:g}" for task, share in (settings.box_tasks or {}).items()]
     if settings.merge and not settings.pre_seq_len:
-        lines += [
-            "Ask it (give a picture and a question, or leave both out to chat):",
-            command("cli_demo_sat.py", "--from_pretrained", merged, "--image", "PICTURE", "--query", "QUESTION"),
-            "Evaluate it:",
-            command(
-                "evaluate.py",
-                "--task",
-                "data",
-                "--from_pretrained",
-                merged,
-                "--data",
-                *map(str, settings.valid_data or validation_folders(settings.train_data) or settings.train_data),
-                *(part for name, value in read.items() if value for part in (f"--{name}", str(value))),
-                *(["--box_tasks", *tasks] if tasks else []),
-            ),
-        ]
+        for what, script, arguments in task.try_it(settings, str(folder / MERGED_FOLDER)):
+            lines += [what, command(script, *arguments)]
     if not settings.pre_seq_len:  # a prefix is no weight and stays beside them
         step = str(folder / str(outcome.step))
         lines.append("Merge any step into the base model, or bring it to another number of processes:")
         script = "merge_model.py" if settings.lora_rank == -1 and settings.trainable == "all" else "merge_lora.py"
         lines.append(command(script, "--from_pretrained", step, "--output", f"{folder}/merged-{outcome.step}"))
     return "\n".join(lines)
-
-
-def _datasets(settings: FinetuneSettings, processor: Processor) -> tuple[VLMDataset, VLMDataset | None]:
-    train, valid = load_train_valid(
-        list(settings.train_data),
-        valid_data=list(settings.valid_data) or None,
-        share=settings.valid_share,
-        seed=settings.seed,
-        on_bad=settings.on_bad_sample,
-        format=settings.data_format,
-        prompt=settings.prompt,
-        image_root=settings.image_root,
-        asking=asking_from(settings.box_tasks, settings.box_templates, seed=settings.seed, prompt=settings.prompt),
-    )
-    options = {"version": settings.version, "max_length": settings.max_length, "on_bad": settings.on_bad_sample}
-    if settings.pack:
-        check_packs(load_config(settings.from_pretrained))
-    rows = PairDataset if settings.objective == "dpo" else VLMDataset
-    return (
-        (PackedDataset if settings.pack else rows)(train, processor, **options),
-        rows(valid, processor, **options) if valid else None,
-    )
-
-
-def _objective(settings: FinetuneSettings) -> Objective:
-    if settings.objective == "dpo":
-        return Preference(settings.dpo_beta, settings.dpo_label_smoothing)
-    return NextTokens()
 
 
 def _checkpoint_bytes(model: torch.nn.Module, trained: Sequence[str], whole: bool) -> int:
@@ -293,23 +228,15 @@ def _checkpoint_bytes(model: torch.nn.Module, trained: Sequence[str], whole: boo
     return (own + state) * mpu.get_model_parallel_world_size()
 
 
-def _write_config(settings: FinetuneSettings, vlm: VLM) -> None:
-    config = dataclasses.replace(vlm.config, text_processor_version=vlm.processor.version)
-    write_model_config(Path(settings.save_path), config, tokenizer_file=vlm.tokenizer_file)
-
-
-def _identity(
-    settings: FinetuneSettings, ds_settings: dict[str, Any], precision: str, train: VLMDataset
-) -> dict[str, Any]:
+def _identity(task: Task, ds_settings: dict[str, Any], precision: str) -> dict[str, Any]:
     """The facts that a checkpoint and a run that resumes it must have in common, the same on all ranks."""
 
     def own() -> dict[str, Any] | None:
         if runtime.rank():
             return None
-        return run_identity(
-            settings, train.records, base=_base_name(settings), precision=precision,
-            zero=ds_settings["zero_optimization"]["stage"], version=train.version, max_length=train.max_length,
-        )  # fmt: skip
+        zero = ds_settings["zero_optimization"]["stage"]
+        made = {"from_pretrained": _base_name(task.settings), "zero": zero, "precision": precision}
+        return run_identity(task.settings, task.records, {**made, **task.facts()})
 
     return runtime.broadcast_object(runtime.in_step(own))
 

@@ -22,11 +22,8 @@ from sat_models.checkpoint.adapter import save_adapter
 from sat_models.checkpoint.io import write_rank_weights
 from sat_models.checkpoint.staging import everywhere
 from sat_models.errors import CheckpointError, ZooError
-from sat_models.text import json_line
-from sat_models.training.batches import Batch, batches
-from sat_models.training.data import VLMDataset
+from sat_models.training.batches import batches
 from sat_models.training.engine import DTYPES, late_failures, options_kept, set_rate, whole_parameters, zero_stage
-from sat_models.training.evaluating import Evaluator
 from sat_models.training.groups import group_of, vision_groups
 from sat_models.training.loop_parts import (
     Meter,
@@ -36,18 +33,19 @@ from sat_models.training.loop_parts import (
     random_state,
     restore_random_state,
 )
-from sat_models.training.losses import Losses, Objective
+from sat_models.training.losses import Losses
 from sat_models.training.reporting import Reporter
 from sat_models.training.resuming import Progress, Start
+from sat_models.training.samples import Batch
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.store import CheckpointStore
+from sat_models.training.task import Task
 from sat_models.training.trainable import GradientWatch
 
 logger = logging.getLogger(__name__)
 
 ENGINE_FOLDER = "engine"
 RNG_FOLDER = "rng"
-PREDICTIONS_FOLDER = "predictions"
 NOTHING_TO_DO = "nothing to do"
 """The reason of a run that had come to its end before."""
 
@@ -67,29 +65,26 @@ class Trainer:
     Args:
         engine: of DeepSpeed.
         settings: of the run.
+        task: data, loss and evaluation; open.
         identity: what must be the same for a checkpoint to be resumed, by name.
         whole: a checkpoint holds all weights, not those alone that train.
         base_model: what the run started from, for adapters.
-        objective: the loss.
     """
 
     def __init__(
         self,
         engine: Any,
         settings: FinetuneSettings,
-        data: VLMDataset,
-        evaluator: Evaluator | None,
+        task: Task,
         store: CheckpointStore,
         *,
         precision: str,
         identity: dict[str, Any],
         whole: bool,
         base_model: str,
-        objective: Objective,
     ) -> None:
-        self.engine, self.settings, self.data = engine, settings, data
-        self.evaluator, self.store = evaluator, store
-        self.identity, self.whole, self.base_model, self.objective = identity, whole, base_model, objective
+        self.engine, self.settings, self.task, self.store = engine, settings, task, store
+        self.identity, self.whole, self.base_model = identity, whole, base_model
         self.device, self.dtype = engine.device, DTYPES[precision]
         self.progress = Progress()
         self._stop = StopRequest()
@@ -192,7 +187,7 @@ class Trainer:
     def _write_weights(self, folder: Path) -> None:
         model = self.engine.module
         if not self.whole:
-            extra = {"step": self.progress.step, "version": self.data.version}
+            extra = {"step": self.progress.step, **self.task.extra}
             save_adapter(model, folder, base_model=self.base_model, extra=extra)
         elif mpu.get_data_parallel_rank() == 0:
             write_rank_weights(model, folder)
@@ -200,7 +195,7 @@ class Trainer:
     def _data(self) -> Iterator[Batch]:
         settings = self.settings
         return batches(
-            self.data,
+            self.task.train,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=mpu.get_data_parallel_rank(),
@@ -218,11 +213,11 @@ class Trainer:
             batch = runtime.in_step(lambda: next(data))
             self.progress.passes += 1
             inputs = batch.inputs.to(self.device, self.dtype)
-            losses = self.objective(self.engine, inputs)
+            losses = self.task.objective(self.engine, inputs)
             loss = losses.total / max(losses.count, 1)
-            if inputs.vision_image is None:
+            if not inputs.has_images:
                 loss = loss + self._vision_weights_times_zero()
-            means, seen, bad = self._share(loss, losses, inputs.input_ids.numel())
+            means, seen, bad = self._share(loss, losses, inputs.tokens)
             if bad:
                 skipped += 1
                 self._report_nonfinite(batch, loss, skipped)
@@ -231,7 +226,7 @@ class Trainer:
             self.engine.step()
             made.append(means)
             tokens += seen
-            had_images |= inputs.vision_image is not None
+            had_images |= inputs.has_images
         return {name: sum(one[name] for one in made) / len(made) for name in made[0]}, tokens, had_images
 
     def _vision_weights_times_zero(self) -> torch.Tensor | float:
@@ -272,17 +267,19 @@ class Trainer:
     def _evaluate_if_due(self, reporter: Reporter) -> tuple[float | None, bool]:
         """The score of this step where it is evaluated, and whether it is the best so far."""
         settings, progress = self.settings, self.progress
-        if self.evaluator is None or not settings.eval_interval:
+        if self.task.evaluator is None or not settings.eval_interval:
             return None, False
         if progress.step % settings.eval_interval and progress.step != settings.train_iters:
             return None, False
-        scores, predictions = self.evaluator.evaluate(
+        scores, made = self.task.evaluator.evaluate(
             self.engine.module, device=self.device, dtype=self.dtype, in_step=zero_stage(self.engine) == 3
         )
         named = {f"eval/{name}": value for name, value in scores.items()}
         runtime.in_step(lambda: reporter.report(progress.step, named))
         logger.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        runtime.in_step(lambda: self._keep(predictions))
+        runtime.in_step(lambda: self._keep(made))
+        if not scores:
+            return None, False
         score = scores.get(settings.best_by)
         if score is None:
             raise ZooError(f"--best_by {settings.best_by}: no validation answer has such a score; use loss")
@@ -293,15 +290,14 @@ class Trainer:
         progress.best = score if better else progress.best
         return score, better
 
-    def _keep(self, predictions: list[dict[str, Any]]) -> None:
-        if runtime.rank() != 0 or not predictions:
+    def _keep(self, made: list[Any]) -> None:
+        if runtime.rank() != 0 or not made:
             return
-        file = self.store.folder / PREDICTIONS_FOLDER / f"{self.progress.step}.jsonl"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(map(json_line, predictions)), encoding="utf-8")
+            self.task.evaluator.keep(made, self.store.folder, self.progress.step)
         except OSError as error:
-            raise CheckpointError(f"cannot write {file}: {error.strerror or error}. Free space.") from error
+            place = error.filename or self.store.folder
+            raise CheckpointError(f"cannot write {place}: {error.strerror or error}. Free space.") from error
 
     def _someone_stops(self) -> bool:
         flag = torch.tensor(float(self._stop.came), device=self.device)

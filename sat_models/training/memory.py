@@ -24,7 +24,7 @@ from torch import nn
 
 from sat_models.errors import ConfigError
 from sat_models.processing.example import Images
-from sat_models.training.activations import Activations, measure_activations
+from sat_models.training.activations import Activations, Probe, measure_pass, model_probe
 from sat_models.training.engine import DTYPES
 from sat_models.training.trainable import parameter_groups
 
@@ -101,11 +101,23 @@ class _Sizes:
 
 
 def estimate_memory(
+    model: nn.Module, config: Any, *, batch_size: int, length: int, images: Images = 1, **options: Any
+) -> MemoryEstimate:
+    """`estimate_pass` of text behind images.
+
+    Args:
+        config: the model's.
+        batch_size, length: samples per pass, and tokens of each; every sample has images.
+        images: of each sample, see `processing.example.Images`.
+        options: the rest.
+    """
+    return estimate_pass(model, model_probe(model, config, batch_size, length, images), **options)
+
+
+def estimate_pass(
     model: nn.Module,
-    config: Any,
+    probe: Probe,
     *,
-    batch_size: int,
-    length: int,
     precision: str,
     zero_stage: int,
     data_parallel: int,
@@ -116,14 +128,12 @@ def estimate_memory(
     accumulate: int = 1,
     bucket: int = BUCKET,
     device: str | None = None,
-    images: Images = 1,
 ) -> MemoryEstimate:
     """The memory of training at its peak on one rank; the model-parallel share is that of `model`.
 
     Args:
         model: this rank's part, with its plan applied; on any device, or on meta.
-        config: the model's.
-        batch_size, length: samples per pass, and tokens of each; every sample has images.
+        probe: the pass with the most to keep.
         precision: fp32, bf16 or fp16.
         zero_stage, data_parallel: 0 to 3, and ranks that share optimiser state and gradients.
         offload_optimizer, offload_parameters: keep these on the host (ZeRO 1 to 3; ZeRO 3).
@@ -131,7 +141,6 @@ def estimate_memory(
         accumulate: passes per step; with several, gradients are there during the forward pass.
         bucket: elements of DeepSpeed's `reduce_bucket_size`.
         device: "cpu" or "cuda"; None: where the model is, and for meta what the machine has.
-        images: of each sample, see `processing.example.Images`.
 
     Raises:
         ConfigError: a precision, stage or offloading that there is not.
@@ -140,8 +149,8 @@ def estimate_memory(
     on_gpu = (device or _device_of(model)) == "cuda"
     sizes, width = _sizes(model, DTYPES[precision]), DTYPES[precision].itemsize
     activations, note = _activations(
-        model, config, batch_size=batch_size, length=length, dtype=DTYPES[precision], images=images,
-        checkpoint_language=checkpoint_language, checkpoint_vision=checkpoint_vision,
+        model, probe, dtype=DTYPES[precision], checkpoint_language=checkpoint_language,
+        checkpoint_vision=checkpoint_vision,
     )  # fmt: skip
     ranks = data_parallel if zero_stage else 1
     share, group = -(-sizes.trained // ranks), -(-sizes.group // ranks)
@@ -191,9 +200,9 @@ def _sizes(model: nn.Module, dtype: torch.dtype) -> _Sizes:
     )
 
 
-def _activations(model: nn.Module, config: Any, **options: Any) -> tuple[Activations, str]:
+def _activations(model: nn.Module, probe: Probe, **options: Any) -> tuple[Activations, str]:
     try:
-        return measure_activations(model, config, **options), ""
+        return measure_pass(model, probe, **options), ""
     except (NotImplementedError, RuntimeError, TypeError) as error:  # layers that know no tensors without memory
         logger.warning("the activations are not in the memory estimate: %s", str(error).splitlines()[0])
         return Activations(0, 0, 0), "activations are not counted: this model's layers cannot be followed without data"

@@ -125,35 +125,22 @@ def find_start(store: CheckpointStore, settings: FinetuneSettings, identity: dic
     return Start(folder, progress)
 
 
-def run_identity(
-    settings: FinetuneSettings,
-    records: Sequence[Record],
-    *,
-    base: str,
-    precision: str,
-    zero: int,
-    version: str,
-    max_length: int,
-) -> dict[str, Any]:
+def run_identity(settings: FinetuneSettings, records: Sequence[Record], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The value of each of `REASONS` for a run.
 
     Args:
         records: of the training data.
-        base: name or absolute path of the model that it starts from.
-        precision, zero, version, max_length: as they were chosen.
+        facts: what neither they nor the settings tell, such as the model's name or path, or what was chosen where a
+            setting left it open.
     """
     plain = settings.to_dict()
     own = {
-        "from_pretrained": base,
         "weights of the base": weights_digest(settings.from_pretrained),
         "training data": data_digest(records),
         "training images": images_digest(records),
-        "version": version,
         "processes": runtime.world_size(),
-        "zero": zero,
-        "precision": precision,
         "lora_alpha": 1.0 if settings.lora_alpha is None else settings.lora_alpha,
-        "packed to": max_length if settings.pack else None,
+        **facts,
     }
     return {name: own.get(name, plain.get(name)) for name in REASONS}
 

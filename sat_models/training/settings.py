@@ -22,7 +22,8 @@ SCORES = ("loss", "exact_match", "vqa_accuracy", "box_accuracy", "rewards/accura
 
 
 def _setting(default: Any, text: str, kind: Any = str, **flag: Any) -> Any:
-    """A field with what its flag needs. `many=True` takes several values; `choices` as in argparse."""
+    """A field with what its flag needs. `many=True` takes several values; `choices` as in argparse; `task` is that of
+    the models for which alone it means something."""
     return field(default=default, metadata={"help": text, "kind": kind, **flag})
 
 
@@ -53,7 +54,10 @@ class FinetuneSettings:
     group_by_length: bool = _setting(True, "batches of samples of like length", bool)
     workers: int = _setting(2, "threads that load pictures ahead", int)
 
-    trainable: str = _setting("expert", "expert: the visual expert; all: everything", choices=("expert", "all"))
+    trainable: str | None = _setting(
+        None, "expert: the visual expert; attention: that of a painter's layers; all: everything; default: the first "
+        "that the model has", choices=("expert", "attention", "all"),
+    )  # fmt: skip
     lora_rank: int = _setting(10, "rank of LoRA; -1: no LoRA, train the weights themselves", int)
     lora_alpha: float | None = _setting(None, "the update is alpha / rank * B A; default 1, as the originals", float)
     lora_dropout: float = _setting(0.0, "on what goes into A", float)
@@ -185,6 +189,10 @@ class FinetuneSettings:
                 f"--dpo_beta is {self.dpo_beta}, --dpo_label_smoothing {self.dpo_label_smoothing}: the first must be "
                 "above 0, the second at least 0 and below 0.5"
             )
+
+    def with_trainable(self, trainable: str) -> FinetuneSettings:
+        """The same with this choice of what trains."""
+        return dataclasses.replace(self, trainable=trainable)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

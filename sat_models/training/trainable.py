@@ -32,7 +32,9 @@ from sat_models.training.groups import (
 )
 
 ALL = "all"
-TRAINABLE = ("expert", ALL)
+ATTENTION = "transformer.layers.*.attention.*"
+"""The attention of all layers of a painter, the linears that the originals adapt."""
+TRAINABLE = ("expert", "attention", ALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,12 @@ class TrainablePlan:
 def plan_of(trainable: str, rank: int, **options: Any) -> TrainablePlan:
     """The plan of the documented command's LORA_RANK and TRAINABLE.
 
-    | rank | `expert` | `all` |
-    |---|---|---|
-    | -1 | the visual expert in full | everything |
-    | r > 0 | LoRA on the visual expert's linears | LoRA on language model, visual expert, tower and projector |
+    | rank | `expert` | `attention` | `all` |
+    |---|---|---|---|
+    | -1 | the visual expert in full | the attention of the transformer's layers in full | everything |
+    | r > 0 | LoRA on the visual expert's linears | LoRA on these | LoRA on the linears of all groups |
+
+    The visual expert is of models that talk; painters have `attention`.
 
     Args:
         options: further fields of `TrainablePlan`.
@@ -78,12 +82,13 @@ def plan_of(trainable: str, rank: int, **options: Any) -> TrainablePlan:
         ConfigError: another word or rank.
     """
     if trainable not in TRAINABLE:
-        raise ConfigError(f"TRAINABLE must be {' or '.join(TRAINABLE)}, got {trainable!r}")
+        raise ConfigError(f"TRAINABLE must be {', '.join(TRAINABLE[:-1])} or {ALL}, got {trainable!r}")
     if isinstance(rank, bool) or not isinstance(rank, int) or (rank < 1 and rank != -1):
         raise ConfigError(f"LORA_RANK must be a positive integer, or -1 for no LoRA; got {rank!r}")
+    part = {"expert": "vision_expert", "attention": ATTENTION}
     if rank == -1:
-        return TrainablePlan(full=("vision_expert",) if trainable == "expert" else ("*",), **options)
-    return TrainablePlan(lora=("vision_expert",) if trainable == "expert" else (ALL,), rank=rank, **options)
+        return TrainablePlan(full=(part.get(trainable, "*"),), **options)
+    return TrainablePlan(lora=(part.get(trainable, ALL),), rank=rank, **options)
 
 
 def lora_settings(model: ZooModel, plan: TrainablePlan) -> LoRASettings:

@@ -36,7 +36,8 @@ GIVEN = {"from_pretrained": "cogvlm-tiny", "save_path": "s", "train_data": ("d",
 def identity(**settings: Any) -> dict[str, Any]:
     made = FinetuneSettings(**{**GIVEN, **settings})
     records = [record(1, None)]
-    return run_identity(made, records, base="b", precision="fp32", zero=1, version="chat", max_length=256)
+    facts = {"from_pretrained": "b", "precision": "fp32", "zero": 1, "version": "chat"}
+    return run_identity(made, records, {**facts, "packed to": 256 if made.pack else None})
 
 
 def test_everything_that_must_stay_has_a_reason() -> None:

@@ -171,6 +171,7 @@ def test_captchas_by_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_printed_evaluation_takes_what_was_not_trained_on(tmp_path: Path) -> None:
+    from sat_models.training.dialogue import DialogueTask
     from sat_models.training.finetune import next_steps
     from sat_models.training.loop import Outcome
     from sat_models.training.settings import FinetuneSettings
@@ -178,6 +179,6 @@ def test_the_printed_evaluation_takes_what_was_not_trained_on(tmp_path: Path) ->
     (tmp_path / "train").mkdir()
     settings = FinetuneSettings(from_pretrained="m", train_data=(str(tmp_path / "train"),), save_path="s")
     outcome = Outcome(step=1, reason="finished")
-    assert f"--data {tmp_path / 'train'}\n" in next_steps(settings, outcome)
+    assert f"--data {tmp_path / 'train'}\n" in next_steps(settings, outcome, DialogueTask)
     (tmp_path / "valid").mkdir()
-    assert f"--data {tmp_path / 'valid'}\n" in next_steps(settings, outcome)
+    assert f"--data {tmp_path / 'valid'}\n" in next_steps(settings, outcome, DialogueTask)

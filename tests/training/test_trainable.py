@@ -164,7 +164,7 @@ def test_plans_that_cannot_be(plan: TrainablePlan, message: str) -> None:
 
 
 def test_words_and_ranks_of_the_command_are_checked() -> None:
-    with pytest.raises(ConfigError, match="TRAINABLE must be expert or all, got 'experts'"):
+    with pytest.raises(ConfigError, match="TRAINABLE must be expert, attention or all, got 'experts'"):
         plan_of("experts", 8)
     for rank in (0, -2, 1.5):
         with pytest.raises(ConfigError, match="LORA_RANK must be a positive integer, or -1"):
