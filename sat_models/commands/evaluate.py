@@ -1,6 +1,7 @@
 """Score a checkpoint on a task, from annotation files in the public formats (docs/evaluation.md), on `data` in any
 training format, as fine-tuning does while it runs (loss, and exact match, VQA accuracy and boxes of answers), or on
-`shapes`: pictures of the synthetic world that `cogvlm-tiny` is taught, never trained on."""
+`shapes`: pictures of the synthetic world that `cogvlm-tiny` is taught, never trained on. `drawing` scores a painter: it
+draws prompts of that world, or those of a file, and the model is asked about its images (docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -52,6 +53,10 @@ TASKS = {
 USED = {
     "shapes": _ALWAYS | _SAMPLING | {"versions", "count", "digit_share", "other_eyes"},
     "data": _ALWAYS | _ASKING | {"data", "data_format", "image_root", "box_tasks", "box_templates"},
+    "drawing": (_ALWAYS - {"scores", "accuracy"})
+    | _SAMPLING
+    | _ASKING
+    | {"painter", "count", "annotations", "images", "size", "steps", "guidance"},
     **TASKS,
 }
 
@@ -61,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = functools.partial(flag, parser)
     add_model_flags(parser)
-    add("task", choices=["shapes", "data", *TASKS], default="shapes", help="default: %(default)s")
+    add("task", choices=["shapes", "data", "drawing", *TASKS], default="shapes", help="default: %(default)s")
     add("limit", type=int, help="take the first samples only; data: answer so many, spread over all")
     add("prompt", help="what is asked, with {question}, {expression} or {box} (default: the task's)")
     add("batch_size", type=int, default=8, help="questions at a time (default: %(default)s)")
@@ -80,6 +85,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("data_format", metavar="FORMAT", help="force a data format, as in fine-tuning")
     add("image_root", metavar="PATH", help="folder that image names are tried in first")
     add_box_flags(data)
+    add = functools.partial(flag, parser.add_argument_group(
+        "--task drawing (--count prompts of the world, or --annotations FILE with prompts in GenEval's form; --images "
+        "DIR holds real images of these, 0001.png, 0002.png, …)"
+    ))  # fmt: skip
+    add("painter", metavar="NAME_OR_PATH", help="the model that draws; --from_pretrained is the judge")
+    add("size", metavar="WIDTHxHEIGHT", help="of its images (default: as usual for it)")
+    add("steps", type=int, help="of its sampler (default: as usual for it)")
+    add("guidance", type=float, help="how closely it follows the prompt (default: as usual for it)")
     add = functools.partial(flag, parser.add_argument_group("the other tasks: annotations in a public format"))
     add("annotations", type=Path, help="annotation file; a folder for grounded-caption")
     add("images", type=Path, help="folder of the images")
@@ -102,7 +115,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     refuse_unused(parser, args, USED[args.task], f"--task {args.task}")
     check_numbers(
         args,
-        dict.fromkeys(("batch_size", "count", "limit", "max_new_tokens", "model_parallel_size", "threads"), 1),
+        dict.fromkeys(("batch_size", "count", "limit", "max_new_tokens", "model_parallel_size", "steps", "threads"), 1)
+        | {"guidance": 0},
     )
     if args.accuracy is not None and not args.scores:
         raise ConfigError("--accuracy is what --scores tells the coverage of; add --scores, or leave it out")
@@ -122,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(args.threads)
-    result = {"shapes": evaluate_shapes, "data": evaluate_data}.get(args.task, evaluate_task)(args)
+    own = {"shapes": evaluate_shapes, "data": evaluate_data, "drawing": evaluate_drawing}
+    result = own.get(args.task, evaluate_task)(args)
     if result is not None:
         print(json.dumps(result, indent=2))
     return 0
@@ -175,6 +190,20 @@ def evaluate_data(args: argparse.Namespace) -> dict | None:
         kinds = {kind: [each for each in predictions if each["task"] == kind] for kind in ("text", "boxes")}
         result["calibration"] = calibrations(kinds, accuracy=args.accuracy)
     _keep(lock, args.output, result, predictions)
+    return result
+
+
+def evaluate_drawing(args: argparse.Namespace) -> dict | None:
+    """The scores, on the first process; under torchrun all processes share painter and judge."""
+    missing = [name for name in ("painter", "output") if getattr(args, name) is None]
+    if missing:
+        raise ConfigError(f"--task drawing needs --{', --'.join(missing)}: what draws, and where the images are kept")
+    from sat_models.commands.drawing import grade
+
+    lock = _hold(args.output)
+    result = grade(args)
+    if lock is not None:
+        lock.release()
     return result
 
 

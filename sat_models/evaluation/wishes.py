@@ -21,6 +21,8 @@ PLACES = ("left", "right", "above", "below")
 _OPPOSITE = dict(zip(PLACES, ("right", "left", "below", "above"), strict=True))
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
+_PLURALS = {"person": "people", "knife": "knives", "mouse": "mice"} | {n: n for n in ("sheep", "skis", "scissors")}
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -79,6 +81,18 @@ class Wish:
         rest = {"only": True} if self.only else {}
         rest |= {"background": self.background} if self.background else {}
         return {"tag": self.kind, "include": include, "prompt": self.prompt, **rest}
+
+
+def article(name: str) -> str:
+    """The name with its indefinite article: `an orange circle`."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def plural(name: str) -> str:
+    """Of a name whose last word is its noun: `red circles`, `benches`, `people`."""
+    first, _, noun = name.rpartition(" ")
+    usual = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{first} {_PLURALS.get(noun, usual)}".strip()
 
 
 def opposite(place: str) -> str:

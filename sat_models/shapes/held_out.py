@@ -18,12 +18,13 @@ from typing import Any
 from PIL import Image
 
 from sat_models.evaluation.samples import PixelBox, Sample, corner_box
+from sat_models.evaluation.wishes import article
 from sat_models.models.families import prompt_style
 from sat_models.processing.boxes import strip_boxes
 from sat_models.shapes import questions
 from sat_models.shapes.drawing import draw
 from sat_models.shapes.other_eyes import WORDINGS, draw_other, other_scene
-from sat_models.shapes.questions import QA, VQA_KINDS, article, box_text
+from sat_models.shapes.questions import QA, VQA_KINDS, box_text
 from sat_models.shapes.scenes import COLORS, FORMS, SIZES, Scene, ShapeObject, sample_scene
 
 ANSWERS: dict[str, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ import random
 import zlib
 from collections.abc import Sequence
 
-from sat_models.evaluation.wishes import NUMBERS, PLACES, Wanted, Wish
-from sat_models.shapes.questions import MIN_SEPARATION, article
+from sat_models.evaluation.wishes import NUMBERS, PLACES, Wanted, Wish, article
+from sat_models.shapes.questions import MIN_SEPARATION
 from sat_models.shapes.scenes import COLOR_ANCHORS, COLORS, FORMS, RGB, SIZES, Background, Scene, ShapeObject
 
 CANVAS = 96
@@ -71,6 +71,14 @@ def sample_wish(rng: random.Random, *, kind: str | None = None, test: bool = Fal
             break
     background = rng.choice(sorted(BACKGROUNDS)) if rng.random() < 0.15 else None
     return Wish(_worded(things, background, rng), kind, things, only=True, background=background)
+
+
+def unseen_wishes(count: int, seed: int) -> list[Wish]:
+    """So many prompts that no training run has had, each kind as often as the others."""
+    return [
+        sample_wish(random.Random(f"test/painter/{seed}/{number}"), kind=KINDS[number % len(KINDS)], test=True)
+        for number in range(count)
+    ]
 
 
 def held_out(things: Sequence[Wanted]) -> bool:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sat_models.evaluation.wishes import article
 from sat_models.shapes.scenes import COLORS, FORMS, Scene, ShapeObject
 
 TASKS = ("caption", "vqa", "rec", "reg", "grounded_caption", "chat")
@@ -78,11 +79,6 @@ class QA:
     question: str
     answer: str
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def article(name: str) -> str:
-    """The name with its indefinite article: `an orange circle`."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def box_text(box: Sequence[int]) -> str:
