@@ -135,6 +135,7 @@ setup(
             "sat-measure-loading=sat_models.commands.measure_loading:command",
             "sat-measure-memory=sat_models.commands.measure_memory:command",
             "sat-measure-packing=sat_models.commands.measure_packing:command",
+            "sat-measure-strict=sat_models.commands.measure_strict:command",
             "sat-finetune=sat_models.training.finetune:command",
             "sat-serve=sat_models.serving.server:main",
             "sat-web=sat_models.serving.web:main",

@@ -124,6 +124,7 @@ def test_public_files_give_the_figures_of_shapes(tmp_path: Path) -> None:
         ("measure_loading.py", ["--gigabytes=nan"], "--gigabytes is nan; it must be above 0"),
         ("measure_loading.py", ["--gigabytes=-inf"], "--gigabytes is -inf; it must be above 0"),
         ("measure_packing.py", ["--image_size", "100"], "--image_size is 100; it must be a multiple of the patch, 14"),
+        ("measure_strict.py", ["--answers=0"], "--answers is 0; it must be at least 1"),
         ("measure_kernels.py", ["--rows", "4", "0"], "--rows is 0; it must be at least 1"),
         ("bench.py", ["--batches", "1", "-1"], "--batches is -1; it must be at least 1"),
         ("bench.py", ["--heads=0"], "--heads is 0; it must be at least 1"),

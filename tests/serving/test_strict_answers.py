@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from serving_http import EXAMPLE, asked, data_url, running
 
 from sat_models import zoo
-from sat_models.commands import caption
+from sat_models.commands import caption, measure_strict
 from sat_models.serving import cli
 from sat_models.serving.api import create_app
 from sat_models.serving.core import Limits, ServerCore
@@ -253,3 +253,19 @@ def test_lines_of_many_pictures_hold_to_the_form(vlm: VLM, tmp_path: Path, monke
     short = tmp_path / "short.jsonl"
     assert caption.main([how[0], str(short), "--max_new_tokens", "4", "--json_schema", json.dumps(SCHEMA)]) == 0
     assert all("not whole" in json.loads(line)["incomplete"] for line in short.read_text().splitlines())
+
+
+def test_the_rates_are_of_answers_of_the_same_lengths(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure_strict.py`: a table of every form, whose answers are made again without one."""
+    timed, turns = measure_strict._timed, []
+
+    def noted(*given: Any) -> tuple[Any, float]:
+        turns.append([len(answer.token_ids) for answer in timed(*given)[0]])
+        return timed(*given)
+
+    monkeypatch.setattr(measure_strict, "_timed", noted)
+    table = measure_strict.measure(vlm, rows=[2], answers=2, tokens=24, repeats=1)
+    assert turns[::2] == turns[1::2] and all(sum(lengths) for lengths in turns)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[0] for row in cells] == list(measure_strict.FORMS)
+    assert all(float(row[-2]) > 0 and 0 < int(row[2]) <= 24 for row in cells)
