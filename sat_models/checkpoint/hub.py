@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from sat_models.processing.hubs import modelscope_download, uses_modelscope
 logger = logging.getLogger(__name__)
 
 _WANTED = ("*.json", "*.safetensors", "tokenizer.model", "tokenizer/spiece.model")
-_PLACES = {True: "https://modelscope.cn/models/", False: "https://huggingface.co/"}
 
 
 def fetch(repository: str, *, further: Sequence[str] = ()) -> Path:
@@ -28,15 +28,15 @@ def fetch(repository: str, *, further: Sequence[str] = ()) -> Path:
         MissingPackageError: ModelScope is asked for without its library.
     """
     elsewhere = uses_modelscope()
-    download = _downloads(repository, elsewhere)
-    logger.info("looking for %s in the cache, then on %s", repository, _PLACES[elsewhere])
+    download, place = _downloads(repository, elsewhere), _address(elsewhere)
+    logger.info("looking for %s in the cache, then on %s", repository, place)
     try:
         return Path(download(repository, allow_patterns=[*_WANTED, *further]))
     except Exception as error:  # the hubs raise many types: offline, no such repository, gated, network, disk
         logger.debug("download of %s failed", repository, exc_info=True)
         raise CheckpointError(
             f"{repository} is not on this machine and could not be downloaded ({_reason(error)}). "
-            f"Fetch {', '.join([*_WANTED, *further])} of {_PLACES[elsewhere]}{repository} into a folder and name "
+            f"Fetch {', '.join([*_WANTED, *further])} of {place}{repository} into a folder and name "
             "that folder."
         ) from error
 
@@ -65,6 +65,13 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             f"HF_TOKEN), then: hf upload {repository} {folder}"
         ) from error
     return f"{api.endpoint}/{repository}"
+
+
+def _address(elsewhere: bool) -> str:
+    """Where repositories lie."""
+    if elsewhere:
+        return "https://modelscope.cn/models/"
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/"
 
 
 def _downloads(repository: str, elsewhere: bool) -> Callable[..., Any]:

@@ -1,8 +1,14 @@
-"""Hubs: what is fetched from which, and what is pushed. No test touches a network."""
+"""Hubs: what is fetched from which, and what is pushed. No test leaves this machine."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +22,9 @@ from sat_models.errors import CheckpointError, ConfigError, MissingPackageError
 from sat_models.processing.hubs import choose_hub, uses_modelscope
 from sat_models.processing.tokenizer_files import find_tokenizer
 
-SOURCE = Path(__file__).resolve().parents[1] / "golden" / "cogvlm-mini"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "tests" / "golden" / "cogvlm-mini"
+COMMIT = "c" * 40
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +128,96 @@ def test_what_is_written_is_pushed_whole(
     with pytest.raises(ConfigError, match="--private is about the repository of --push_to_hub"):
         convert([*command, "--private"])
     assert not (tmp_path / "third").exists()
+
+
+class Mirror(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP as a download and an upload of small files need."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        name = self.path.rpartition("/")[2]
+        if self.path.startswith("/me/model/resolve/") and name in self.files:
+            self.say(self.files[name])
+        elif self.path.startswith("/api/models/me/model/tree/"):
+            listed = [{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in self.files.items()]
+            self.say(json.dumps(listed).encode())
+        elif self.path.startswith("/api/models/me/model"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.say(json.dumps({"id": "me/model", "sha": COMMIT, "siblings": siblings}).encode())
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        url = f"http://{self.headers['Host']}/me/made"
+        if "/preupload/" in self.path:
+            modes = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            self.say(json.dumps({"files": [{**mode, "shouldIgnore": False} for mode in modes]}).encode())
+        else:
+            self.say(json.dumps({"url": url, "commitUrl": f"{url}/commit/{COMMIT}", "commitOid": COMMIT}).encode())
+
+    def say(self, body: bytes) -> None:
+        self.send_response(200)
+        kind = "application/json" if self.path.startswith("/api/") else "application/octet-stream"
+        headers = {"Content-Length": len(body), "ETag": f'"{abs(hash(body))}"', "X-Repo-Commit": COMMIT}
+        for name, value in {**headers, "Content-Type": kind}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def mirror() -> Iterator[tuple[str, type[Mirror]]]:
+    """A hub on this machine, with a repository `me/model`."""
+    held = {"config.json": b'{"model_type": "mine"}', "tokenizer.model": b"pieces", "model.bin": b"not wanted"}
+    handler = type("Held", (Mirror,), {"files": held, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}", handler
+        http.shutdown()
+
+
+MIRRORED = """
+import sys
+from pathlib import Path
+from sat_models.checkpoint import hub
+from sat_models.errors import CheckpointError
+print(hub.fetch("me/model"))
+print(hub.push(Path(sys.argv[1]), "me/made"))
+try:
+    hub.fetch("me/none")
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_mirror_is_asked_and_nobody_else(mirror: tuple[str, type[Mirror]], tmp_path: Path) -> None:
+    """HF_ENDPOINT, which huggingface_hub reads once, so in a process of its own; any other host would fail."""
+    url, hub_here = mirror
+    written = tmp_path / "written"
+    written.mkdir()
+    (written / "config.json").write_text("{}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": "none", "PYTHONPATH": str(ROOT)}
+    environment |= {"http_proxy": "", "no_proxy": "127.0.0.1", "https_proxy": "http://127.0.0.1:1"}
+    command = [sys.executable, "-c", MIRRORED, str(written)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    folder, pushed, missing = done.stdout.splitlines()
+    assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == {
+        name: content for name, content in hub_here.files.items() if name != "model.bin"
+    }
+    assert pushed == f"{url}/me/made"
+    assert f"of {url}/me/none into a folder" in missing
+    assert any(line.startswith("POST /api/models/me/made/commit/") for line in hub_here.asked)
