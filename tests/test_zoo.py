@@ -232,6 +232,14 @@ def test_system_text_and_tiles_in_every_way_to_ask(folder):
             ask(image, "What?", version="chat", system="Be kind.")
 
 
+def test_what_is_no_answer_is_not_read(vlm):
+    for wrong in (None, 7, b"[[001,001,100,100]]"):
+        for size in (None, (10, 10)):
+            with pytest.raises(InputError, match=r"The answer is .*it must be text"):
+                vlm.read(wrong, size)
+    assert vlm.read("", (10, 10)).boxes == []
+
+
 @pytest.mark.parametrize("name", [None, 7, "", ["cogvlm-tiny"], b"cogvlm-tiny"], ids=repr)
 def test_what_can_name_no_model_is_refused(name):
     for opened in (load_pretrained, load.load_processor, load.load_config):

@@ -72,7 +72,7 @@ class Beside:
             },
         )
         style = prompt_style(config.text_processor_version or config.DEFAULT_VERSION)
-        if (system := config.system_message) is not None:
+        if (system := config.system_message) is not None and style.system is not None:  # else it has no place for one
             style = replace(style, system=system)
         template = chat_template(style, image=self.processor.image, begin=begin is not None)
         write_text(folder / "chat_template.jinja", template)

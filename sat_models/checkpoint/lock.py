@@ -1,4 +1,4 @@
-"""One run at a time in a folder.
+"""One run at a time in a folder, or at a file.
 
 The lock is the kernel's (`flock` on an open file), so it goes with its process, however that ends: nothing is left
 behind by `kill -9`. The file itself stays, and says who holds the lock, or held it last.
@@ -24,11 +24,12 @@ LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-class FolderLock:
-    """Holds a folder until `release`, or until the process ends.
+class Lock:
+    """Holds a place until `release`, or until the process ends.
 
     Args:
-        folder: made where it is not there.
+        path: the lock's own file; its folder is made where it is not there.
+        place: what is held, for the message.
         what: who else may be at work there, for the message: "another fine-tuning run".
 
     Raises:
@@ -36,11 +37,10 @@ class FolderLock:
         CheckpointError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, what: str) -> None:
+    def __init__(self, path: Path, place: Path, what: str) -> None:
         self._file: IO[str] | None = None
-        path = folder / LOCK_FILE
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror or error}. Choose another folder.") from error
@@ -48,12 +48,12 @@ class FolderLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise ConfigError(f"{folder} is in use by {what}{_holder(file)}. {_REMEDY}") from None
+                raise ConfigError(f"{place} is in use by {what}{_holder(file)}. {_REMEDY}") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 file.close()
                 raise CheckpointError(f"cannot lock {path}: {error.strerror or error}.") from error
-            logger.warning("%s knows no locks (%s): take care that one run alone writes there", folder, error.strerror)
+            logger.warning("%s knows no locks (%s): take care that one run alone writes there", place, error.strerror)
         self._file = file
         self._sign()
 
@@ -74,7 +74,21 @@ class FolderLock:
             self._file = None
 
 
-_REMEDY = "Wait for it to end, end it, or choose another folder."
+class FolderLock(Lock):
+    """The lock of a folder, which is made where it is not there; `what` and errors as of `Lock`."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(folder / LOCK_FILE, folder, what)
+
+
+class FileLock(Lock):
+    """The lock of a file that grows or is replaced, in a file of its own beside it; `what` and errors as of `Lock`."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        super().__init__(file.with_name(f".{file.name}{LOCK_FILE}"), file, what)
+
+
+_REMEDY = "Wait for it to end, end it, or choose another place."
 
 
 def _holder(file: IO[str]) -> str:

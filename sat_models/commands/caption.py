@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_numbers(args, {"batch_size": 1, "max_new_tokens": 1, "model_parallel_size": 1})
     from sat_models import runtime
+    from sat_models.checkpoint.lock import FileLock
     from sat_models.evaluation.identity import model_identity
     from sat_models.serving.bulk import caption, decoding_of, prepare
     from sat_models.zoo import load_pretrained
@@ -59,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = {"scores": args.scores, "constraint": constraint}
     settings = decoding_of(options, args.version, **how)
     runtime.in_step(lambda: prepare(args.source, args.output, args.query, settings))  # before weights are read
+    lock = runtime.in_step(lambda: FileLock(args.output, "another run") if runtime.rank() == 0 else None)
     vlm = load_pretrained(args.from_pretrained, **arguments)
     made_by = runtime.in_step(lambda: model_identity(vlm, args.from_pretrained) if runtime.rank() == 0 else {})
     written, failed = caption(
         vlm, args.source, args.output, query=args.query, options=options, version=args.version,
         max_rows=args.batch_size, **how, made_by=made_by,
     )  # fmt: skip
-    if runtime.rank() == 0:
+    if lock is not None:
+        lock.release()
         print(f"{written} written to {args.output}, {failed} of them errors", file=sys.stderr)
     return 1 if failed else 0
 

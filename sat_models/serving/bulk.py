@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -197,11 +198,8 @@ def prepare(source: Path, output: Path, query: str, settings: dict[str, Any]) ->
         raise InputError(f"The output {output} cannot be written (it is no file). Name a file, such as out.jsonl.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        new = not output.exists()
-        with output.open("a"):  # found out now, not behind the first answer
-            pass
-        if new:
-            output.unlink(missing_ok=True)
+        with output.open("a") if output.exists() else tempfile.TemporaryFile(dir=output.parent):
+            pass  # found out now, not behind the first answer
     except OSError as error:
         raise InputError(f"The output {output} cannot be written ({error.strerror or error}).") from error
     check_settings(output, settings)

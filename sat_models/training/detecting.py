@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from sat_models.errors import InputError
+from sat_models.files import refuse_packed
 from sat_models.training.grounding.yolo import YAML_SUFFIXES, is_yolo
 from sat_models.training.image_files import HELD_OUT, images_in
 
@@ -36,6 +37,8 @@ def _of_file(path: Path) -> str:
         return "refcoco"
     if suffix == TABLE:
         return "table"
+    with path.open("rb") as file:
+        refuse_packed(path, file.read(8))
     raise InputError(
         f"{path} is no training data: a .json or .jsonl file is wanted, a data.yaml of YOLO, refs of RefCOCO (.p), a "
         ".parquet file, or a folder."
@@ -65,6 +68,8 @@ def _of_folder(path: Path) -> tuple[str, Path]:
         return _of_folder(path / "train")
     if next(images_in(path), None):
         return "captcha", path
+    if packed := [e for e in entries if e.with_suffix("").suffix.lower() in JSON_SUFFIXES]:
+        _of_file(packed[0])
     raise InputError(
         f"{path} holds no training data: a .json or .jsonl file, images/ beside labels/, or pictures named by their "
         f"answers are wanted."

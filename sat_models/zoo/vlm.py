@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -15,6 +15,7 @@ from sat_models.config import LanguageConfig
 from sat_models.errors import InputError, refuse_unknown
 from sat_models.models.families import family_of
 from sat_models.processing.boxes import Box, parse_boxes
+from sat_models.processing.checks import check_text
 from sat_models.processing.intake import Images, MaxTiles
 from sat_models.processing.processor import Processor
 from sat_models.processing.prompts import Turn
@@ -169,9 +170,9 @@ class VLM:
 
     def generate_batch(
         self,
-        images: Sequence[Images],
-        queries: Sequence[str],
-        histories: Sequence[Sequence[Turn]] | None = None,
+        images: Iterable[Images],
+        queries: Iterable[str],
+        histories: Iterable[Sequence[Turn]] | None = None,
         version: str | None = None,
         *,
         max_rows: int = 16,
@@ -192,9 +193,10 @@ class VLM:
             constraint: as in `generate`, the same for all, or a list with one for each answer.
 
         Raises:
-            InputError: lists of different length, or as `generate`.
+            InputError: no lists, lists of different length, or as `generate`.
         """
-        histories = [()] * len(queries) if histories is None else histories
+        images, queries = _listed("images", images), _listed("queries", queries)
+        histories = [()] * len(queries) if histories is None else _listed("histories", histories)
         if not len(images) == len(queries) == len(histories):
             raise InputError(
                 f"generate_batch was given {len(images)} images, {len(queries)} queries and {len(histories)} "
@@ -222,8 +224,9 @@ class VLM:
             size: width and height in pixels of the image that it is about; None without one, and nothing is found.
 
         Raises:
-            InputError: a size below 1.
+            InputError: no text; a size below 1.
         """
+        check_text(text, "answer", allow_empty=True)
         if size is None:
             return Reading()
         boxes = parse_boxes(text, *size, form=self.processor.box_form)
@@ -267,3 +270,10 @@ class VLM:
         known = SamplingKeywords.__annotations__
         refuse_unknown(options.keys() - known.keys(), asked, known)
         return SamplingOptions(**options)
+
+
+def _listed(name: str, given: Iterable[Any]) -> list[Any]:
+    """One value an answer, as a list. Raises InputError for what holds none, or is one value itself."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise InputError(f"{name} is {given!r:.80}; it must be a list with one for each answer.")
+    return list(given)

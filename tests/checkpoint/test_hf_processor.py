@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sat_models.errors import InputError
 from sat_models.models.build import build_model, make_config
 from sat_models.processing.sentencepiece_json import sentencepiece_json
 from sat_models.processing.tokens import SentencePieceTokenizer
-from sat_models.zoo import load_pretrained
+from sat_models.zoo import load_pretrained, load_processor
 from sat_models.zoo.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,3 +179,23 @@ def test_a_sentencepiece_model_with_other_ids_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(SentencePieceTokenizer, "encode", lambda self, text: [len(text)])
     with pytest.raises(InputError, match=r"cannot be written as a tokenizer\.json: 'What is in the image\?' would"):
         sentencepiece_json(PIECES, {})
+
+
+def test_a_style_without_a_place_for_a_system_text_says_none(tmp_path: Path) -> None:
+    """InternVL 1.1's template writes no system text (its `system_template` is empty), whatever its config names."""
+    source = ROOT / "tests" / "golden" / "internvl3-mini"
+    if not source.is_dir():
+        pytest.skip("this golden set holds no internvl3-mini")
+    shutil.copytree(source, tmp_path / "own", ignore=shutil.ignore_patterns("reference.*", "image.png"))
+    config = {**read_json(source / "config.json"), "template": "internvl_zh", "system_message": "Be kind."}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    processor = load_processor(tmp_path / "own")
+    asked = processor(None, "Hi")
+    assert "Be kind." not in processor.tokenizer.decode(asked.input_ids[0].tolist())
+    with pytest.raises(InputError, match="has no place for one"):
+        processor(None, "Hi", system="Be kind.")
+    written = convert(tmp_path / "own", "hf", tmp_path / "hub")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(written)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == " <human>: Hi"
+    told = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert told["input_ids"] == asked.input_ids[0].tolist()

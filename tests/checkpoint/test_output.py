@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,26 @@ def test_a_kill_between_two_names_loses_nothing(golden, tmp_path):
     with pytest.raises(CheckpointError, match="exists already"):
         check_output(target, overwrite=False, read=[])
     assert content(target) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "place"), [("merge", "nothing"), ("quantise", "nothing"), ("quantise", "empty"), ("merge", "former")]
+)
+def test_killed_at_any_moment_of_merging_and_quantising(tmp_path, kind, place):
+    """What lies there is whole, the former one, or no checkpoint; and the same command then makes it whole.
+
+    Between two names, when the former has given way already, nothing lies there; it waits beside, and is taken back."""
+    worker = Path(__file__).with_name("write_worker.py")
+    environment = {**os.environ, "PYTHONPATH": str(worker.parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(worker), str(tmp_path), kind, place]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(reports) > 8 and {report["died_in"] for report in reports} >= {"save", "fsync", "mkdir", "rename", None}
+    for report in reports:
+        assert report["found"] in ("whole", "former", "no checkpoint"), report
+        assert report["beside"] in ([], ["out"]) and (report["again"], report["left"]) == ("whole", ["out"]), report
+    assert reports[-1]["found"] == "whole" and reports[0]["found"] != "whole"
+    if place == "former":
+        assert sum(report["found"] == "no checkpoint" for report in reports) <= 1, reports

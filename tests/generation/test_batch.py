@@ -283,5 +283,13 @@ def test_generate_batch_gives_the_answers_of_generate(vlm: VLM) -> None:
         vlm.generate(image, query, history, "chat", max_new_tokens=6)
         for image, query, history in zip(images, queries, histories, strict=True)
     ]
+    assert vlm.generate_batch(iter(images), iter(queries), iter(histories), "chat", max_new_tokens=6) == found
     with pytest.raises(InputError, match="2 images, 1 queries and 1 histories"):
         vlm.generate_batch(images, queries[:1])
+    for wrong, name in (
+        (("a.png", ["?"]), "images is 'a.png'"),
+        (([None], "?"), r"queries is '\?'"),
+        ((None, ["?"]), "i"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}.*it must be a list with one for each answer"):
+            vlm.generate_batch(*wrong)

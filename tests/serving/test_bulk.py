@@ -216,6 +216,25 @@ def test_what_is_wrong_is_found_before_weights_are_read(
     assert not output.exists(), "a model that cannot be loaded leaves no empty output"
 
 
+def test_two_runs_do_not_write_to_one_output(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is told before it reads weights; one that was killed holds nothing."""
+    read: list[str] = []
+    monkeypatch.setattr(zoo, "load_pretrained", lambda name, **_: read.append(name) or load_pretrained(GOLDEN))
+    output = tmp_path / "new" / "out.jsonl"
+    asked = [str(folder), str(output), "--from_pretrained", str(GOLDEN), "--device", "cpu", "--max_new_tokens", "2"]
+    holder = "from sat_models.checkpoint.lock import FileLock; from pathlib import Path; "
+    holder += f"lock = FileLock(Path({str(output)!r}), 'x'); print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ConfigError, match=rf"out\.jsonl is in use by another run \(process {other.pid} on .*Wait for"):
+        command.main(asked)
+    assert not read and not output.exists()
+    other.kill()
+    other.communicate()
+    assert command.main(asked) == 0 and len(output.read_text().splitlines()) == 3
+    assert command.main(asked) == 0, "and a run that has ended holds nothing either"
+
+
 def test_an_answer_to_something_else_never_passes_for_todays(vlm: VLM, folder: Path, tmp_path: Path) -> None:
     """An image replaced in place, an id with another question or image, a copied field that changed; order is free."""
     source, output = folder / "list.jsonl", tmp_path / "out.jsonl"

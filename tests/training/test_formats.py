@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -352,6 +353,12 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(InputError, match=r"a \.json or \.jsonl file is wanted"):
         read_records(tmp_path / "x.txt")
+    (tmp_path / "packed").mkdir()
+    packed = tmp_path / "packed" / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"{}"))
+    for place in (packed, packed.parent):
+        with pytest.raises(InputError, match=r"x\.jsonl\.gz' is packed \(gzip\) and read as it lies; unpack it"):
+            read_records(place)
     (tmp_path / "x.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no records"):
         read_records(tmp_path / "x.jsonl")
