@@ -38,6 +38,7 @@ EXTRAS = {
     "strict": ["llguidance>=1.9,<2"],
     "test": [
         "pytest>=9,<10",
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.17,<0.18",
         "openai>=2,<4",

@@ -87,7 +87,13 @@ def test_commands_of_the_bundled_model_answer(command: str) -> None:
     assert done.stdout.strip(), "no answer"
 
 
-def test_chinese_readme_has_the_same_commands() -> None:
+def test_chinese_readme_has_the_same_commands_links_and_models() -> None:
     chinese = (ROOT / "README_zh.md").read_text(encoding="utf-8")
     for command in [*tiny_commands(), 'pip install -e ".[test]" && pytest']:
         assert command in chinese
+    ours, theirs = (set(re.findall(r"\]\(([^)\s]+)", text)) for text in (README, chinese))
+    assert ours ^ theirs == {"README_zh.md", "README.md"}
+    models = [
+        set(re.findall(r"`([^`]+)`", re.search(r"\n\| `cogvlm-tiny`.*?\n\n", t, re.S)[0])) for t in (README, chinese)
+    ]
+    assert models[0] == models[1]
