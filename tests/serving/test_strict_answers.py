@@ -260,8 +260,9 @@ def test_the_rates_are_of_answers_of_the_same_lengths(vlm: VLM, monkeypatch: pyt
     timed, turns = measure_strict._timed, []
 
     def noted(*given: Any) -> tuple[Any, float]:
-        turns.append([len(answer.token_ids) for answer in timed(*given)[0]])
-        return timed(*given)
+        made, seconds = timed(*given)
+        turns.append([len(answer.token_ids) for answer in made])
+        return made, seconds
 
     monkeypatch.setattr(measure_strict, "_timed", noted)
     table = measure_strict.measure(vlm, rows=[2], answers=2, tokens=24, repeats=1)
