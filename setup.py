@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "sat_models" / "__init__.py
 
 # Bounds are what the tests ran with; docs/architecture.md says why each package is here.
 INSTALL = [
-    "torch>=2.11,<2.14",
+    "torch>=2.11,<2.15",
     "SwissArmyTransformer==0.4.12",
     "deepspeed>=0.19.8,<0.20",
     "sentencepiece>=0.2.0,<0.3",
@@ -96,7 +96,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     packages=[*PACKAGES, *CONFIG_PACKAGES],
     package_dir=CONFIG_PACKAGES,
     ext_modules=[kernel(source) for source in KERNEL_SOURCES],

@@ -183,9 +183,9 @@ def test_a_digit_changes_nothing_but_its_shape() -> None:
                     assert np.abs(difference[y0:y1, x0:x1]).max() > 80, "the digit can be read"
         if marked.jpeg_quality is None:
             assert not difference[~inside].any(), "it stays inside"
-        picked = sample_questions(marked, random.Random(0), TaskMix(chat=0))
-        digits = [qa for qa, _ in picked if qa.kind == "digit"]
-        assert len(digits) == sum(obj.digit is not None for obj in marked.objects)
+        mix = TaskMix(chat=0)
+        digits = [qa for qa, _ in sample_questions(marked, random.Random(0), mix) if qa.kind == "digit"]
+        assert len(digits) == mix.digit * sum(obj.digit is not None for obj in marked.objects)
         for qa in digits:
             asked += 1
             assert any(obj.name in qa.question and str(obj.digit) == qa.answer for obj in marked.objects)
