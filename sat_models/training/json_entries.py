@@ -106,6 +106,7 @@ def _array(text: str, path: Path, on_problem: OnProblem) -> Iterator[tuple[str, 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TRAILING_COMMA = re.compile(r",\s*[\]}]")
+"""Where Python 3.13 and later say that the fault is."""
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -123,7 +124,7 @@ def _fault(error: json.JSONDecodeError) -> str:
     """The fault, in a line."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     hint = ""
-    if (after[:1] in ("]", "}") and before.endswith(",")) or _TRAILING_COMMA.match(after):  # the latter from Python 3.13
+    if (after[:1] in ("]", "}") and before.endswith(",")) or _TRAILING_COMMA.match(after):
         hint = "; JSON allows no comma before a closing bracket"
     elif after[:1] == "'":
         hint = '; JSON wants double quotes (")'
