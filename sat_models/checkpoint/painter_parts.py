@@ -30,7 +30,7 @@ _READ_BY_T5 = ("*.wo",)
 """T5 looks at the dtype of these weights and casts to it, unless it is int8."""
 
 
-def _places(step: Path) -> Iterator[Path]:
+def places_around(step: Path) -> Iterator[Path]:
     """Folders where other parts may lie, from a folder of weights outwards."""
     step = step.resolve()
     yield from (step, step.parent, step.parent.parent)
@@ -47,7 +47,9 @@ def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
         CheckpointError: neither beside the weights nor in SAT_HOME; the message says what to fetch.
     """
     home = _home()
-    folders = [place / name for place in _places(step) for name in (ENCODER_FOLDER, T5_FOLDER)] + [home / T5_FOLDER]
+    folders = [place / name for place in places_around(step) for name in (ENCODER_FOLDER, T5_FOLDER)] + [
+        home / T5_FOLDER
+    ]
     for folder in folders:
         if (folder / "config.json").is_file():
             files = [place / name for name in T5_TOKENIZERS for place in (folder, folder.parent / TOKENIZER_FOLDER)]
@@ -67,7 +69,7 @@ def find_vae(step: Path, config: PainterConfig) -> Path:
         CheckpointError: there is none; the message says what to fetch.
     """
     own, *shared = config.VAE_FOLDERS
-    for place in _places(step):
+    for place in places_around(step):
         folders = [place / name for name in config.VAE_FOLDERS]
         for found in (folder / config.VAE_FILE for folder in (*folders, place)):
             if found.is_file():

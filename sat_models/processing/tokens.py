@@ -90,6 +90,31 @@ def name_among(specials: Mapping[str, int], token_id: int) -> str:
     return next((name for name, token in specials.items() if token == token_id), "")
 
 
+def read_pieces(path: str | os.PathLike[str]) -> Any:
+    """The `sentencepiece.SentencePieceProcessor` of a file.
+
+    Raises:
+        InputError: the file is missing, or is no sentencepiece model.
+        MissingPackageError: sentencepiece is not installed.
+    """
+    path = Path(path)
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise MissingPackageError("sentencepiece", "all", "Reading a tokenizer") from error
+    if not path.is_file():
+        raise InputError(f"Tokenizer file '{path}' does not exist. Name a sentencepiece file: --local_tokenizer.")
+    pieces = SentencePieceProcessor()
+    try:
+        pieces.LoadFromSerializedProto(path.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"'{path}' is not a readable sentencepiece model ({error}). Copy it again, or name another file with "
+            f"--local_tokenizer."
+        ) from error
+    return pieces
+
+
 class SentencePieceTokenizer:
     """A sentencepiece model with the ids the language model needs.
 
@@ -126,21 +151,7 @@ class SentencePieceTokenizer:
             InputError: the file is missing, is no sentencepiece model, or has no begin or end piece.
             MissingPackageError: sentencepiece is not installed.
         """
-        path = Path(path)
-        try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError as error:
-            raise MissingPackageError("sentencepiece", "all", "Reading a tokenizer") from error
-        if not path.is_file():
-            raise InputError(f"Tokenizer file '{path}' does not exist. Name a sentencepiece file: --local_tokenizer.")
-        pieces = SentencePieceProcessor()
-        try:
-            pieces.LoadFromSerializedProto(path.read_bytes())
-        except (RuntimeError, OSError) as error:
-            raise InputError(
-                f"'{path}' is not a readable sentencepiece model ({error}). Copy it again, or name another file with "
-                f"--local_tokenizer."
-            ) from error
+        pieces = read_pieces(path)
         if min(pieces.bos_id(), pieces.eos_id()) < 0:
             raise InputError(f"'{path}' has no begin (<s>) or end (</s>) piece, which the models here need.")
         return cls(pieces, added=added)
