@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,10 @@ from sat_models.errors import ConfigError
 
 RELEASED_CODES = 20000
 """Image codes of icetk, which stand before all words."""
+CODE_SIDE = 8
+"""Pixels on a side of a code."""
+ENLARGED = 3
+"""As many codes on a side as super-resolution makes of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class ImageTokenConfig(ModelConfig):
     image_codes: int = 0
 
     TASK: ClassVar[str] = "drawing"
+    PROMPT_LANGUAGES: ClassVar[tuple[str, ...]] = ("zh",)
 
     def __post_init__(self) -> None:
         if not self.image_codes:
@@ -43,6 +49,11 @@ class ImageTokenConfig(ModelConfig):
             raise ConfigError(f"layernorm_order is {self.layernorm_order!r}; these models have 'sandwich'")
         if self.image_codes > self.vocab_size:
             raise ConfigError(f"image_codes = {self.image_codes} is more than vocab_size = {self.vocab_size}")
+
+    def sides(self, cells: int) -> tuple[int, int]:
+        """Pixels on a side of an image of so many codes, enlarged and as it is."""
+        small = math.isqrt(cells) * CODE_SIDE
+        return ENLARGED * small, small
 
     def _split_sizes(self) -> dict[str, int]:
         return {"num_attention_heads": self.num_attention_heads, "vocab_size": self.vocab_size}

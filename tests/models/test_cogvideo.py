@@ -13,8 +13,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from golden_set import each_folder, reference, tensors
 
+from sat_models import runtime
 from sat_models.errors import ConfigError
-from sat_models.models.build import make_config
+from sat_models.models.build import build_model, make_config
+from sat_models.sampling.codes import CodeChoice
+from sat_models.sampling.frames import IN_BETWEEN, write_frames
 from sat_models.zoo import load_pretrained
 from sat_models.zoo.token_painter import TokenPainter
 
@@ -122,3 +125,73 @@ def test_sizes_that_cannot_be(folder: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             make_config({**sizes, **change})
+
+
+def written(
+    painter: TokenPainter, tokens: Tensor, begun: int, codes: int, order: tuple[int, ...], **how: Any
+) -> Tensor:
+    """What the loop with its memory makes of the text and the whole frames before `begun`, greedily: tokens."""
+    size, start = painter.config.frame_size, how["start"]
+    text = text_of(tokens, start)
+    given = tokens[text + 1 : begun].unflatten(0, (-1, size))[None]
+    painter.model.config.__dict__["image_codes"] = codes
+    choice = CodeChoice(temperature=0)
+    frames = write_frames(
+        painter.model, tokens[:text], given, order=order, choice=choice, generator=torch.Generator(), **how
+    )
+    return torch.cat([frame[0] for frame in frames])
+
+
+@pytest.mark.slow
+@each_folder("cogvideo")
+def test_the_loop_with_its_memory_makes_the_originals_tokens(folder: Path) -> None:
+    golden, told = tensors(folder), reference(folder)
+    start, codes = told["start_of_image"], told["sizes"]["n_image"]
+    one, two = stage(folder, 1), stage(folder, 2)
+    tokens = golden["stage1.gen.tokens"]
+    begun = int((golden["stage1.gen.seq"] < 0).nonzero()[0])
+    made = written(one, tokens, begun, codes, (0, 1), start=start, text_weight=1.4)
+    assert made[: len(tokens) - begun].equal(tokens[begun:])
+    guide, tokens = golden["stage1.guided.guider"], golden["stage1.guided.tokens"]
+    begun = text_of(tokens, start) + one.config.frame_size + 1
+    how = {"guide": guide[: text_of(guide, start)], "guidance": 3, "start": start, "text_weight": 0.0}
+    made = written(one, tokens, begun, codes, (0, 1), **how)
+    assert made[: len(tokens) - begun].equal(tokens[begun:])
+    tokens, begun = golden["stage2.gen.tokens"], len(golden["stage2.ids"]) + 1
+    made = written(two, tokens, begun, codes, IN_BETWEEN, start=start, text_weight=1.4)
+    assert made[: len(tokens) - begun].equal(tokens[begun:])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_loop_is_the_forward_that_says_what_was_given(number: int) -> None:
+    """In four layers: what was given keeps windows that go on at the other side, what is made has windows that end."""
+    runtime.init_model_parallel(1)
+    torch.manual_seed(number)
+    config = make_config(
+        {
+            "model_class": "CogVideoModel", "num_layers": 4, "hidden_size": 32, "num_attention_heads": 2,
+            "vocab_size": 60, "image_codes": 40, "layout": [8, 24, 88], "window_size": 2 if number == 2 else -1,
+            "cogvideo_stage": number, "max_sequence_length": 64, "additional_seqlen": 80, "frame_start": 16,
+        }
+    )  # fmt: skip
+    model = build_model(config, device="cpu").eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.3)
+    order = IN_BETWEEN if number == 2 else (0, 1, 2)
+    given = torch.randint(40, (2, 3 if number == 2 else 1, 16))
+    text, choice = torch.tensor([41, 42, 43]), CodeChoice(temperature=0)
+    frames = list(
+        write_frames(
+            model, text, given, order=order, start=59, choice=choice, generator=torch.Generator(), text_weight=1.4
+        )
+    )
+    codes = torch.cat((given, torch.stack(frames, dim=1)), dim=1)
+    ids = torch.cat((torch.full((*codes.shape[:2], 1), 59), codes[..., :-1]), dim=2).flatten(1)
+    ids = torch.cat((text.expand(2, -1), ids), dim=1)
+    positions = torch.cat((torch.arange(3), *(torch.arange(16) + 16 * (frame + 1) for frame in order)))
+    count = 3 + given.shape[1] * 16
+    with torch.inference_mode():
+        logits = model(input_ids=ids, position_ids=positions[None], text_weight=1.4, given=count)[0]
+    assert logits[:, count:].argmax(-1).equal(torch.cat(frames, dim=1))
+    assert len(set(torch.cat(frames).flatten().tolist())) > 5, "a test of something"

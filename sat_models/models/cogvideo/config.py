@@ -58,6 +58,11 @@ class CogVideoConfig(ImageTokenConfig):
             raise ConfigError(f"window_size is {self.window_size!r}; it is a number of cells, or -1 for none")
 
     @property
+    def usual_size(self) -> tuple[int, int]:
+        """Width and height of what it makes with its companions."""
+        return (self.sides(self.frame_size)[0],) * 2
+
+    @property
     def frame_size(self) -> int:
         """Tokens of a frame."""
         return self.layout[1] - self.layout[0]
