@@ -182,6 +182,16 @@ _PAINTERS = (
         image_size=1024, licence="Apache-2.0", source=f"{_HUB}/THUDM/CogView3-Plus-3B", hf_name="CogView3-Plus-3B",
         task="drawing",
     ),
+    ModelSpec(
+        name="cogview2", summary="images from Chinese prompts, in codes; goes on with cogview2-dsr and cogview2-itersr",
+        image_size=480, licence="Apache-2.0", source="https://lfs.aminer.cn/misc/cogview/cogview2/coglm.zip",
+        aliases=("coglm",), task="drawing",
+    ),
+    ModelSpec(
+        name="cogvideo", summary="films from Chinese prompts, in codes; goes on with cogvideo-stage2 and cogview2-dsr",
+        image_size=480, licence="CogVideo licence (weights; limits of use), Apache-2.0 (code)",
+        source="https://github.com/THUDM/CogVideo (branch CogVideo)", aliases=("cogvideo-stage1",), task="film",
+    ),
 )  # fmt: skip
 
 _GROUNDING_ALIASES = (

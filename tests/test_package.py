@@ -131,8 +131,8 @@ def test_every_model_of_the_zoo_has_a_config() -> None:
     assert MODEL_CONFIGS
     for spec in registry.specs():
         config = make_config(read_json(registry.config_path(spec.name)))
-        drawn = spec.task == "drawing"
-        assert (config.usual_size if drawn else (config.image_size,) * 2) == (spec.image_size,) * 2
+        talks = spec.task == "dialogue"
+        assert ((config.image_size,) * 2 if talks else config.usual_size) == (spec.image_size,) * 2
 
 
 def test_the_config_is_found_in_a_checkout_and_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor
 
 _PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: unlike MADV_DONTNEED it loses nothing if a page is no file's
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 
 
 @functools.cache
@@ -104,3 +106,14 @@ class AnonymousPeak:
 
     def _look(self) -> None:
         self.bytes = max(self.bytes, anonymous_bytes() - self._start)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device still has; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not _MEMORY.exists():
+        return None
+    lines = (line.partition(":") for line in _MEMORY.read_text(encoding="utf-8").splitlines())
+    found = next((value.split()[0] for name, _, value in lines if name == "MemAvailable"), None)
+    return int(found) * 1024 if found is not None else None

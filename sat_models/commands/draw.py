@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,13 @@ from sat_models.errors import ConfigError, InputError, run_script
 from sat_models.flags import check_numbers, flag, positive
 
 if TYPE_CHECKING:
+    from sat_models.sampling.options import DrawingOptions
+    from sat_models.sampling.writing_options import WritingOptions
     from sat_models.zoo import Painter
+    from sat_models.zoo.code_painter import CodePainter
 
 MODEL = "cogview3-plus-3b"
+_CHOSEN = ("steps", "guidance", "seed", "sampler", "style")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag(what, "prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
     flag(parser, "count", type=positive, default=1, help="images of each prompt (default: %(default)s)")
     flag(parser, "sampler", choices=("sat", "diffusers"), help="(default: the model's usual one)")
+    flag(parser, "style", help="CogView2's: words behind the prompt, such as photo, comics or oil (docs/painters.md)")
     flag(
         parser, "output", type=Path, metavar="PLACE",
         help="file to write, or a folder for several images (default: image.png, or the folder images)",
@@ -51,40 +55,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = _places(args.output, len(prompts) * args.count)
     from sat_models import runtime
     from sat_models.zoo import Painter, load_pretrained
+    from sat_models.zoo.code_painter import CodePainter
 
     runtime.setup_logging("WARNING")
     painter = load_pretrained(
         args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep,
         quant_text=args.quant_text, task="drawing",
     )  # fmt: skip
-    if not isinstance(painter, Painter):
-        raise ConfigError(f"{args.from_pretrained} draws in codes, from ids of words; this command is for prompts")
-    seed = runtime.broadcast_object(secrets.randbelow(2**31)) if args.seed is None else args.seed
-    options = {"size": size, "steps": args.steps, "guidance": args.guidance, "seed": seed, "sampler": args.sampler}
+    if not isinstance(painter, Painter | CodePainter):
+        raise ConfigError(f"{args.from_pretrained} is a part that another model goes on with; name that one, coglm")
+    options = {"size": size, **{name: getattr(args, name) for name in _CHOSEN}}
+    options = {name: value for name, value in options.items() if value is not None}
     wanted = [prompt for prompt in prompts for _ in range(args.count)]
-    _draw(painter, wanted, places, options, batch=args.batch)
+    chosen = painter.check(wanted, **options)
+    _draw(painter, wanted, places, {**options, "seed": chosen.seed}, batch=args.batch)
     if runtime.rank() == 0:
-        _say(args, painter, prompts, places, options)
+        _say(args, chosen, prompts, places)
     return 0
 
 
 def _draw(
-    painter: Painter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *, batch: int
-) -> None:
+    painter: Painter | CodePainter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *,
+    batch: int,
+) -> None:  # fmt: skip
     """Each image is written as soon as it is there."""
     from tqdm import tqdm
 
     from sat_models import runtime
     from sat_models.files import whole_file
-    from sat_models.sampling.options import DrawingOptions
 
-    steps = DrawingOptions.of(painter.config, **options).steps
     rounds = -(-len(prompts) // batch)
-    with tqdm(total=rounds * steps, unit="step", desc="drawing", disable=None if runtime.rank() == 0 else True) as bar:
+    with tqdm(unit="step", desc="drawing", disable=None if runtime.rank() == 0 else True) as bar:
         for first in range(0, len(prompts), batch):
             chosen = {**options, "seed": options["seed"] + first}
             for state in painter.steps(prompts[first : first + batch], **chosen):
                 last = state
+                bar.total = bar.total or rounds * state.of
                 bar.update()
             if runtime.rank():
                 continue
@@ -95,21 +101,19 @@ def _draw(
 
 
 def _say(
-    args: argparse.Namespace, painter: Painter, prompts: list[str], places: Sequence[Path], options: dict[str, Any]
+    args: argparse.Namespace, chosen: DrawingOptions | WritingOptions, prompts: list[str], places: Sequence[Path]
 ) -> None:
-    from sat_models.sampling.options import DrawingOptions
-
-    chosen = DrawingOptions.of(painter.config, **options)
     if args.json:
         said = {
             "files": list(map(str, places)), "prompt": prompts[0] if len(prompts) == 1 else prompts,
             "size": list(chosen.size), "steps": chosen.steps, "guidance": chosen.guidance, "seed": chosen.seed,
         }  # fmt: skip
         print(json.dumps(said, ensure_ascii=False))
-    else:
-        width, height = chosen.size
-        how = f"{width}x{height}, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}"
-        print(f"{', '.join(map(str, places))}  ({how})")
+        return
+    width, height = chosen.size
+    how = [f"{width}x{height}", *([f"{chosen.steps} steps"] if chosen.steps is not None else [])]
+    how += [f"guidance {chosen.guidance:g}"] if chosen.guidance is not None else []
+    print(f"{', '.join(map(str, places))}  ({', '.join(how)}, seed {chosen.seed})")
 
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -26,6 +26,8 @@ class ModelConfig:
 
     TASK: ClassVar[str] = "dialogue"
     """One of `TASKS`."""
+    PROMPT_LANGUAGES: ClassVar[tuple[str, ...]] = ()
+    """The languages of the prompts that it was trained with, "zh" or "en"; none: any."""
     SAT_PREFIX: ClassVar[str] = ""
     """What SAT's files put before the names of the weights."""
     TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ()

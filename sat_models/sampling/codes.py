@@ -26,6 +26,8 @@ _PASSES = (
 )
 """LoPAR (arXiv 2204.14217, section 3.3): pass n makes those cells of each 6 x 6 anew whose number is at least n."""
 _BEST_OF_PASS = (40, 40, 40, 20, 20, 10)
+PASSES = len(_BEST_OF_PASS)
+"""Of `refine`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ class DrawingOptions:
             InputError: also a size that the model was not made for.
         """
         if sized:
-            width, height = config.usual_size if size is None else _pair(size)
+            width, height = config.usual_size if size is None else pair_of(size)
             config.check_size(width, height)
         return cls(
             size=(width, height) if sized else (0, 0),
@@ -114,7 +114,8 @@ def check_prompts(prompts: object) -> list[str]:
     return found
 
 
-def _pair(size: object) -> tuple[int, int]:
+def pair_of(size: object) -> tuple[int, int]:
+    """Width and height as they were given. Raises InputError for something else."""
     if isinstance(size, tuple | list) and len(size) == 2:
         return size[0], size[1]
     raise InputError(f"the size is {size!r:.60}; it must be two whole numbers, width and height in pixels")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 
+from mixins.sat_compat import mpu
 from sat_models import runtime
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
-from sat_models.checkpoint.source import Source
-from sat_models.config import PainterConfig
+from sat_models.checkpoint.source import Source, open_source
+from sat_models.config.image_tokens import ImageTokenConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.diffusion import DiffusionModel
+from sat_models.models.common.image_tokens import ImageTokenModel
+from sat_models.models.families import model_class
+from sat_models.zoo.code_painter import CodePainter
+from sat_models.zoo.film_writer import FilmWriter
 from sat_models.zoo.painter import KEEPS, Painter
 from sat_models.zoo.token_painter import TokenPainter
 
@@ -58,8 +65,8 @@ def open_painter(
         return runtime.in_step(lambda: source.load(device, dtype))[0].eval().requires_grad_(False)
 
     checkpoint, config = source.checkpoint, source.config
-    if not isinstance(config, PainterConfig):
-        return TokenPainter(config, model=model, device=device, dtype=dtype, checkpoint=checkpoint)
+    if isinstance(config, ImageTokenConfig):
+        return _open_token_painter(source, chosen, model, device=device, dtype=dtype)
     return Painter(
         config,
         model=model,
@@ -73,3 +80,30 @@ def open_painter(
         checkpoint=checkpoint,
         keep=chosen.keep or "model",
     )
+
+
+_WRITERS = {"write": CodePainter, "film": FilmWriter}
+"""By what a model does; others are parts that these two go on with."""
+
+
+def _open_token_painter(
+    source: Source, chosen: ForDrawing, model: Callable[[], ImageTokenModel], *, device: torch.device,
+    dtype: torch.dtype,
+) -> TokenPainter:  # fmt: skip
+    if chosen.quant_text is not None:
+        raise ConfigError(
+            f"quant_text is {chosen.quant_text}, but a {source.config.model_class} has no text encoder; leave it out"
+        )
+
+    def open_model(folder: Path) -> ImageTokenModel:
+        def opened() -> ImageTokenModel:
+            size = mpu.get_model_parallel_world_size()
+            return open_source(folder, quantisation=source.quantisation, size=size).load(device, dtype)[0]
+
+        return runtime.in_step(opened).eval().requires_grad_(False)
+
+    kind = _WRITERS.get(model_class(source.config.model_class).does, TokenPainter)
+    return kind(
+        source.config, model=model, device=device, dtype=dtype, checkpoint=source.checkpoint, open_model=open_model,
+        keep=chosen.keep or "model",
+    )  # fmt: skip

@@ -22,6 +22,7 @@ from sat_models.config import PainterConfig
 from sat_models.errors import InputError, refuse_unknown
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.processing.image_codec import ImageCodec
+from sat_models.processing.prompt_language import warn_of_language
 from sat_models.processing.text_encoder import TextEncoder
 from sat_models.sampling.guidance import guided
 from sat_models.sampling.options import DrawingKeywords, DrawingOptions, check_prompts
@@ -227,6 +228,7 @@ class Painter:
         encoder = self._text_encoder.get()
         cut = tuple(map(encoder.cut, prompts))
         for prompt, left_out in zip(prompts, cut, strict=True):
+            warn_of_language(prompt, self.config.PROMPT_LANGUAGES)
             if left_out:
                 logger.warning(
                     "the prompt has %d tokens and the model reads %d: '%s' is left out",

@@ -22,14 +22,23 @@ class CogLMConfig(ImageTokenConfig):
 
     Attributes:
         image_start: the position of `<start_of_image>`, which ends the text; what stands before it is seen by all.
+        image_cells: codes of an image.
     """
 
     model_class: str = "CogLMModel"
     image_start: int = 512
+    image_cells: int = 400
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "image_start")
+        require_positive(self, "image_start", "image_cells")
+        if math.isqrt(self.image_cells) ** 2 != self.image_cells:
+            raise ConfigError(f"image_cells is {self.image_cells}, which is no square")
+
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """Width and height of what it makes with its companions."""
+        return (self.sides(self.image_cells)[0],) * 2
 
 
 @dataclass(frozen=True, kw_only=True)

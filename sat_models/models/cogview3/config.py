@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sat_models.config import DiffusionConfig
 from sat_models.config.base import require_divides, require_positive
@@ -39,6 +39,8 @@ class CogView3PlusConfig(DiffusionConfig):
     least_side: int = 512
     most_side: int = 2048
     most_pixels: int = 2**21
+
+    PROMPT_LANGUAGES: ClassVar[tuple[str, ...]] = ("en",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
