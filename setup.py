@@ -34,7 +34,7 @@ EXTRAS = {
     "modelscope": ["modelscope>=1.30,<2"],
     "quant": ["bitsandbytes>=0.50,<0.51"],
     "draw": ["transformers>=5.17,<6", "diffusers>=0.42,<0.43"],
-    "film": ["av>=18,<19"],
+    "film": ["av>=18,<19", "peft>=0.21,<0.22"],
     "strict": ["llguidance>=1.9,<2"],
     "test": [
         "pytest>=9,<10",
@@ -43,7 +43,6 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "openai>=2,<4",
         "playwright>=1.50,<2",
-        "peft>=0.21,<0.22",
         "xllamacpp>=2026.10,<2027",
         "triton>=3.6,<4; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "jsonschema>=4.23,<5",

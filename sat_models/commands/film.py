@@ -21,7 +21,8 @@ from sat_models.flags import check_numbers, flag
 if TYPE_CHECKING:
     from sat_models.zoo.film_maker import FilmMaker, FilmState
 
-_CHOSEN = re.compile(r"(\d+)=(.+)")
+_OF_FRAME = re.compile(r"(\d+)=(.+)")
+_CHOSEN = ("frames", "fps", "steps", "guidance", "seed", "sampler", "motion")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flag(parser, "frames", type=int, help="of the film (default: the model's usual number)")
     flag(parser, "fps", type=float, help="frames a second (default: as the model was trained)")
+    flag(parser, "motion", nargs="+", metavar="FILE", help="motion LoRA, where the model takes it (AnimateDiff)")
     flag(parser, "sampler", help="by name (default: the original's)")
     flag(
         parser, "output", type=Path, default=Path("film.mp4"), metavar="PLACE",
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_numbers(args, {"frames": 1, "steps": 1, "guidance": 0, "seed": 0})
     options = {"size": size_of(args.size), "image": _images(args.image)}
-    options |= {name: getattr(args, name) for name in ("frames", "fps", "steps", "guidance", "seed", "sampler")}
+    options |= {name: getattr(args, name) for name in _CHOSEN}
     from sat_models import runtime
     from sat_models.processing.film import film_place
     from sat_models.zoo import load_pretrained
@@ -97,7 +99,7 @@ def _say(args: argparse.Namespace, last: FilmState, place: Path) -> None:
 
 def _images(given: Sequence[str]) -> str | dict[int, str] | None:
     """The image of the beginning, or those of chosen frames. Raises ConfigError for a mixture."""
-    chosen = [_CHOSEN.fullmatch(text) for text in given]
+    chosen = [_OF_FRAME.fullmatch(text) for text in given]
     if not given:
         return None
     if len(given) == 1 and chosen[0] is None:

@@ -23,6 +23,8 @@ from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.processing.processor import Processor
 from sat_models.registry import ModelSpec
+from sat_models.zoo.animatediff import open_by_library
+from sat_models.zoo.film_maker import FilmMaker
 from sat_models.zoo.locate import check_name, list_models, locate_with_spec, spec_of_name, spec_of_path
 from sat_models.zoo.open_painter import ForDrawing, open_painter
 from sat_models.zoo.open_vlm import ForText, choose_version, make_processor, open_vlm
@@ -51,9 +53,9 @@ def load_pretrained(
     quant_text: int | None = None,
     task: str | None = None,
     **unknown: Any,
-) -> VLM | Painter | TokenPainter:
-    """Load a model: one that talks as a `VLM`, one that draws as a `Painter` or, in tokens, as a `TokenPainter`. Under
-    torchrun it is split over the processes, which all make this call. Errors rise on all of them alike.
+) -> VLM | Painter | TokenPainter | FilmMaker:
+    """Load a model: one that talks as a `VLM`, one that draws as a `Painter` or `TokenPainter`, one that makes films as
+    a `FilmMaker`. Under torchrun it is split over the processes, which all make this call; errors rise on all alike.
 
     Args:
         name_or_path: a name of the zoo (looked up in SAT_HOME), a SAT folder, a step folder, a `.pt` file, a `.zip`, a
@@ -63,11 +65,10 @@ def load_pretrained(
         device: "auto" is this process's GPU where there is one, else the CPU.
         dtype: "auto": fp32 on the CPU, bf16 on a GPU that has it, else fp16.
         local_tokenizer, version, quant_head, rotary_table, cache: of models that talk; see `ForText`.
-        quant: 8 or 4 bits per weight of the linears, quantised one by one while loading; None takes the weights as they
-            are stored, quantised or not.
+        quant: 8 or 4 bits per weight of the linears, quantised one by one while loading; None: as they are stored.
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
         keep, quant_text: of models that draw; see `ForDrawing`.
-        task: what the caller needs it for, "dialogue" or "drawing"; a model for something else is refused.
+        task: what the caller needs it for, "dialogue", "drawing" or "film"; a model for something else is refused.
 
     Raises:
         UnknownNameError: neither a path nor a name, with near matches.
@@ -79,13 +80,14 @@ def load_pretrained(
     refuse_unknown(unknown, load_pretrained)
     check_name(name_or_path)
     for_drawing = ForDrawing(keep=keep, quant_text=quant_text)
-    for_text = ForText(
-        local_tokenizer=local_tokenizer, version=version, quant_head=quant_head, rotary_table=rotary_table, cache=cache
-    )
+    told = {"local_tokenizer": local_tokenizer, "version": version, "quant_head": quant_head}
+    for_text = ForText(**told, rotary_table=rotary_table, cache=cache)
     device = torch.device(runtime.choose_device(device))
     dtype = runtime.choose_dtype(dtype, device)
     asked = Quantisation.asked(quant, quant_skip)
     runtime.init_distributed(device)
+    if other := open_by_library(name_or_path, task, for_drawing, quant, device=device, dtype=dtype):
+        return other
     size = _model_parallel_size()
     source, spec = runtime.in_step(lambda: _open(name_or_path, size, asked))
     _check_task(source.config, source.checkpoint, task)
