@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -73,6 +74,33 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "finetuning" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "cores", "processes"),
+    [
+        (["tests"], {}, 2, 2),
+        (["tests/serving", "tests/parallel"], {}, 16, 4),
+        (["tests"], {}, 1, None),
+        (["tests/test_files.py"], {}, 2, None),
+        (["tests/test_files.py::test_x", "tests"], {}, 2, None),
+        (["tests"], {"markexpr": "slow"}, 2, None),
+        (["tests"], {"usepdb": True}, 2, None),
+        (["tests"], {"numprocesses": 0}, 2, 0),
+    ],
+)
+def test_folders_of_quick_tests_are_shared_out_among_the_cores(
+    names: list[str], changed: dict[str, Any], cores: int, processes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    option = {"numprocesses": None, "dist": "no", "markexpr": "not slow", "usepdb": False, "collectonly": False}
+    config = types.SimpleNamespace(option=types.SimpleNamespace(**{**option, **changed}), args=names)
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))["pytest_cmdline_main"](config)
+    assert config.option.numprocesses == processes
+    assert config.option.dist == ("loadfile" if processes else "no"), "a file shares its fixtures"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Describe many pictures: a folder or a JSONL file in, a JSONL file out. Started again, it goes on where it was.
 
 What made the answers stands beside them in OUTPUT.settings.json: another model, prompt style or sampling wants another
-output. Pictures and questions that changed are answered anew.
+output. Pictures and questions that changed are answered anew. One run at a time writes to an output.
 
 Under torchrun the pictures are shared out: `torchrun --standalone --nproc-per-node=8 scripts/caption.py pictures/ …`;
 `--model_parallel_size 2` splits each model over two of the processes.
