@@ -29,10 +29,15 @@ def digest_of_files(files: Iterable[Path]) -> str:
         InputError: one cannot be read.
     """
     files = list(files)
+    digests = digests_of_files(files)
+    return digest_of([digests[file] for file in files])
+
+
+def digests_of_files(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of the content of each file. Raises InputError as `digest_of_files`."""
     each = dict.fromkeys(files)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves the interpreter to others
-        digests = dict(zip(each, pool.map(_digest_of_file, each), strict=True))
-    return digest_of([digests[file] for file in files])
+        return dict(zip(each, pool.map(_digest_of_file, each), strict=True))
 
 
 def _digest_of_file(path: Path) -> str:

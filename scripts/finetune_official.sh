@@ -4,6 +4,7 @@
 #   bash scripts/finetune_official.sh NUM_GPUS_PER_WORKER MP_SIZE SAT_HOME MODEL_TYPE VERSION MAX_LENGTH LORA_RANK \
 #       TRAIN_DATA TRAIN_ITERS SAVE_INTERVAL EVAL_INTERVAL SAVE_PATH BATCH_SIZE TRAINABLE [more flags of finetune.py]
 #
+# VERSION and MAX_LENGTH are - for the model's own, and for painters, which have neither.
 # On a machine without GPUs the processes run on its CPU. What the fourteen lack:
 #   VALID_DATA   validation data (default: valid/ beside the training data, else a share of it)
 #   CONFIG       settings file(s) for scripts/finetune.py, which the arguments beat
@@ -24,10 +25,12 @@ python=${PYTHON:-python}
 processes=$1
 
 arguments=(
-    --mp "$2" --sat_home "$3" --from_pretrained "$4" --version "$5" --max_length "$6" --lora_rank "$7"
+    --mp "$2" --sat_home "$3" --from_pretrained "$4" --lora_rank "$7"
     --train_data "$8" --train_iters "$9" --save_interval "${10}" --eval_interval "${11}" --save_path "${12}"
     --batch_size "${13}" --trainable "${14}"
 )
+[ "$5" = - ] || arguments+=(--version "$5")
+[ "$6" = - ] || arguments+=(--max_length "$6")
 [ -z "${VALID_DATA:-}" ] || arguments+=(--valid_data "$VALID_DATA")
 [ -z "${DEEPSPEED:-}" ] || arguments+=(--deepspeed "$DEEPSPEED")
 # shellcheck disable=SC2206  # several files, separated by spaces

@@ -65,9 +65,23 @@ class PainterFiles:
 
     def bytes(self) -> int:
         """Of all files, about."""
+        return sum(file.stat().st_size for file in self.files())
+
+    def files(self) -> list[Path]:
+        """All that is read."""
         vae = [self.vae] if self.vae is not None and self.vae.is_file() else []
         vae += sorted(self.vae.glob("*.safetensors")) if self.vae is not None and self.vae.is_dir() else []
-        return sum(file.stat().st_size for file in [*vae, *(source for source, _ in self._encoder_files())])
+        return [*vae, *(source for source, _ in self._encoder_files())]
+
+    def link(self, folder: Path) -> None:
+        """Links in a folder to where they lie, by the names under which they are looked for. Raises OSError."""
+        if self.encoder is not None:
+            source, tokenizer = self.encoder
+            _link(source, folder / (ENCODER_FOLDER if tokenizer.parent != source else T5_FOLDER))
+            if tokenizer.parent != source:
+                _link(tokenizer.parent, folder / TOKENIZER_FOLDER)
+        if self.vae is not None:
+            _link(self.vae, folder / VAE_FOLDER / (self.vae.name if self.vae.is_file() else ""))
 
     def write_sat(self, folder: Path) -> None:
         """As the original's folders have them. Raises OSError, CheckpointError."""
@@ -116,6 +130,14 @@ class PainterFiles:
         for name in _TOKENIZER_FILES:
             if (tokenizer.parent / name).is_file():
                 yield tokenizer.parent / name, TOKENIZER_FOLDER
+
+
+def _link(source: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink():
+        place.unlink()
+    if not place.exists():
+        place.symlink_to(source.resolve())
 
 
 def _copy(source: Path, target: Path) -> None:

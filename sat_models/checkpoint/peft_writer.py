@@ -6,6 +6,7 @@ linears, ranks and alphas by pattern where some are joined, and weights that wer
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mixins.lora_settings import LoRASettings
 from sat_models.checkpoint.huggingface import HFCheckpoint, form_of_class
-from sat_models.checkpoint.layout import SATCheckpoint
+from sat_models.checkpoint.layout import TRANSFORMER_FOLDER, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
 from sat_models.checkpoint.peft import PEFT_CONFIG_FILE, PEFT_WEIGHTS
 from sat_models.checkpoint.peft_blocks import joined, write_header
@@ -29,6 +30,8 @@ from sat_models.models.common.hf_form import HFForm, KeyTable
 
 _MATRIX = re.compile(r"^(.*)\.(matrix_A|matrix_B|magnitude)\.(\d+)$")
 _PREFIX = "base_model.model."
+DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"
+"""Where `load_lora_weights` of a pipeline of diffusers looks."""
 _INSTEAD = "Merge it instead (scripts/merge_lora.py), and convert the result with --to hf."
 
 
@@ -60,8 +63,10 @@ def save_peft(source: Source, folder: Path, *, base: str, layout: str | None = N
     check_room(folder, sum(value.nbytes for value in tensors.values()))
     with new_folder(folder, last=PEFT_CONFIG_FILE) as staging:
         write_tensors(tensors, staging / PEFT_WEIGHTS[0], write_header(adapter.extra, blocks))
+        if form.layout == "diffusers":
+            _write_for_diffusers(tensors, settings, staging / DIFFUSERS_LORA)
         write_json(staging / PEFT_CONFIG_FILE, {**settings, "base_model_name_or_path": base})
-        write_text(staging / "README.md", _card(folder.name, base, settings))
+        write_text(staging / "README.md", _card(folder.name, base, settings, form))
     return folder
 
 
@@ -122,7 +127,7 @@ class _PeftNames:
         saved = list(dict.fromkeys(self._module(name) for name in full))
         _check_apart(targets, saved)
         found |= {f"{_PREFIX}{self.form.in_memory(name)}": value for name, value in full.items()}
-        settings = _settings(lora, targets, saved, ranks)
+        settings = _settings(lora, targets, saved, ranks, task=None if self.form.layout == "diffusers" else "CAUSAL_LM")
         return {name: value.contiguous() for name, value in found.items()}, settings, blocks
 
     def _module(self, name: str) -> str:
@@ -205,13 +210,13 @@ def _check_apart(targets: Sequence[str], saved: Sequence[str]) -> None:
 
 
 def _settings(
-    lora: LoRASettings, targets: Sequence[str], saved: Sequence[str], ranks: Mapping[str, int]
+    lora: LoRASettings, targets: Sequence[str], saved: Sequence[str], ranks: Mapping[str, int], *, task: str | None
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`, without the base."""
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "r": lora.rank,
         "lora_alpha": alpha,
         "lora_dropout": lora.dropout,
@@ -228,7 +233,15 @@ def _settings(
     }
 
 
-def _card(name: str, base: str, settings: Mapping[str, Any]) -> str:
+def _write_for_diffusers(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], file: Path) -> None:
+    """The same for the pipelines of diffusers that load LoRA: names without PEFT's prefix, the config in the header."""
+    named = {f"{TRANSFORMER_FOLDER}.{name.removeprefix(_PREFIX)}": value.clone() for name, value in tensors.items()}
+    told = {f"{TRANSFORMER_FOLDER}.{name}": value for name, value in settings.items()}
+    write_tensors(named, file, {"format": "pt", "lora_adapter_metadata": json.dumps(told)})
+
+
+def _card(name: str, base: str, settings: Mapping[str, Any], form: HFForm) -> str:
+    theirs = f"diffusers' {form.architecture}" if form.layout == "diffusers" else "transformers'"
     return f"""---
 library_name: peft
 base_model: {base}
@@ -239,6 +252,6 @@ TODO: what this adapter is for, what it was trained on, and its licence.
 
 LoRA of rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {len(settings["target_modules"])} linears of {base}.
 
-With PEFT: `PeftModel.from_pretrained(model, "{name}")`, where `model` is transformers' of that base. With the zoo of
+With PEFT: `PeftModel.from_pretrained(model, "{name}")`, where `model` is {theirs} of that base. With the zoo of
 SAT models: `load_pretrained("{name}")`, which loads the base and merges it.
 """

@@ -20,6 +20,9 @@ class ImageCodec(Protocol):
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """[B, C, h, w] -> B images."""
 
+    def moments(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1 … 1 -> mean and logarithm of the variance of their latents, [B, 2C, h, w], unscaled."""
+
 
 class KLCodec:
     """An `ImageCodec` with diffusers' `AutoencoderKL`.
@@ -45,7 +48,7 @@ class KLCodec:
 
     @torch.inference_mode()
     def moments(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] in -1 … 1 -> mean and logarithm of the variance of their latents, [B, 2C, h, w], unscaled."""
+        """See `ImageCodec`."""
         first = next(self.model.parameters())
         rows = pixels.to(first.device, first.dtype).split(1)
         return torch.cat([self.model.encode(row).latent_dist.parameters.float().cpu() for row in rows]).clone()

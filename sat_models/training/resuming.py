@@ -14,6 +14,7 @@ from typing import Any
 from sat_models import runtime
 from sat_models.checkpoint.adapter import adapter_files, read_adapter
 from sat_models.checkpoint.find import find_checkpoint
+from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.digests import digest_of_files
 from sat_models.errors import CheckpointError
 from sat_models.training.records import Record
@@ -45,6 +46,9 @@ REASONS = {
     "optimizer": "another optimiser keeps another state",
     "seed": "the order of the data hangs on it",
     "objective": "what was learned, and the optimiser's state, belong to another loss",
+    "image_size": "images would be cut to other sizes, and the order of the data hangs on these",
+    "aspect_buckets": "images would be cut to other sizes, and the order of the data hangs on these",
+    "latents": "what was learned belongs to the latents and texts of other encoders",
     "packed to": "the rows would hold other samples, and the order of the data hangs on them",
 }
 """The facts that a run and the checkpoint it goes on from must have in common, and why."""
@@ -54,7 +58,7 @@ SAID = (
     "batch_size", "accumulate", "learning_rate", "muon_rate", "min_learning_rate", "schedule", "warmup",
     "weight_decay", "adam_betas", "clip", "rate_scales", "lora_dropout", "max_length", "group_by_length",
     "on_bad_sample", "dpo_beta", "dpo_label_smoothing", "train_iters", "valid_data", "valid_share", "best_by",
-    "patience",
+    "patience", "text_dropout",
 )  # fmt: skip
 """Settings that may change on the way and that the result hangs on: a change is said."""
 
@@ -193,9 +197,13 @@ def images_digest(records: Iterable[Record]) -> str:
 
 def weights_digest(name_or_path: str) -> str:
     """Of the contents of a model's weight files, and of the adapter's on them."""
+    return digest_of_files([*adapter_files(name_or_path), *base_of(name_or_path).files])
+
+
+def base_of(name_or_path: str) -> SATCheckpoint:
+    """A model's checkpoint; of an adapter, that of its base."""
     adapter = adapter_files(name_or_path)
-    base = read_adapter(name_or_path).base_model if adapter else name_or_path
-    return digest_of_files([*adapter, *find_checkpoint(locate(base)).files])
+    return find_checkpoint(locate(read_adapter(name_or_path).base_model if adapter else name_or_path))
 
 
 def _shown(value: Any) -> str:

@@ -27,14 +27,19 @@ def _setting(default: Any, text: str, kind: Any = str, **flag: Any) -> Any:
     return field(default=default, metadata={"help": text, "kind": kind, **flag})
 
 
+_TALK, _DRAW = {"task": "dialogue"}, {"task": "drawing"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
     """One run. Counts of steps are optimiser steps; lengths are tokens; rates are per step."""
 
     from_pretrained: str = _setting("", "model to start from: a name of the zoo, a folder, a file")
     sat_home: str | None = _setting(None, "folder in which names are looked up; default: SAT_HOME")
-    local_tokenizer: str | None = _setting(None, "tokenizer file or folder, where none lies beside the weights")
-    version: str | None = _setting(None, version_help())
+    local_tokenizer: str | None = _setting(
+        None, "tokenizer file or folder, where none lies beside the weights", **_TALK
+    )
+    version: str | None = _setting(None, version_help(), **_TALK)
     device: str = _setting("auto", "auto, cpu or cuda")
     mp: int = _setting(1, "processes that share one model", int)
     quant: int | None = _setting(None, "QLoRA: keep the weights that do not train in 4 or 8 bits", int, choices=(4, 8))
@@ -43,15 +48,34 @@ class FinetuneSettings:
     train_data: tuple[str, ...] = _setting((), "training data: files or folders, their form is seen", many=True)
     valid_data: tuple[str, ...] = _setting((), "validation data; default: valid/ beside, else a share", many=True)
     valid_share: float = _setting(0.05, "of the training data, where there is no validation data; 0: none", float)
-    data_format: str | None = _setting(None, "force a data format")
-    prompt: str | None = _setting(None, "question, where the data carry none (captchas, captions)")
+    data_format: str | None = _setting(None, "force a data format", **_TALK)
+    prompt: str | None = _setting(None, "question, where the data carry none (captchas, captions)", **_TALK)
     image_root: str | None = _setting(None, "folder that picture names are tried in first")
-    box_tasks: Mapping[str, float] | None = _setting(None, f"TASK=SHARE of questions about boxes: {USUAL}", many=True)
-    box_templates: str | None = _setting(None, "YAML with their wordings: docs/finetuning.md")
+    box_tasks: Mapping[str, float] | None = _setting(
+        None, f"TASK=SHARE of questions about boxes: {USUAL}", many=True, **_TALK
+    )
+    box_templates: str | None = _setting(None, "YAML with their wordings: docs/finetuning.md", **_TALK)
+    image_size: tuple[int, ...] = _setting(
+        (),
+        "width and height that images are trained at; one number: a square; default: the model's usual size",
+        int,
+        many=True,
+        **_DRAW,
+    )
+    aspect_buckets: bool = _setting(
+        True, "sizes of as many pixels by each image's shape; off: --image_size alone", bool, **_DRAW
+    )
+    text_dropout: float = _setting(0.1, "share of samples that go without their text, for guidance", float, **_DRAW)
+    latent_cache: str | None = _setting(
+        None, "folder of latents and encoded texts; default: SAVE_PATH/latents", **_DRAW
+    )
+    quant_text: int | None = _setting(None, "the text encoder in 4 or 8 bits", int, choices=(4, 8), **_DRAW)
     on_bad_sample: str = _setting("error", "what a bad sample does", choices=("error", "skip"))
-    max_length: int | None = _setting(None, "longest sample in tokens; default: the model's context", int)
-    pack: bool = _setting(False, "samples about the same images share a row of up to --max_length tokens", bool)
-    group_by_length: bool = _setting(True, "batches of samples of like length", bool)
+    max_length: int | None = _setting(None, "longest sample in tokens; default: the model's context", int, **_TALK)
+    pack: bool = _setting(
+        False, "samples about the same images share a row of up to --max_length tokens", bool, **_TALK
+    )
+    group_by_length: bool = _setting(True, "batches of samples of like length", bool, **_TALK)
     workers: int = _setting(2, "threads that load pictures ahead", int)
 
     trainable: str | None = _setting(
@@ -65,12 +89,16 @@ class FinetuneSettings:
     dora: bool = _setting(False, "DoRA: also learn the length of each row", bool)
     layer_range: tuple[int, ...] | None = _setting(None, "adapt these layers only", int, many=True)
     train_also: tuple[str, ...] = _setting((), "groups or patterns to train in full besides", many=True)
-    pre_seq_len: int = _setting(0, "tokens of a p-tuning v2 prefix", int)
+    pre_seq_len: int = _setting(0, "tokens of a p-tuning v2 prefix", int, **_TALK)
     rate_scales: Mapping[str, float] | None = _setting(None, "GROUP=FACTOR of the learning rate", many=True)
 
-    objective: str = _setting("sft", "sft: answers; dpo: pairs of answers, LoRA alone trains", choices=OBJECTIVES)
-    dpo_beta: float = _setting(0.1, "of DPO: how dearly it pays for leaving the model as it was", float)
-    dpo_label_smoothing: float = _setting(0.0, "of DPO: the share of pairs that are the wrong way round", float)
+    objective: str = _setting(
+        "sft", "sft: answers; dpo: pairs of answers, LoRA alone trains", choices=OBJECTIVES, **_TALK
+    )
+    dpo_beta: float = _setting(0.1, "of DPO: how dearly it pays for leaving the model as it was", float, **_TALK)
+    dpo_label_smoothing: float = _setting(
+        0.0, "of DPO: the share of pairs that are the wrong way round", float, **_TALK
+    )
     train_iters: int = _setting(1000, "optimiser steps", int)
     batch_size: int = _setting(4, "samples per process and pass", int)
     accumulate: int = _setting(1, "passes per optimiser step", int)
@@ -88,16 +116,21 @@ class FinetuneSettings:
 
     zero: int | None = _setting(None, "ZeRO stage 0-3; default: what --deepspeed says, else 1", int)
     deepspeed: str | None = _setting(None, "DeepSpeed settings: a name of configs/deepspeed or a .json file")
-    checkpoint_language: bool = _setting(True, "compute the language layers again instead of keeping them", bool)
-    checkpoint_vision: bool = _setting(True, "the same for vision towers, where they train", bool)
+    checkpoint_language: bool = _setting(True, "compute the transformer's layers again instead of keeping them", bool)
+    checkpoint_vision: bool = _setting(True, "the same for vision towers, where they train", bool, **_TALK)
 
     save_path: str = _setting("", "folder for checkpoints, logs and the merged model")
     save_interval: int = _setting(200, "steps between checkpoints; the last step is always saved", int)
     keep_last: int = _setting(2, "checkpoints to keep besides the best", int)
     resume: str = _setting("auto", "auto: go on where SAVE_PATH stands; none: start anew in an empty folder")
     eval_interval: int = _setting(200, "steps between evaluations; 0: none", int)
-    eval_samples: int = _setting(50, "validation samples that are answered in words; 0: the loss alone", int)
-    eval_tokens: int = _setting(128, "longest answer there", int)
+    eval_samples: int = _setting(50, "validation samples that are answered in words; 0: the loss alone", int, **_TALK)
+    eval_tokens: int = _setting(128, "longest answer there", int, **_TALK)
+    sample_images: int = _setting(2, "images drawn at each evaluation; 0: none", int, **_DRAW)
+    sample_prompts: tuple[str, ...] = _setting(
+        (), "their prompts; default: the first of the validation data", many=True, **_DRAW
+    )
+    sample_steps: int | None = _setting(None, "of their sampler; default: the model's usual number", int, **_DRAW)
     best_by: str = _setting("loss", "what the best checkpoint is chosen by", choices=SCORES)
     patience: int = _setting(0, "evaluations without a better score before the run ends; 0: never", int)
     log_interval: int = _setting(10, "steps between lines of metrics.jsonl", int)
@@ -114,7 +147,8 @@ class FinetuneSettings:
             raise ConfigError(f"--train_data is missing: {_help('train_data')}")
         at_least = {"mp": 1, "train_iters": 1, "batch_size": 1, "accumulate": 1, "save_interval": 1, "keep_last": 1,
                     "log_interval": 1, "eval_interval": 0, "eval_samples": 0, "eval_tokens": 1, "patience": 0,
-                    "pre_seq_len": 0, "workers": 0, "clip": 0, "weight_decay": 0, "min_learning_rate": 0}  # fmt: skip
+                    "pre_seq_len": 0, "workers": 0, "clip": 0, "weight_decay": 0, "min_learning_rate": 0,
+                    "sample_images": 0}  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
@@ -144,7 +178,7 @@ class FinetuneSettings:
             raise ConfigError(f"--lora_alpha is {self.lora_alpha}; it must be above 0")
         if not self.muon_rate > 0:
             raise ConfigError(f"--muon_rate is {self.muon_rate}; it must be above 0")
-        for name in ("lora_dropout", "valid_share"):
+        for name in ("lora_dropout", "valid_share", "text_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it is a share: at least 0, below 1")
         if self.max_length is not None and self.max_length < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
+Reader = Callable[..., list[Record]]
 
 
 def load_train_valid(
@@ -29,6 +30,7 @@ def load_train_valid(
     share: float = 0.05,
     seed: int = 0,
     on_bad: str = "error",
+    reader: Reader = read_records,
     **reading: Any,
 ) -> tuple[list[Record], list[Record]]:
     """Records to train on and to validate on.
@@ -42,7 +44,8 @@ def load_train_valid(
         share: of the training data, where there is nothing else; 0 for no validation.
         seed: of that choice.
         on_bad: "error" raises at the first bad record, "skip" leaves it out and says how many.
-        reading: `format`, `prompt`, `image_root`, `asking` of `formats.read_records`.
+        reader: reads one path.
+        reading: what it takes; `format`, `prompt`, `image_root`, `asking` of `formats.read_records`.
 
     Raises:
         InputError: a path that is not there, or a bad record with "error".
@@ -51,11 +54,11 @@ def load_train_valid(
     if not 0 <= share < 1:
         raise ConfigError(f"the validation share is {share}; it must be at least 0 and below 1")
     paths = _paths(train_data)
-    train = [record for path in paths for record in read_usable(path, on_bad, reading)]
+    train = [record for path in paths for record in read_usable(path, on_bad, reading, reader)]
     chosen = _paths(valid_data) if valid_data else validation_folders(paths)
     if chosen:
         held_out = {**reading, "split": SPLITS[1]}
-        valid = [record for path in chosen for record in read_usable(path, on_bad, held_out)]
+        valid = [record for path in chosen for record in read_usable(path, on_bad, held_out, reader)]
         logger.info("validation: %d record(s) of %s", len(valid), ", ".join(map(str, chosen)))
         common = {p for r in train for p in r.images} & {p for r in valid for p in r.images}
         if common:
@@ -129,10 +132,10 @@ def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
     return [Path(given)] if isinstance(given, (str, os.PathLike)) else [Path(path) for path in given]
 
 
-def read_usable(path: Path, on_bad: str, reading: dict[str, Any]) -> list[Record]:
+def read_usable(path: Path, on_bad: str, reading: dict[str, Any], reader: Reader = read_records) -> list[Record]:
     """Records of one path; bad ones raise (`on_bad` "error"), or are counted and the first few said."""
     problems: list[Problem] = []
-    records = read_records(path, on_problem=raise_problem if on_bad == "error" else problems.append, **reading)
+    records = reader(path, on_problem=raise_problem if on_bad == "error" else problems.append, **reading)
     if problems:
         for problem in problems[:PROBLEMS_SHOWN]:
             logger.warning("bad record left out: %s", problem)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from sat_models.errors import ConfigError
 from sat_models.training.dialogue import DialogueTask
+from sat_models.training.drawing.task import DrawingTask
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.task import Task, completed
 from sat_models.zoo import load_config
 
-_TASKS: tuple[type[Task], ...] = (DialogueTask,)
+_TASKS: tuple[type[Task], ...] = (DialogueTask, DrawingTask)
 
 
 def kind_of(settings: FinetuneSettings) -> type[Task]:

@@ -116,6 +116,16 @@ class Painter:
         """The transformer; read from its files when it is first asked for."""
         return self._model.get()
 
+    @property
+    def text_encoder(self) -> Part[TextEncoder]:
+        """What reads prompts; who asks for it releases it."""
+        return self._text_encoder
+
+    @property
+    def codec(self) -> Part[ImageCodec]:
+        """What makes images of latents, and the reverse; who asks for it releases it."""
+        return self._codec
+
     def draw(
         self, prompt: str | Sequence[str], *, max_rows: int = 4, **options: Unpack[DrawingKeywords]
     ) -> Image.Image | list[Image.Image]:

@@ -15,14 +15,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SAT_HOME": "/nowhere", "PY
 
 
 def command(save_path: Path, *flags: str, processes: int = 1, **settings: Any) -> list[str]:
-    """A run of `cogvlm-tiny` on examples/; `settings` are flags by name."""
+    """A run of `cogvlm-tiny` on examples/; `settings` are flags by name, None for none."""
     chosen: dict[str, Any] = {
         "from_pretrained": "cogvlm-tiny", "train_data": ROOT / "examples", "save_path": save_path, "device": "cpu",
         "batch_size": 2, "max_length": 128, "lora_rank": 4, "train_iters": 4, "save_interval": 2, "eval_interval": 0,
         "log_interval": 1, "workers": 0,
     }  # fmt: skip
     chosen |= settings
-    named = [part for name, value in chosen.items() for part in (f"--{name}", *_values(value))]
+    named = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", *_values(value))]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     return [sys.executable, *launch, str(SCRIPTS / "finetune.py"), *named, *flags]
 
