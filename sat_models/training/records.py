@@ -141,6 +141,11 @@ def raise_problem(problem: Problem) -> None:
     )
 
 
+def raise_bare_problem(problem: Problem) -> None:
+    """The same for data that the validator does not know. Raises InputError."""
+    raise InputError(f"{problem}. Mend or remove it; on_bad='skip' leaves bad samples out.")
+
+
 def count_kinds(problems: Iterable[Problem]) -> str:
     """ "3 image, 1 json": how often each kind came."""
     return ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())

@@ -14,7 +14,7 @@ from sat_models.training.detecting import JSON_SUFFIXES
 from sat_models.training.formats import read_records
 from sat_models.training.image_files import HELD_OUT
 from sat_models.training.reading import SPLITS
-from sat_models.training.records import PROBLEMS_SHOWN, Problem, Record, count_kinds, raise_problem
+from sat_models.training.records import PROBLEMS_SHOWN, Problem, Record, count_kinds, raise_bare_problem, raise_problem
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +135,13 @@ def _paths(given: PathLike | Sequence[PathLike]) -> list[Path]:
 def read_usable(path: Path, on_bad: str, reading: dict[str, Any], reader: Reader = read_records) -> list[Record]:
     """Records of one path; bad ones raise (`on_bad` "error"), or are counted and the first few said."""
     problems: list[Problem] = []
-    records = reader(path, on_problem=raise_problem if on_bad == "error" else problems.append, **reading)
+    strict = raise_problem if reader is read_records else raise_bare_problem
+    records = reader(path, on_problem=strict if on_bad == "error" else problems.append, **reading)
     if problems:
         for problem in problems[:PROBLEMS_SHOWN]:
             logger.warning("bad record left out: %s", problem)
         logger.warning(
-            "%s: %d bad record(s) left out (%s). scripts/validate_dataset.py lists them all",
-            path, len(problems), count_kinds(problems),
+            "%s: %d bad record(s) left out (%s)%s", path, len(problems), count_kinds(problems),
+            ". scripts/validate_dataset.py lists them all" if reader is read_records else "",
         )  # fmt: skip
     return records

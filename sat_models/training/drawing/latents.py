@@ -82,13 +82,18 @@ class LatentCache:
         Raises:
             InputError: a text whose encoding is no number, with the dtype.
         """
+        long = []
         for text in self._absent(texts, self.text_file, "encoding texts"):
             reader = encoder()
             if cut := reader.cut(text):
-                logger.warning("a text has %d tokens, of which the model does not read: '%s'", reader.length(text), cut)
+                long.append(cut)
             value = reader.encode([text])[0]
             _check_numbers(value, f"the encoding of the text '{text:.60}'", dtype)
             self._write(self.text_file(text), value.to(dtype))
+        if long:
+            logger.warning(
+                "%d text(s) are longer than the model reads; of the first one '%.200s' is left out", len(long), long[0]
+            )
 
     def add_images(
         self,

@@ -189,7 +189,8 @@ class DrawingTask:
         }
         runtime.in_step(lambda: LatentCache(place, made_with) if first else None)  # the others find it made
         cache = LatentCache(place, made_with, rank=runtime.rank(), world=workers)
-        self._digests = digests_of_files([record.images[0] for record, _ in both])
+        files = [record.images[0] for record, _ in both]
+        self._digests = runtime.broadcast_object(runtime.in_step(lambda: digests_of_files(files) if first else None))
 
         def fill() -> None:
             if runtime.rank() >= workers:
