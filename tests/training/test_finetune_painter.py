@@ -139,7 +139,7 @@ def test_killed_and_resumed_is_bit_equal_to_straight(place: Path, straight: Run,
     drawn = [folder / "samples" / "20" / "0.png" for folder in (straight(size), tmp_path / "killed")]
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
     other = finetune(tmp_path / "killed", **{**options, "image_size": 96})
-    assert other.returncode == 2 and "image_size = [128, 128], but this one has [96, 96]" in other.stderr
+    assert other.returncode != 0 and "image_size = [128, 128], but this one has [96, 96]" in other.stderr
 
 
 @pytest.mark.slow

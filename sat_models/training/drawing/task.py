@@ -49,8 +49,8 @@ class DrawingTask:
         self.settings, self.config = settings, load_config(settings.from_pretrained)
         if not isinstance(self.config, DiffusionConfig):
             raise ConfigError(
-                f"{settings.from_pretrained} holds a {self.config.model_class}, which writes images as tokens; "
-                "fine-tuning takes painters that are diffusion transformers"
+                f"{settings.from_pretrained} holds a {self.config.model_class}; of the models that draw, fine-tuning "
+                "takes those that are diffusion transformers made of SAT's mixins, such as CogView3-Plus"
             )
         if settings.best_by != "loss":
             raise ConfigError(f"--best_by {settings.best_by} is a score of answers; a painter has the loss alone")
