@@ -60,8 +60,10 @@ def test_the_version_is_said_in_one_place() -> None:
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:
-    steps = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]["steps"]
-    assert {"run": "bash .ci/run"} in steps and (ROOT / ".ci/run").is_file()
+    job = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]
+    assert {"run": "bash .ci/run"} in job["steps"] and (ROOT / ".ci/run").is_file()
+    least, below = re.search(r'python_requires=">=3\.(\d+),<3\.(\d+)"', (ROOT / "setup.py").read_text()).groups()
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(int(least), int(below))]
 
 
 def test_pre_commit_lints_with_the_pinned_ruff() -> None:
