@@ -28,7 +28,7 @@ WORKDIR /workspace
 # Packages before sources, so that a change of the sources does not install them again.
 COPY requirements.txt ./
 RUN python3 -m venv /opt/venv \
-    && pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.14" \
+    && pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.11,<2.15" \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY LICENSE README.md setup.py pyproject.toml ./
