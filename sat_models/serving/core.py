@@ -34,6 +34,8 @@ class Limits:
         max_body: bytes of a request.
         max_rows: requests answered at a time; memory for keys and values grows with it.
         max_waiting: requests in the queue.
+        prompt_piece: tokens of a prompt that are computed between two steps of running answers: 256 are on a GPU about
+            as long as a step, on a CPU some steps.
     """
 
     max_new_tokens: int = 1024
@@ -43,6 +45,7 @@ class Limits:
     max_body: int = 64 * 2**20
     max_rows: int = 16
     max_waiting: int = 256
+    prompt_piece: int = 256
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class ServerCore:
             engine,
             max_rows=self.limits.max_rows,
             max_waiting=self.limits.max_waiting,
+            piece=self.limits.prompt_piece,
             observer=observer,
             on_fatal=on_fatal,
         )

@@ -30,9 +30,6 @@ from sat_models.serving.requests import (
 
 logger = logging.getLogger(__name__)
 
-PIECE = 256
-"""Tokens of a prompt between two steps of running answers: on a GPU about as long as a step, on a CPU some steps."""
-
 
 class Scheduler:
     """Answers requests together, in the order they come.
@@ -42,6 +39,7 @@ class Scheduler:
             processes.
         max_rows: most requests that run at a time.
         max_waiting: most requests that wait; more are refused.
+        piece: tokens of a prompt that are computed between two steps of running answers.
         observer: is told what happens.
         on_fatal: is called once if the processes that share the model have lost each other, so that no request can be
             answered any more.
@@ -53,11 +51,12 @@ class Scheduler:
         *,
         max_rows: int = 16,
         max_waiting: int = 256,
+        piece: int = 256,
         observer: Observer | None = None,
         on_fatal: Callable[[], object] | None = None,
     ) -> None:
         self._engine = engine
-        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self.max_rows, self.max_waiting, self.piece = max_rows, max_waiting, piece
         self._observer: Observer = observer or Nobody()
         self._on_fatal = on_fatal
         self._device = getattr(engine, "device", None) or runtime.current_device()
@@ -170,7 +169,7 @@ class Scheduler:
                 ticket = self._waiting.popleft()
             try:
                 if self._session is None:
-                    self._session = self._engine.session(max_rows=self.max_rows, piece=PIECE)
+                    self._session = self._engine.session(max_rows=self.max_rows, piece=self.piece)
                 self._running[self._session.add(ticket.request)] = ticket
             except ZooError as error:
                 self._fail(ticket, error)

@@ -36,6 +36,11 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
         help="most memory for them on each process, beside that of running answers (default: %(default)s)",
     )  # fmt: skip
     flag(parser, "max_waiting", type=positive, default=256, help="requests in the queue (default: %(default)s)")
+    flag(
+        parser, "prompt_piece", type=positive, default=256,
+        help="tokens of a long prompt computed between two steps of running answers: few for short pauses and later "
+        "first tokens (default: %(default)s)",
+    )  # fmt: skip
     flag(parser, "max_new_tokens", type=positive, default=1024, help="longest answer in tokens (default: %(default)s)")
     flag(parser, "timeout", type=float, default=300.0, help="seconds for one request (default: %(default)s)")
 
@@ -190,6 +195,7 @@ def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listen
             seconds=args.timeout,
             max_rows=args.max_batch,
             max_waiting=args.max_waiting,
+            prompt_piece=args.prompt_piece,
         ),
         image_policy=ImagePolicy(hosts=tuple(args.allow_images_from)),
         observer=metrics,

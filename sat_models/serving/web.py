@@ -221,7 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, port: int) -> int:
     over, lost = threading.Event(), threading.Event()
     limits = Limits(
-        max_new_tokens=args.max_new_tokens, seconds=args.timeout, max_rows=args.max_batch, max_waiting=args.max_waiting
+        max_new_tokens=args.max_new_tokens,
+        seconds=args.timeout,
+        max_rows=args.max_batch,
+        max_waiting=args.max_waiting,
+        prompt_piece=args.prompt_piece,
     )
 
     def on_fatal() -> None:

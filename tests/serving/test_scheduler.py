@@ -73,12 +73,12 @@ class Engine:
     def __init__(self) -> None:
         self.sessions: list[Session] = []
         self.number = self.steps = 0
-        self.usable = True
+        self.usable, self.piece = True, 0
         self.gate = threading.Event()
         self.gate.set()
 
     def session(self, *, max_rows: int, piece: int) -> Session:
-        assert piece > 0, "a server never lets streams wait for a whole prompt"
+        self.piece = piece
         self.sessions.append(Session(self, max_rows))
         return self.sessions[-1]
 
@@ -264,3 +264,8 @@ def test_closing_ends_the_rest(make: Any, engine: Engine) -> None:
     until(lambda: engine.steps > 1)
     ask.scheduler.close(grace=0.05)
     assert isinstance(heard.last, Failed) and "shut down" in str(heard.last.error)
+
+
+def test_prompts_are_computed_in_pieces_of_the_size_that_was_asked_for(make: Any, engine: Engine) -> None:
+    assert make()("a").text == "a" and engine.piece == 256  # by itself no stream waits for a whole prompt
+    assert make(piece=32)("b").text == "b" and engine.piece == 32
