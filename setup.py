@@ -66,7 +66,11 @@ CONFIG_PACKAGES = {f"sat_models.{name.replace('/', '.')}": name for name in ["co
 
 # Plain libraries, called through ctypes (`sat_models/c_library.py`): no Python header is needed. Where they cannot be
 # compiled, the package is installed without them, and torch's operators do their work on a CPU.
-KERNEL_SOURCES = ("sat_models/generation/steps/native.c", "sat_models/models/common/quantised_kernels.c")
+KERNEL_SOURCES = (
+    "sat_models/generation/steps/native.c",
+    "sat_models/models/common/attention_kernels.c",
+    "sat_models/models/common/quantised_kernels.c",
+)
 
 
 def kernel(source: str) -> Extension:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixins.heads import repeated
+from sat_models.models.common import attention_kernels
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, may_look: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -26,6 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, may_look: Tensor | None, dropout: fl
     k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     if may_look is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_look, dropout_p=dropout)
+    if dropout == 0 and attention_kernels.takes(q, k):
+        return attention_kernels.causal_attention(q, k, v)
     if queries == keys:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     lower = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(diagonal=keys - queries)
