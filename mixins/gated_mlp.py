@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from mixins.kept import remember
 from mixins.linear import Added, project_with
+from mixins.lm_head import places_read
 from mixins.sat_compat import BaseMixin, ColumnParallelLinear
 from mixins.text_token import GatedPart, stands_for
 
@@ -29,8 +35,15 @@ class LLaMAMlpMixin(BaseMixin):
         )
 
     def mlp_forward(self, hidden_states: Tensor, *, added: Added | None = None, **kw: Any) -> Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        return self._language_mlp(hidden_states, int(kw["layer_id"]), added)
+        """[B, S, D] -> [B, S, D]. In the last layer places that no logits are made of stay 0: nothing reads them."""
+        layer_id = int(kw["layer_id"])
+        last = layer_id == len(self.transformer.layers) - 1
+        places = places_read(hidden_states, **kw) if last and added is None else None
+        if places is None or len(places) == hidden_states[..., 0].numel():
+            return self._language_mlp(hidden_states, layer_id, added)
+        rows = hidden_states.flatten(0, 1)
+        output = self._language_mlp(rows[places], layer_id)
+        return torch.zeros_like(rows).index_copy(0, places, output).view(hidden_states.shape)
 
     @stands_for("mlp_forward", "_language_mlp", "_language_inner")
     def text_token(self, layer_id: int) -> GatedPart:
@@ -48,4 +61,28 @@ class LLaMAMlpMixin(BaseMixin):
         mlp = self.transformer.layers[layer_id].mlp
         gate = project_with(self.gate_proj[layer_id], hidden_states, added, "gate_proj", layer_id)
         up = project_with(mlp.dense_h_to_4h, hidden_states, added, "dense_h_to_4h", layer_id)
-        return mlp.activation_func(gate) * up
+        return gated(mlp.activation_func, gate, up)
+
+
+def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """`activation(gate) * up`. With gradients, SiLU's keeps these two alone."""
+    if activation is not F.silu or not (gate.requires_grad and up.requires_grad and torch.is_grad_enabled()):
+        return activation(gate) * up
+    return remember(_SiLUGated.apply(gate, up), _silu_gated, gate, up)
+
+
+def _silu_gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+class _SiLUGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _silu_gated(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)

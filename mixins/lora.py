@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixins.heads import heads_of
+from mixins.lora_product import low_rank_linear
 from mixins.lora_settings import LoRASettings, choose_linears
 from mixins.sat_compat import (
     ColumnParallelLinear,
@@ -43,6 +44,9 @@ from mixins.sat_compat import (
     reduce_from_model_parallel_region,
 )
 from mixins.whole import WholeLinear
+
+_PRODUCTS = (ColumnParallelLinear, RowParallelLinear, WholeLinear, nn.Linear)
+"""Kinds that do nothing but multiply, where one process has all of the weight."""
 
 
 def low_rank_product(matrices_A: Iterable[Tensor], matrices_B: Iterable[Tensor]) -> Tensor:
@@ -108,6 +112,9 @@ class LoRALinear(nn.Module):
         """[…, inputs] -> […, outputs], each in the layout of the original layer."""
         if not self.enabled:
             return self.original(x)
+        if self._is_one_product():
+            weight, bias = self.original.weight, self.original.bias
+            return low_rank_linear(x, weight, bias, list(self.matrix_A), list(self.matrix_B), self.scale)
         if self.kind == "row":
             output, low = self._row_products(x)
         else:
@@ -140,6 +147,15 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         """The merged weight, for code that multiplies by a plain linear's weight itself (dropout has no say there)."""
         return self.merged_weight() if self.enabled else self.original.weight
+
+    def _is_one_product(self) -> bool:
+        """True if nothing but the matrices stands beside the product, and all of it is in this process."""
+        base = self.original
+        plain = type(base) in _PRODUCTS and not any(p.requires_grad for p in base.parameters())
+        whole = self.kind == "plain" or mpu.get_model_parallel_world_size() == 1
+        drops = self.training and self.settings.dropout > 0
+        hooked = base._forward_hooks or base._forward_pre_hooks
+        return plain and whole and not drops and not hooked and self.magnitude is None
 
     def _down(self, x: Tensor) -> Tensor:
         matrices = list(self.matrix_A)

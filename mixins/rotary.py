@@ -166,6 +166,8 @@ class RotaryMixin(BaseMixin):
         heads = mixed.unflatten(-1, (self.heads.row_heads, -1)).transpose(1, 2)
         query, key = self._rotate(heads[:, : queries + keys], kw["rotary_rows"]).split((queries, keys), dim=1)
         value = heads[:, queries + keys :]
+        if value.requires_grad:
+            value = value.contiguous()  # or the backward pass would hold the unturned queries and keys with it
         dropout = attention.attention_dropout if self.training else None
         context = attention.hooks["attention_fn"](query, key, value, mask, dropout, **kw)
         context = context.transpose(1, 2).reshape(*hidden_states.shape[:2], -1)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixins.expert_routing import ExpertRouting
-from mixins.gated_mlp import LLaMAMlpMixin, column_linears
+from mixins.gated_mlp import LLaMAMlpMixin, column_linears, gated
 from mixins.linear import project
 from mixins.sat_compat import RowParallelLinear
 from mixins.text_token import GatedPart, stands_for
@@ -65,5 +65,5 @@ class LlamaVisionExpertFCMixin(LLaMAMlpMixin):
 
     def _vision_inner(self, hidden_states: Tensor, layer_id: int) -> Tensor:
         activation = self.transformer.layers[layer_id].mlp.activation_func
-        gate = activation(project(self.vision_gate_proj[layer_id], hidden_states))
-        return gate * project(self.vision_dense_h_to_4h_list[layer_id], hidden_states)
+        gate = project(self.vision_gate_proj[layer_id], hidden_states)
+        return gated(activation, gate, project(self.vision_dense_h_to_4h_list[layer_id], hidden_states))
