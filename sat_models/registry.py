@@ -190,7 +190,7 @@ _PAINTERS = (
     ModelSpec(
         name="cogvideo", summary="films from Chinese prompts, in codes; goes on with cogvideo-stage2 and cogview2-dsr",
         image_size=480, licence="CogVideo licence (weights; limits of use), Apache-2.0 (code)",
-        source="https://github.com/THUDM/CogVideo (branch CogVideo)", aliases=("cogvideo-stage1",), task="film",
+        source="https://lfs.aminer.cn/misc/cogvideo/cogvideo-stage1.zip", aliases=("cogvideo-stage1",), task="film",
     ),
 )  # fmt: skip
 

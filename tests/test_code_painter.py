@@ -99,6 +99,8 @@ def test_models_are_in_memory_when_they_are_needed(home: Path) -> None:
 
 def test_a_prompt_in_another_language_is_warned_of(painter: CodePainter, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
+        painter.check("a red circle")
+        assert not caplog.text
         painter.draw("a red circle", size=SMALL, seed=0)
         assert "'a red circle' is in English, and these weights were trained on Chinese: translate it" in caplog.text
         caplog.clear()

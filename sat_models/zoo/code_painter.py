@@ -87,6 +87,8 @@ class CodePainter(TokenPainter):
         Bad arguments raise at the call. The last state's `images` are the result.
         """
         chosen, texts = self._chosen(prompt, options, self.steps)
+        for one in check_prompts(prompt):
+            warn_of_language(one, self.config.PROMPT_LANGUAGES)
         return self._written(chosen, texts)
 
     def check(self, prompt: str | Sequence[str], **options: Unpack[WritingKeywords]) -> WritingOptions:
@@ -112,7 +114,6 @@ class CodePainter(TokenPainter):
 
     def _text(self, prompt: str, chosen: WritingOptions, most: int) -> Tensor:
         """[1, T] without `<start_of_image>`."""
-        warn_of_language(prompt, self.config.PROMPT_LANGUAGES)
         ids = self._ids(prompt + STYLES[chosen.style].words)
         if len(ids) > most:
             raise InputError(

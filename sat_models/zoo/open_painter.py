@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from mixins.sat_compat import mpu
 from sat_models import runtime
+from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source, open_source
 from sat_models.config.image_tokens import ImageTokenConfig
@@ -95,10 +96,12 @@ def _open_token_painter(
             f"quant_text is {chosen.quant_text}, but a {source.config.model_class} has no text encoder; leave it out"
         )
 
-    def open_model(folder: Path) -> ImageTokenModel:
+    def open_model(place: Path, told: Mapping[str, int]) -> ImageTokenModel:
         def opened() -> ImageTokenModel:
+            found = find_checkpoint(place)
+            found = replace(found, config={**told, **found.config})
             size = mpu.get_model_parallel_world_size()
-            return open_source(folder, quantisation=source.quantisation, size=size).load(device, dtype)[0]
+            return open_source(found, quantisation=source.quantisation, size=size).load(device, dtype)[0]
 
         return runtime.in_step(opened).eval().requires_grad_(False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ _RELEASES = "https://lfs.aminer.cn/misc/cogview"
 SOURCES = {
     "cogview2-dsr": f"{_RELEASES}/cogview2/cogview2-dsr.zip",
     "cogview2-itersr": f"{_RELEASES}/cogview2/cogview2-itersr.zip",
-    "cogvideo-stage2": "https://github.com/THUDM/CogVideo (branch CogVideo)",
+    "cogvideo-stage2": "https://lfs.aminer.cn/misc/cogvideo/cogvideo-stage2.zip",
 }
 """Where the models come from that go with a first one, by the names of their folders."""
+TOLD = {"cogvideo-stage2": {"cogvideo_stage": 2, "window_size": 10}}
+"""Sizes that the originals' scripts give to a model, where its `model_config.json` does not say them."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Companions:
     """What belongs to a model that writes codes: other models, words and pixels, each opened when it is needed.
 
     Attributes:
-        open_model: opens a model in a folder.
+        open_model: opens a model in a folder or archive, with sizes that it may not say.
         keep: as `Painter`'s: "all", "model" or "none".
     """
 
@@ -44,7 +46,7 @@ class Companions:
     config: ImageTokenConfig
     device: torch.device
     dtype: torch.dtype
-    open_model: Callable[[Path], ImageTokenModel]
+    open_model: Callable[[Path, Mapping[str, int]], ImageTokenModel]
     keep: str
     models: dict[str, Part[ImageTokenModel]] = field(default_factory=dict)
 
@@ -56,10 +58,11 @@ class Companions:
         )
 
     def find(self, name: str) -> Path:
-        """The folder of another model. Raises CheckpointError with what to fetch."""
+        """The folder or archive of another model. Raises CheckpointError with what to fetch."""
         step = self.checkpoint.step_folder.resolve()
-        places = [step.parent.parent / name, step.parent / name, sat_home() / name]
-        if found := next((place for place in places if place.is_dir()), None):
+        places = [folder / name for folder in (step.parent.parent, step.parent, sat_home())]
+        candidates = (path for place in places for path in (place, place.with_name(f"{name}.zip")))
+        if found := next((path for path in candidates if path.exists()), None):
             return found
         raise CheckpointError(
             f"the model {name} is missing, which goes on from {self.checkpoint.folder}: fetch it from {SOURCES[name]} "
@@ -69,7 +72,7 @@ class Companions:
     def model(self, name: str) -> Part[ImageTokenModel]:
         """Another model, which may not be opened yet."""
         if name not in self.models:
-            opened = lambda: self.open_model(self.find(name))  # noqa: E731
+            opened = lambda: self.open_model(self.find(name), TOLD.get(name, {}))  # noqa: E731
             self.models[name] = Part(opened, keep=self.keep == "all")
         return self.models[name]
 
@@ -89,7 +92,7 @@ class TokenPainter:
         model: opens the transformer, this process's part of it.
         device, dtype: of it.
         checkpoint: where its weights lie.
-        open_model: opens another model, which goes with it, in a folder.
+        open_model: see `Companions`.
         keep: "all": every model stays in memory once it was needed; "model": this one does; "none".
     """
 
@@ -101,7 +104,7 @@ class TokenPainter:
         device: torch.device,
         dtype: torch.dtype,
         checkpoint: SATCheckpoint,
-        open_model: Callable[[Path], ImageTokenModel],
+        open_model: Callable[[Path, Mapping[str, int]], ImageTokenModel],
         keep: str = "model",
     ) -> None:
         self.config, self.device, self.dtype, self.checkpoint = config, device, dtype, checkpoint

@@ -23,7 +23,8 @@ class CogVideoConfig(ImageTokenConfig):
         layout: where the text, the first frame and the last one end at most; the originals write it as a text with
             commas.
         additional_seqlen: positions in the mixin's table.
-        window_size: side of the windows of the second attention; -1: it sees everything before it (stage 1).
+        window_size: side of the windows of the second attention in stage 2. In stage 1 it sees everything before it,
+            whatever stands here: the original's loop, too, reads no window there.
         cogvideo_stage: 1 makes frames one after the other, 2 makes frames between given ones.
         frame_start: the position of the first frame's first token.
     """

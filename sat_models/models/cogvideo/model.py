@@ -132,7 +132,7 @@ class CogVideoModel(ImageTokenModel):
         """The window [S] of each place in the frames, in layers with and without a shift; one for all where there are
         none."""
         size, side = self.config.window_size, self.config.frame_side
-        if size < 0:
+        if size < 0 or self.config.cogvideo_stage == 1:
             return [torch.zeros_like(place)]
         cell = place % self.config.frame_size
         row, column = cell // side, cell % side
