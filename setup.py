@@ -131,6 +131,7 @@ setup(
             "sat-prove-served=sat_models.commands.prove_served:command",
             "sat-make-dataset=sat_models.commands.make_dataset:command",
             "sat-train-tiny=sat_models.commands.train_tiny:command",
+            "sat-train-tiny-painter=sat_models.commands.train_tiny_painter:command",
             "sat-train-tokenizer=sat_models.commands.train_tokenizer:command",
             "sat-plot-evaluation=sat_models.commands.plot_evaluation:command",
             "sat-quantisation=sat_models.commands.quantisation:command",

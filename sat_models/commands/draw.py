@@ -19,9 +19,9 @@ from sat_models.flags import check_numbers, flag, positive
 
 if TYPE_CHECKING:
     from sat_models.sampling.options import DrawingOptions
+    from sat_models.sampling.planned_options import PlannedOptions
     from sat_models.sampling.writing_options import WritingOptions
-    from sat_models.zoo import Painter
-    from sat_models.zoo.code_painter import CodePainter
+    from sat_models.zoo.open_painter import ImagePainter
 
 MODEL = "cogview3-plus-3b"
 _CHOSEN = ("steps", "guidance", "seed", "sampler", "style")
@@ -54,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = _prompts(args.prompt, args.prompts)
     places = _places(args.output, len(prompts) * args.count)
     from sat_models import runtime
-    from sat_models.zoo import Painter, load_pretrained
-    from sat_models.zoo.code_painter import CodePainter
+    from sat_models.zoo import load_pretrained
+    from sat_models.zoo.open_painter import ImagePainter
 
     runtime.setup_logging("WARNING")
     painter = load_pretrained(
         args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep,
         quant_text=args.quant_text, task="drawing",
     )  # fmt: skip
-    if not isinstance(painter, Painter | CodePainter):
+    if not isinstance(painter, ImagePainter):
         raise ConfigError(f"{args.from_pretrained} is a part that another model goes on with; name that one, coglm")
     options = {"size": size, **{name: getattr(args, name) for name in _CHOSEN}}
     options = {name: value for name, value in options.items() if value is not None}
@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(
-    painter: Painter | CodePainter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *,
-    batch: int,
-) -> None:  # fmt: skip
+    painter: ImagePainter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *, batch: int
+) -> None:
     """Each image is written as soon as it is there."""
     from tqdm import tqdm
 
@@ -101,8 +100,9 @@ def _draw(
 
 
 def _say(
-    args: argparse.Namespace, chosen: DrawingOptions | WritingOptions, prompts: list[str], places: Sequence[Path]
-) -> None:
+    args: argparse.Namespace, chosen: DrawingOptions | WritingOptions | PlannedOptions, prompts: list[str],
+    places: Sequence[Path],
+) -> None:  # fmt: skip
     if args.json:
         said = {
             "files": list(map(str, places)), "prompt": prompts[0] if len(prompts) == 1 else prompts,

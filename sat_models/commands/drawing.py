@@ -51,6 +51,8 @@ def grade(args: argparse.Namespace) -> dict[str, Any] | None:
     places = {name: value for name, value in loading(args).items() if name in ("device", "dtype")}
 
     painter = load_pretrained(args.painter, task="drawing", **places)
+    if not hasattr(painter, "draw"):
+        raise ConfigError(f"{args.painter} is a part that another model goes on with; it draws no image by itself")
     settings = {
         "task": "drawing", "painter": args.painter, "drawing": {**how, "seed": args.seed},
         "judge": args.from_pretrained, "prompt": template, "version": args.version, "decoding": asdict(options),

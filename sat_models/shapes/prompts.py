@@ -42,7 +42,7 @@ HELD_OUT = 8
 
 _FRAMES = (
     "{}.", "{}", "Draw {}.", "Paint {}.", "An image of {}.", "A picture of {}.", "A picture with {}.", "Show me {}.",
-    "An image with {}.", "Please draw {}.",
+    "An image with {}.", "Please draw {}.", "A photo of {}.", "A drawing of {}.", "An image showing {}.",
 )  # fmt: skip
 _THERE = ("There is {}.", "There are {}.")
 _GROUNDS = (" on a {} background", " on {}", " in front of a {} background")
@@ -52,6 +52,7 @@ _WORDS_OF_PLACE = {
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
+_WORDS_OF_SIZE = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
 ANY_SHAPE = ("shape", "object")
 """Nouns for any of the forms."""
 
@@ -132,7 +133,7 @@ def _counted(rng: random.Random) -> tuple[Wanted, ...]:
 
 
 def _worded(things: Sequence[Wanted], background: str | None, rng: random.Random) -> str:
-    phrases = [_phrase(thing) for thing in things]
+    phrases = [_phrase(thing, rng) for thing in things]
     if places := [thing.places[0][0] for thing in things if thing.places]:
         between = rng.choice(_WORDS_OF_PLACE[places[0]])
         text = f"{phrases[0]}{rng.choice((' ', ' ', ' is '))}{between} {phrases[1]}"
@@ -141,7 +142,7 @@ def _worded(things: Sequence[Wanted], background: str | None, rng: random.Random
     else:
         text = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     if background:
-        text += rng.choice(_GROUNDS).format(background)
+        text += rng.choice(_GROUNDS).format(rng.choice(("gray", "grey")) if background == "gray" else background)
     if " is " in text:
         frame = rng.choice(_FRAMES[:2])
     elif rng.random() < 0.1:
@@ -152,9 +153,12 @@ def _worded(things: Sequence[Wanted], background: str | None, rng: random.Random
     return text[0].upper() + text[1:] if rng.random() < 0.8 else text
 
 
-def _phrase(thing: Wanted) -> str:
-    name = " ".join(filter(None, (thing.size, thing.color, thing.noun)))
-    return article(name) if thing.count == 1 else f"{NUMBERS[thing.count]} {name}s"
+def _phrase(thing: Wanted, rng: random.Random) -> str:
+    size = rng.choice(_WORDS_OF_SIZE[thing.size]) if thing.size else None
+    name = " ".join(filter(None, (size, thing.color, thing.noun)))
+    if thing.count > 1:
+        return f"{NUMBERS[thing.count]} {name}s"
+    return f"one {name}" if rng.random() < 0.08 else article(name)
 
 
 def _looks(wish: Wish, rng: random.Random) -> list[tuple[str, str, str]]:
@@ -214,5 +218,6 @@ def vocabulary() -> tuple[str, ...]:
     """All words and marks of the prompts, sorted."""
     texts = [*_FRAMES, *_THERE, *_GROUNDS, *(word for words in _WORDS_OF_PLACE.values() for word in words)]
     words = set(" ".join(texts).lower().replace("{}", " ").replace(".", " . ").split())
-    words |= {*COLORS, *SIZES, *BACKGROUNDS, *NUMBERS[2 : MOST + 1], "a", "an", "and", "with", "is", ",", "."}
+    words |= {*COLORS, *BACKGROUNDS, "grey", *(word for words in _WORDS_OF_SIZE.values() for word in words)}
+    words |= {*NUMBERS[1 : MOST + 1], "a", "an", "and", "with", "is", ",", "."}
     return tuple(sorted(words | {noun + end for noun in (*FORMS, *ANY_SHAPE) for end in ("", "s")}))

@@ -11,7 +11,9 @@ can be lengthened without repeating it. Batches are functions of (seed, step): a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sat_models.shapes.packing import LaneBatch, LaneShape, make_lane_batch
 from sat_models.shapes.samples import TaskMix, TextTokenizer
@@ -78,6 +80,11 @@ class TinyRecipe:
         elif step < self.tower_steps and self.tower_steps - step < self.tower_steps // 4:
             rate *= max(0.1, (self.tower_steps - step) / (self.tower_steps // 4))
         return rate
+
+    def rate_of(self, group: Mapping[str, Any], step: int) -> float:
+        """The learning rate of a group of `parameter_groups`: matrices learn faster, the tower slower in the end."""
+        slow = self.tower_rate_in_full if group.get("in_tower") and self.stage(step) == "full" else 1.0
+        return self.learning_rate_at(step) * slow * (self.muon_rate if group.get("muon") else 1.0)
 
 
 def batch_of_step(recipe: TinyRecipe, tokenizer: TextTokenizer, step: int) -> LaneBatch:

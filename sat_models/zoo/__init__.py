@@ -5,9 +5,10 @@ from sat_models.zoo.film_maker import FilmMaker
 from sat_models.zoo.load import load_config, load_pretrained, load_processor
 from sat_models.zoo.locate import list_models, locate, sat_home
 from sat_models.zoo.painter import Painter
+from sat_models.zoo.planned_painter import PlannedPainter
 from sat_models.zoo.vlm import VLM
 
 __all__ = [
-    "VLM", "Constraint", "FilmMaker", "Painter", "list_models", "load_config", "load_pretrained", "load_processor",
-    "locate", "sat_home",
+    "VLM", "Constraint", "FilmMaker", "Painter", "PlannedPainter", "list_models", "load_config", "load_pretrained",
+    "load_processor", "locate", "sat_home",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source, open_source
 from sat_models.config.image_tokens import ImageTokenConfig
+from sat_models.config.planned import PlannedConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.models.common.image_tokens import ImageTokenModel
@@ -21,7 +22,11 @@ from sat_models.models.families import model_class
 from sat_models.zoo.code_painter import CodePainter
 from sat_models.zoo.film_writer import FilmWriter
 from sat_models.zoo.painter import KEEPS, Painter
+from sat_models.zoo.planned_painter import PlannedPainter
 from sat_models.zoo.token_painter import TokenPainter
+
+ImagePainter = Painter | CodePainter | PlannedPainter
+"""What draws an image from a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class ForDrawing:
 
 def open_painter(
     source: Source, chosen: ForDrawing, *, device: torch.device, dtype: torch.dtype
-) -> Painter | TokenPainter:
+) -> Painter | PlannedPainter | TokenPainter:
     """A painter whose weights are held against its sizes; they are read when they are needed.
 
     Raises:
@@ -90,11 +95,14 @@ _WRITERS = {"write": CodePainter, "film": FilmWriter}
 def _open_token_painter(
     source: Source, chosen: ForDrawing, model: Callable[[], ImageTokenModel], *, device: torch.device,
     dtype: torch.dtype,
-) -> TokenPainter:  # fmt: skip
+) -> PlannedPainter | TokenPainter:  # fmt: skip
     if chosen.quant_text is not None:
         raise ConfigError(
             f"quant_text is {chosen.quant_text}, but a {source.config.model_class} has no text encoder; leave it out"
         )
+    told = {"device": device, "dtype": dtype, "checkpoint": source.checkpoint, "keep": chosen.keep or "model"}
+    if isinstance(source.config, PlannedConfig):
+        return PlannedPainter(source.config, model=model, **told)
 
     def open_model(place: Path, told: Mapping[str, int]) -> ImageTokenModel:
         def opened() -> ImageTokenModel:
@@ -106,7 +114,4 @@ def _open_token_painter(
         return runtime.in_step(opened).eval().requires_grad_(False)
 
     kind = _WRITERS.get(model_class(source.config.model_class).does, TokenPainter)
-    return kind(
-        source.config, model=model, device=device, dtype=dtype, checkpoint=source.checkpoint, open_model=open_model,
-        keep=chosen.keep or "model",
-    )  # fmt: skip
+    return kind(source.config, model=model, open_model=open_model, **told)

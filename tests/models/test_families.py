@@ -20,14 +20,20 @@ from sat_models.processing.prompts import PromptStyle
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {path.parent.name for path in (ROOT / "sat_models/models").glob("*/family.py")} - {"common"}
-BUILT_ON = {"cogagent": {"cogvlm"}, "cogvlm2": {"cogvlm"}, "glm4v": {"cogvlm", "cogvlm2"}}
+BUILT_ON = {
+    "cogagent": {"cogvlm"},
+    "cogview_tiny": {"cogview2"},
+    "cogvlm2": {"cogvlm"},
+    "glm4v": {"cogvlm", "cogvlm2"},
+}
 """Families that extend another."""
 KNOWS = {
     "sat_models.models.families": FOLDERS,  # the list
     "sat_models.checkpoint.minigpt4": {"minigpt4"},  # released in several places
     "sat_models.serving.web_texts": {"cogagent"},  # an example question of the page
-    "sat_models.shapes": {"cogvlm"},  # the bundled model is one
+    "sat_models.shapes": {"cogvlm", "cogview_tiny"},  # the bundled models
     "sat_models.commands.train_tiny": {"cogvlm"},
+    "sat_models.commands.train_tiny_painter": {"cogview_tiny"},
     "sat_models.bench": {"cogvlm"},  # measured beside SAT's own CogVLM
 }
 """Modules and packages that may know one."""

@@ -120,6 +120,7 @@ def test_public_files_give_the_figures_of_shapes(tmp_path: Path) -> None:
         ("make_dataset.py", ["--output=x", "--count=-1"], "--count is -1; it must be at least 1"),
         ("train_tiny.py", ["--steps=-1"], "--steps is -1; it must be at least 1"),
         ("train_tiny.py", ["--learning-rate=inf"], "--learning_rate is inf; it must be above 0"),
+        ("train_tiny_painter.py", ["--codec-steps=-1"], "--codec_steps is -1; it must be at least 0"),
         ("train_tokenizer.py", ["--output=x", "--count=0"], "--count is 0; it must be at least 1"),
         ("measure_loading.py", ["--gigabytes=nan"], "--gigabytes is nan; it must be above 0"),
         ("measure_loading.py", ["--gigabytes=-inf"], "--gigabytes is -inf; it must be above 0"),
