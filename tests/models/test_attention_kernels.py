@@ -21,11 +21,9 @@ def _inputs(length: int, heads: int, size: int) -> list[Tensor]:
 @pytest.mark.parametrize("length, heads, size", [(2, 1, 16), (37, 3, 16), (64, 1, 128), (129, 2, 80), (200, 2, 64)])
 def test_equals_torch(length: int, heads: int, size: int) -> None:
     inputs = _inputs(length, heads, size)
-    assert attention_kernels.takes(*inputs[:2])
     above = torch.randn(2, length, heads, size).transpose(1, 2)
     torchs = F.scaled_dot_product_attention(*inputs, is_causal=True)
-    ours = attend(*inputs, None)
-    assert type(ours.grad_fn).__name__ == "_CausalAttentionBackward"
+    ours = attention_kernels.causal_attention(*inputs)
     torch.testing.assert_close(ours, torchs, rtol=0, atol=2e-6)
     for own, other in zip(
         torch.autograd.grad(ours, inputs, above), torch.autograd.grad(torchs, inputs, above), strict=True
@@ -41,12 +39,23 @@ def test_extremes_and_what_is_no_number() -> None:
     )
     broken = v.detach().clone()
     broken[0, 0, 20, 3] = float("nan")
-    seen = attend(q, k, broken, None)
+    seen = attention_kernels.causal_attention(q, k, broken)
     assert seen[0, 0, 20:, 3].isnan().all() and seen[0, 0, :, :3].isfinite().all() and seen[1].isfinite().all()
 
 
-def test_takes_only_what_it_computes() -> None:
+def test_training_takes_them_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = _inputs(8, 2, 16)
+    for pays in (True, False):
+        monkeypatch.setattr(attention_kernels, "pays", lambda pays=pays: pays)
+        assert (type(attend(q, k, v, None).grad_fn).__name__ == "_CausalAttentionBackward") == pays
+    monkeypatch.undo()
+    assert attention_kernels.pays() in (True, False)
+
+
+def test_takes_only_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = _inputs(8, 2, 16)
+    monkeypatch.setattr(attention_kernels, "pays", lambda: True)
+    assert attention_kernels.takes(q, k)
     assert not attention_kernels.takes(q[:, :, :1], k)  # fewer queries than keys
     assert not attention_kernels.takes(q.bfloat16(), k.bfloat16())
     assert not attention_kernels.takes(q[..., :8], k[..., :8])

@@ -19,9 +19,11 @@
 #define ROWS 4   /* rows of a result at a time */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#define EACH_PROCESSOR __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define EACH_PROCESSOR __attribute__((target_clones("avx512f", "default")))
+#define PAYS __builtin_cpu_supports("avx512f")
 #else
 #define EACH_PROCESSOR
+#define PAYS 0
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -187,6 +189,10 @@ static long space_for(long positions, long width, int turned) {
 
 
 uint32_t attention_kernels_source(void) { return SOURCE; }
+
+/* Whether they are faster than torch's here: they are written for registers of LANES floats, and cut in pieces for
+   narrower ones they take twenty times as long. */
+int attention_pays(void) { return PAYS != 0; }
 
 /* out and logarithms [B, N, S] of q, k, v. `failed` is set to 1 where there was no memory. */
 void attention_forward(const tensor *out, float *logarithms, const tensor *q, const tensor *k, const tensor *v,

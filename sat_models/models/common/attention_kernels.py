@@ -1,7 +1,8 @@
 """Causal attention of fp32 training on a CPU, through C (`attention_kernels.c`).
 
 torch's fused kernel for CPUs takes a third of a LoRA step: its backward pass multiplies at half the speed of matrix
-products. Without a C compiler at installation there is no library, and torch's does it.
+products. Without a C compiler at installation there is no library, and torch's does it; so it does on processors
+without AVX-512, where these give the same and are slower.
 
 Legend: B batch, N heads, S positions, H head dim.
 """
@@ -28,7 +29,11 @@ class _Tensor(ctypes.Structure):
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 _SIZES = [_LONG] * 4 + [ctypes.c_float, ctypes.c_int, _POINTER]
-_ARGUMENTS = {"attention_forward": [_POINTER] * 5 + _SIZES, "attention_backward": [_POINTER] * 8 + _SIZES}
+_ARGUMENTS = {
+    "attention_pays": [],
+    "attention_forward": [_POINTER] * 5 + _SIZES,
+    "attention_backward": [_POINTER] * 8 + _SIZES,
+}
 
 
 @functools.cache
@@ -37,13 +42,23 @@ def load() -> ctypes.CDLL | None:
     return open_library(__package__, "attention_kernels", _ARGUMENTS)
 
 
+@functools.cache
+def pays() -> bool:
+    """True where the kernels are there and faster than torch's."""
+    library = load()
+    if library is None:
+        return False
+    library.attention_pays.restype = ctypes.c_int
+    return bool(library.attention_pays())
+
+
 def takes(q: Tensor, k: Tensor) -> bool:
     """True for what the kernels compute: fp32 on the CPU with gradients, as many keys as queries; or without memory,
     where activations are only counted. Not asked is whether `q` has a gradient: activation checkpointing gives one to
     what has none, and shall change no bit."""
     if not torch.is_grad_enabled() or q.shape != k.shape or q.shape[-1] % LANES:
         return False
-    return q.device.type in ("cpu", "meta") and q.dtype == torch.float32 and load() is not None
+    return q.device.type in ("cpu", "meta") and q.dtype == torch.float32 and pays()
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
