@@ -18,6 +18,8 @@ from sat_models.errors import CheckpointError, ConfigError, InputError, MissingP
 from sat_models.processing.film import read_film
 from sat_models.zoo import FilmMaker, load_pretrained
 
+pytestmark = pytest.mark.slow  # diffusers' pipelines take long to import
+
 PROMPT = "a red circle"
 OPTIONS: dict[str, Any] = {"frames": 3, "steps": 2, "seed": 5}
 ADAPTER, BASE, CONTROL = "motion", "stable-diffusion-v1-5", "animatediff-sparsectrl-rgb"
