@@ -7,6 +7,7 @@ Legend: B batch, T text tokens, S all tokens, D hidden, N heads on this rank, H 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,10 +54,21 @@ class JointAdaLNMixin(BaseMixin):
             hidden_states = _gated(hidden_states, added, words, of_text, of_image)
         return hidden_states
 
-    def attention_fn(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, **kw: Any) -> Tensor:
-        """q, k, v [B, N, S, H] -> [B, N, S, H]; everything sees everything."""
+    def attention_fn(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, *, text_copies: int = 1, **kw: Any
+    ) -> Tensor:
+        """q, k, v [B, N, S, H] -> [B, N, S, H]; everything sees everything.
+
+        Args:
+            text_copies: the text is one token that stands for so many alike ones; together they weigh as one whose
+                score is larger by the logarithm of their number.
+        """
         q, k = (F.layer_norm(x, x.shape[-1:], eps=self.qk_epsilon) for x in (q, k))
-        return F.scaled_dot_product_attention(q, k, v)
+        if text_copies == 1:
+            return F.scaled_dot_product_attention(q, k, v)
+        weight = q.new_zeros(1, k.shape[-2])
+        weight[0, 0] = math.log(text_copies)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=weight)
 
 
 def _moved(x: Tensor, words: int, of_text: Sequence[Tensor], of_image: Sequence[Tensor]) -> Tensor:

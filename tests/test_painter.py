@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from painter_golden import pipeline, sat_folder
 from sat_models.checkpoint import painter_parts
 from sat_models.errors import CheckpointError, ConfigError, InputError, MissingPackageError, UnknownArgumentError
 from sat_models.zoo import Painter, load_pretrained
+from sat_models.zoo import painter as zoo_painter
 from sat_models.zoo.painter import noise
 
 GOLDEN = Path(__file__).parent / "golden" / "cogview3-plus-mini"
@@ -150,11 +153,54 @@ def test_parts_are_in_memory_when_they_are_needed(
     assert seen == [(False, keep == "all", False)] and here() == left
 
 
+def test_what_is_released_is_freed(place: Path) -> None:
+    """Not some time later, when the next part is in memory, too."""
+    painter = load_pretrained(place, device="cpu", dtype="float32", keep="none")
+    opened: dict[str, weakref.ref[Any]] = {}
+
+    def noted(name: str, part: Any) -> Callable[[], Any]:
+        original = part._open
+
+        def open_it() -> Any:
+            value = original()
+            opened[name] = weakref.ref(value if isinstance(value, torch.nn.Module) else value.model)
+            return value
+
+        return open_it
+
+    for name in ("_text_encoder", "_model", "_codec"):
+        part = getattr(painter, name)
+        part._open = noted(name, part)
+    states = painter.steps("A red circle", size=SIZE, steps=3, seed=5)
+    next(states)
+    assert opened["_text_encoder"]() is None and opened["_model"]() is not None
+    next(states)
+    states.close()
+    assert opened["_model"]() is None
+    painter.draw("A red circle", size=SIZE, steps=1, seed=5)
+    assert all(reference() is None for reference in opened.values()) and len(opened) == 3
+
+
+def test_a_prompt_is_encoded_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several prompts in one go; the same one again not at all, as long as not too many came between."""
+    monkeypatch.setattr(zoo_painter, "REMEMBERED", 2)
+    painter = load_pretrained(place, device="cpu", dtype="float32", keep="none")
+    opened: list[tuple[str, ...]] = []
+    encoded = painter._encoded
+    monkeypatch.setattr(painter, "_encoded", lambda prompts: opened.append(tuple(prompts)) or encoded(prompts))
+    how = {"size": SIZE, "steps": 1, "seed": 5}
+    first, _, third = painter.draw(["a", "b", "c"], max_rows=1, **how)
+    assert opened == [("a", "b"), ("c",)]
+    assert same(painter.draw("c", **{**how, "seed": 7}), third) and len(opened) == 2
+    assert same(painter.draw("a", **how), first) and opened[2:] == [("a",)], "two came between"
+
+
 def test_a_prompt_that_is_cut_is_said(painter: Painter, caplog: pytest.LogCaptureFixture) -> None:
     painter.draw("A red circle", size=SIZE, steps=1, seed=1)
     assert caplog.text == ""
     painter.draw("A red circle and a blue square and a green triangle", size=SIZE, steps=1, seed=1)
     assert "tokens and the model reads 16: '" in caplog.text and "triangle' is left out" in caplog.text
+    assert len(caplog.records) == 1
     prompts = ["A red circle", "A red circle and a blue square and a green triangle"]
     first, second = next(painter.steps(prompts, size=SIZE, steps=1, seed=1)).cut
     assert first == "" and second.endswith("triangle")

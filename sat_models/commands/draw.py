@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sat_models.commands.painting import add_painting_flags, size_of
+from sat_models.commands.painting import add_painting_flags, size_asked
 from sat_models.errors import ConfigError, InputError, run_script
 from sat_models.flags import check_numbers, flag, positive
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw once. Returns the exit code."""
     args = make_parser().parse_args(argv)
     check_numbers(args, {"steps": 1, "guidance": 0, "seed": 0})
-    size = size_of(args.size)
+    size = size_asked(args)
     prompts = _prompts(args.prompt, args.prompts)
     places = _places(args.output, len(prompts) * args.count)
     from sat_models import runtime
@@ -82,10 +83,13 @@ def _draw(
 
     from sat_models import runtime
     from sat_models.files import whole_file
+    from sat_models.zoo import Painter
 
     rounds = -(-len(prompts) // batch)
     with tqdm(unit="step", desc="drawing", disable=None if runtime.rank() == 0 else True) as bar:
         for first in range(0, len(prompts), batch):
+            if isinstance(painter, Painter):
+                painter.read_ahead(prompts, first)
             chosen = {**options, "seed": options["seed"] + first}
             for state in painter.steps(prompts[first : first + batch], **chosen):
                 last = state
@@ -142,8 +146,9 @@ def _places(asked: Path | None, count: int) -> list[Path]:
     if taken := [place for place in places if folder and place.exists()]:
         raise ConfigError(f"{taken[0]} is there already; name another folder with --output")
     parent = next(parent for parent in places[0].absolute().parents if parent.exists())
-    if not parent.is_dir():
-        raise ConfigError(f"{places[0]} cannot be written: {parent} is a file; name another place with --output")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = "you may not write there" if parent.is_dir() else "it is a file"
+        raise ConfigError(f"{places[0]} cannot be written: {parent}: {reason}; name another place with --output")
     return places
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from sat_models import runtime
-from sat_models.commands.painting import size_of
+from sat_models.commands.painting import size_asked
 from sat_models.digests import digest_of, digest_of_files
 from sat_models.errors import ConfigError, InputError
 from sat_models.evaluation import runner
@@ -45,7 +45,7 @@ def grade(args: argparse.Namespace) -> dict[str, Any] | None:
     template = args.prompt or "{question}"
     if "{question}" not in template:
         raise ConfigError(f"--prompt is '{template:.60}'; it must say where the question goes: {{question}}")
-    how = {"size": size_of(args.size), "steps": args.steps, "guidance": args.guidance}
+    how = {"size": size_asked(args), "steps": args.steps, "guidance": args.guidance}
     how = {name: value for name, value in how.items() if value is not None}
     options = sampling_options(args)
     places = {name: value for name, value in loading(args).items() if name in ("device", "dtype")}

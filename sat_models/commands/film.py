@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sat_models.commands.painting import add_painting_flags, size_of
+from sat_models.commands.painting import add_painting_flags, size_asked
 from sat_models.errors import ConfigError, run_script
 from sat_models.flags import check_numbers, flag
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make one film. Returns the exit code."""
     args = make_parser().parse_args(argv)
     check_numbers(args, {"frames": 1, "steps": 1, "guidance": 0, "seed": 0})
-    options = {"size": size_of(args.size), "image": _images(args.image)}
+    options = {"size": size_asked(args), "image": _images(args.image)}
     options |= {name: getattr(args, name) for name in _CHOSEN}
     from sat_models import runtime
     from sat_models.processing.film import film_place

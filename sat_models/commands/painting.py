@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from sat_models.errors import ConfigError
 from sat_models.flags import add_device_flags, flag
-
-_SIZE = re.compile(r"(\d+)[x,* ](\d+)")
+from sat_models.sampling.sizes import size_of
 
 
 def add_painting_flags(parser: argparse.ArgumentParser, *, what: str) -> None:
@@ -31,10 +28,6 @@ def add_painting_flags(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line instead of a sentence")
 
 
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """Width and height of `--size`. Raises ConfigError."""
-    if text is None:
-        return None
-    if not (found := _SIZE.fullmatch(text.strip().lower())):
-        raise ConfigError(f"--size is '{text:.40}'; it must be WIDTHxHEIGHT in pixels, such as 1024x768")
-    return int(found[1]), int(found[2])
+def size_asked(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Width and height of `--size`. Raises InputError."""
+    return None if args.size is None else size_of(args.size, "--size")

@@ -23,7 +23,9 @@ def guided(
 ) -> Predict:
     """v with the text, moved on from v without it by `guidance` times their difference; one forward makes both.
 
-    Without a text means zeros in its place, not an empty prompt: so the models were trained.
+    Without a text means zeros in its place, not an empty prompt: so the models were trained. Where tokens that are
+    alike stay so in every layer (`one_for_alike`), one stands for all of these: on a CPU two forwards, the one without
+    a text that much shorter, are quicker than one over both.
 
     Args:
         model: latents, timestep, text and conditions -> v.
@@ -37,6 +39,8 @@ def guided(
         return lambda latents, time: model(
             latents=latents.to(dtype), timestep=latents.new_full((len(latents),), time), text=text, **own
         )
+    if getattr(model, "one_for_alike", False) and text.device.type == "cpu":
+        return _in_two(model, text, guidance, own, dtype)
     both_texts = torch.cat((torch.zeros_like(text), text))
     both = {name: torch.cat((value, value)) for name, value in own.items()}
 
@@ -45,5 +49,18 @@ def guided(
         v = model(latents=twice, timestep=latents.new_full((len(twice),), time), text=both_texts, **both)
         without, told = v.chunk(2)
         return without + guidance * (told - without)
+
+    return predict
+
+
+def _in_two(
+    model: Callable[..., Tensor], text: Tensor, guidance: float, own: Mapping[str, Tensor], dtype: torch.dtype
+) -> Predict:
+    none, copies = torch.zeros_like(text[:, :1]), text.shape[1]
+
+    def predict(latents: Tensor, time: float) -> Tensor:
+        given = {"latents": latents.to(dtype), "timestep": latents.new_full((len(latents),), time), **own}
+        without = model(text=none, text_copies=copies, **given)
+        return without + guidance * (model(text=text, **given) - without)
 
     return predict

@@ -52,6 +52,7 @@ def ddim(predict: Predict, start: Tensor, steps: Sequence[Step]) -> Iterator[Sam
         if not torch.isfinite(latents).all():
             raise InputError(
                 f"the latents are no numbers after step {index} of {len(steps)}: the model ran in {v.dtype}, in which "
-                "its activations overflow. Load it in bfloat16 or float32 (dtype, --bf16, --fp32)."
+                "its activations overflow. Load it in bfloat16 or float32.",
+                hint="(dtype, --bf16, --fp32)",
             )
         yield Sample(index, len(steps), latents, clean)

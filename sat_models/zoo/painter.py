@@ -5,6 +5,7 @@ Legend: B images, C channels, h and w of the latents, T text tokens, E text widt
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 KEEPS = ("all", "model", "none")
 """What stays in memory between calls."""
+REMEMBERED = 32
+"""Prompts whose text stays at hand, so that drawing them again, or several images of them, needs no text encoder."""
 _PREVIEW = 32
 """Latents on the longer side of a preview, at most."""
 
@@ -110,6 +113,7 @@ class Painter:
         self._model = Part(model, keep=keep != "none")
         self._text_encoder = Part(text_encoder, keep=keep == "all")
         self._codec = Part(codec, keep=keep == "all")
+        self._texts: dict[str, tuple[Tensor, str]] = {}
 
     @property
     def model(self) -> DiffusionModel:
@@ -147,6 +151,7 @@ class Painter:
         chosen = self._chosen(options, self.draw)
         images: list[Image.Image] = []
         for first in range(0, len(prompts), max_rows):
+            self.read_ahead(prompts, first)
             images += self._last(prompts[first : first + max_rows], chosen, first).images()
         return images[0] if isinstance(prompt, str) else images
 
@@ -174,8 +179,9 @@ class Painter:
         shape = self.config.latent_shape(*chosen.size)
         start = torch.stack([noise(shape, seed) for seed in seeds])
         try:
-            for sample in self._samples(start, text, chosen, {}):
-                yield DrawingState(sample, seeds, cut, self._codec)
+            with contextlib.closing(self._samples(start, text, chosen, {})) as samples:
+                for sample in samples:
+                    yield DrawingState(sample, seeds, cut, self._codec)
         finally:
             self._model.release()
             self._codec.release()
@@ -229,24 +235,36 @@ class Painter:
         """
         return self._read(prompts)[0]
 
+    def read_ahead(self, prompts: Sequence[str], first: int) -> None:
+        """Encode a run of the prompts of a call, so that the text encoder is not opened for each of them.
+
+        Args:
+            first: number of the one that is drawn next. Where it is remembered nothing is done.
+        """
+        if prompts[first] not in self._texts:
+            self.encode(prompts[first : first + REMEMBERED])
+
     def _read(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
         """See `encode`; and what is left out of each prompt."""
-        read = runtime.in_step(lambda: self._encoded(prompts) if runtime.rank() == 0 else None)
-        return runtime.broadcast_object(read)
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
+            read = runtime.in_step(lambda: self._encoded(new) if runtime.rank() == 0 else None)
+            self._texts |= runtime.broadcast_object(read)
+        texts, cut = zip(*(self._texts[prompt] for prompt in prompts), strict=True)
+        for old in list(self._texts)[:-REMEMBERED]:
+            del self._texts[old]
+        return torch.cat(texts), cut
 
-    def _encoded(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-        encoder = self._text_encoder.get()
-        cut = tuple(map(encoder.cut, prompts))
-        for prompt, left_out in zip(prompts, cut, strict=True):
+    def _encoded(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str]]:
+        try:
+            return self._encoded_by(self._text_encoder.get(), prompts)
+        finally:
+            self._text_encoder.release()
+
+    def _encoded_by(self, encoder: TextEncoder, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str]]:
+        for prompt in prompts:
             warn_of_language(prompt, self.config.PROMPT_LANGUAGES)
-            if left_out:
-                logger.warning(
-                    "the prompt has %d tokens and the model reads %d: '%s' is left out",
-                    encoder.length(prompt), self.config.text_length, left_out,
-                )  # fmt: skip
-        text = encoder.encode(prompts)
-        self._text_encoder.release()
-        return text, cut
+        cut = [_cut(encoder, prompt, self.config.text_length) for prompt in prompts]
+        return dict(zip(prompts, zip(encoder.encode(prompts).split(1), cut, strict=True), strict=True))
 
     def _chosen(self, options: DrawingKeywords, asked: Callable[..., object]) -> DrawingOptions:
         """Checked, with a seed that all processes share."""
@@ -257,6 +275,15 @@ class Painter:
         chosen = DrawingOptions.of(self.config, **options)
         runtime.in_step(self._check_parts)
         return chosen
+
+
+def _cut(encoder: TextEncoder, prompt: str, length: int) -> str:
+    """What is left out of a prompt, which is warned of."""
+    if cut := encoder.cut(prompt):
+        logger.warning(
+            "the prompt has %d tokens and the model reads %d: '%s' is left out", encoder.length(prompt), length, cut
+        )
+    return cut
 
 
 def noise(shape: Sequence[int], seed: int) -> Tensor:

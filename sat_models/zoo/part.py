@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from sat_models.checkpoint.memory import release_freed
 
 T = TypeVar("T")
 
@@ -32,6 +35,8 @@ class Part(Generic[T]):
         return self._value
 
     def release(self) -> None:
-        """It is not needed for now."""
-        if not self._keep:
+        """It is not needed for now; its memory is given back, unless somebody else holds it."""
+        if not self._keep and self._value is not None:
             self._value = None
+            gc.collect()  # the modules of a model hold each other
+            release_freed()

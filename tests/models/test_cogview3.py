@@ -56,6 +56,18 @@ def test_outputs_are_the_originals(folder: Path, form: str, tmp_path: Path) -> N
 
 
 @each_folder("cogview3-plus")
+def test_one_token_stands_for_so_many_alike(folder: Path, tmp_path: Path) -> None:
+    """Zeros in the place of a text stay alike in every layer, so that one of them says what all of them say."""
+    model, asked = loaded(place_of("sat", folder, tmp_path)).model, given(tensors(folder), "case0")
+    none = torch.zeros_like(asked.pop("text"))
+    with torch.inference_mode():
+        many, one = model(text=none, **asked), model(text=none[:, :1], text_copies=none.shape[1], **asked)
+        alone = model(text=none[:, :1], **asked)
+    torch.testing.assert_close(one, many, atol=TOLERANCE, rtol=0)
+    assert (alone - many).abs().max() > 10 * TOLERANCE, "their number counts"
+
+
+@each_folder("cogview3-plus")
 def test_names_are_the_originals_and_both_forms_hold_the_same_bits(folder: Path, tmp_path: Path) -> None:
     sat, hub = loaded(sat_folder(folder, tmp_path)), loaded(folder / "diffusers" / "transformer")
     prefix, stored = DiffusionConfig.SAT_PREFIX, sat.model.state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from painter_golden import sat_folder  # noqa: E402
 
 from sat_models.commands.draw import main  # noqa: E402
 from sat_models.errors import ZooError  # noqa: E402
-from sat_models.zoo import load_pretrained  # noqa: E402
+from sat_models.models.common.diffusion import DiffusionModel  # noqa: E402
+from sat_models.zoo import Painter, load_pretrained  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "cogview3-plus-mini"
 PROMPT = "A red circle"
@@ -88,6 +90,60 @@ def test_what_is_refused(
     with pytest.raises((ZooError, OSError), match=message):
         main(drawn(place, *flags))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_is_cut_is_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "A red circle and a blue square and a green triangle"
+    assert main(drawn(place, "--prompt", prompt, "--output", tmp_path / "out.png", "--json")) == 0
+    out, err = capsys.readouterr()
+    assert "tokens and the model reads 16: '" in err and "triangle' is left out" in err
+    assert json.loads(out)["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("t5-v1_1-xxl", r"the text encoder is missing: fetch https://huggingface.co/google/t5-v1_1-xxl .*spiece.model"),
+        ("vae", "the image decoder is missing: put imagekl_ch16.pt of the release into"),
+    ],
+)
+def test_a_missing_part_is_said_before_work(
+    place: Path, tmp_path: Path, without: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAT_HOME", str(tmp_path / "home"))
+    copy = Path(shutil.copytree(place, tmp_path / "copy"))
+    shutil.rmtree(copy / without)
+    monkeypatch.setattr(Painter, "steps", lambda *_, **__: pytest.fail("it works"))
+    with pytest.raises(ZooError, match=message):
+        main(drawn(copy, "--prompt", PROMPT, "--output", tmp_path / "out.png"))
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("package", ["transformers", "diffusers"])
+def test_a_missing_package_names_its_extra(
+    place: Path, tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ZooError, match=rf"needs the package '{package}'.*cogvlm-sat-zoo\[draw\]"):
+        main(drawn(place, "--prompt", PROMPT, "--output", tmp_path / "out.png"))
+
+
+def test_another_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "SD3Transformer2DModel"}')
+    with pytest.raises(ZooError, match="SD3Transformer2DModel"):
+        main(drawn(tmp_path, "--prompt", PROMPT))
+
+
+def test_latents_that_are_no_numbers_leave_no_file(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DiffusionModel.forward
+    monkeypatch.setattr(DiffusionModel, "forward", lambda *given, **named: forward(*given, **named) / 0)
+    with pytest.raises(ZooError, match=r"no numbers after step 1 of 2: the model ran in torch.bfloat16.*--fp32"):
+        main(drawn(place, "--prompt", PROMPT, "--bf16", "--output", tmp_path / "out.png"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_script_says_an_error_in_one_line_and_draws_over_two_processes(place: Path, tmp_path: Path) -> None:

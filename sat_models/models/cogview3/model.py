@@ -17,6 +17,7 @@ class CogView3PlusModel(DiffusionModel):
     """See `DiffusionModel`; `original_size`, `crop` and `target_size` describe the image."""
 
     config_class: ClassVar[type[CogView3PlusConfig]] = CogView3PlusConfig
+    one_for_alike: ClassVar[bool] = True
 
     def __init__(self, config: CogView3PlusConfig, transformer: BaseTransformer | None = None, **kwargs: Any) -> None:
         super().__init__(config, transformer, **kwargs)

@@ -36,6 +36,8 @@ class DiffusionModel(ZooModel):
     """Of the layers' norms and the last one. The originals ask for 1e-6 there, which SAT's own value overrides."""
     affine_norms: ClassVar[bool] = False
     """Whether these norms have weights."""
+    one_for_alike: ClassVar[bool] = False
+    """Nothing tells the places of text tokens: alike ones stay so in every layer, and one may stand for all of them."""
 
     def __init__(self, config: DiffusionConfig, transformer: BaseTransformer | None = None, **kwargs: Any) -> None:
         super().__init__(config, transformer=transformer or self._make_transformer(config, **kwargs))
@@ -64,13 +66,16 @@ class DiffusionModel(ZooModel):
         del transformer.word_embeddings, transformer.position_embeddings
         return transformer
 
-    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, **conditions: Tensor | None) -> Tensor:
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, *, text_copies: int = 1, **conditions: Tensor | None
+    ) -> Tensor:
         """Run the model.
 
         Args:
             latents: [B, C, h, w], multiples of `patch_size` high and wide.
             timestep: [B], 0 (no noise) … 999.
             text: [B, T, …], what the text encoder gave; zeros for no text.
+            text_copies: T is 1, and its token stands for so many alike ones (`one_for_alike`).
             conditions: those of `embedding`.
 
         Returns:
@@ -84,6 +89,8 @@ class DiffusionModel(ZooModel):
         emb = self.embedding(latents, timestep, **conditions)
         ids = torch.zeros(len(latents), 1, dtype=torch.long, device=latents.device)  # SAT counts the batch by them
         given = {"latents": latents.to(kind), "text": text.to(kind), "emb": emb}
+        if text_copies > 1:
+            given["text_copies"] = text_copies
         return super().forward(input_ids=ids, position_ids=None, attention_mask=None, **given)[0].to(latents.dtype)
 
     def embedding(self, latents: Tensor, timestep: Tensor) -> Tensor:
