@@ -11,13 +11,19 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sat_models.bench.peers.driver import FORMS, KNOWN, OURS, Figures, Peer, PeerError
 from sat_models.errors import ConfigError, ZooError, run_script
 from sat_models.files import check_place
 from sat_models.flags import check_numbers, flag
+from sat_models.sampling.sizes import size_of
+
+if TYPE_CHECKING:
+    from sat_models.bench.peers.drawing import Drawn
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,9 +41,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     flag(parser, "repeats", type=int, default=5, help="default: %(default)s; of training 2 are enough")
     flag(parser, "threads", type=int, default=os.cpu_count(), help="of each engine (default: all cores)")
     flag(parser, "train", action="store_true", help="a LoRA beside transformers and peft, in the place of answers")
+    flag(parser, "draw", action="store_true", help="a painter beside diffusers, in the place of answers")
+    flag(parser, "size", default="384x384", metavar="WIDTHxHEIGHT", help="of its images (default: %(default)s)")
+    flag(parser, "steps", type=int, default=5, help="of its sampler (default: %(default)s)")
+    flag(
+        parser, "diffusers", default=sys.executable, metavar="PYTHON",
+        help="the interpreter that has diffusers and transformers (default: this one)",
+    )  # fmt: skip
     flag(parser, "output", type=Path, help="JSON")
     args = parser.parse_args(argv)
-    check_numbers(args, {"contexts": 2, "new_tokens": 2, "repeats": 1, "threads": 1})
+    check_numbers(args, {"contexts": 2, "new_tokens": 2, "repeats": 1, "threads": 1, "steps": 3})
+    args.size = size_of(args.size, "--size")
     args.peers = dict(map(_peer, [OURS, *args.peers]))
     return args
 
@@ -62,15 +76,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_place(args.output)
     print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads each; load {os.getloadavg()[0]:.1f}")
     try:
-        rows = train(args) if args.train else answers(args)
+        rows, shown = drawings(args) if args.draw else of_tokens(args)
     except PeerError as error:
         raise ZooError(f"this project could not be measured: {error}") from error
-    from sat_models.bench.peers.driver import table
-
-    print(table(rows))
+    print(shown)
     if args.output:
         args.output.write_text(json.dumps(list(map(dataclasses.asdict, rows)), indent=2) + "\n", encoding="utf-8")
     return 1 if any(row.note for row in rows) else 0
+
+
+def of_tokens(args: argparse.Namespace) -> tuple[list[Figures], str]:
+    """Answers or training, and their table. Raises PeerError."""
+    from sat_models.bench.peers.driver import table
+
+    rows = train(args) if args.train else answers(args)
+    return rows, table(rows)
+
+
+def drawings(args: argparse.Namespace) -> tuple[list[Drawn], str]:
+    """A painter beside diffusers', and the table. Raises PeerError."""
+    from sat_models.bench.peers import drawing
+
+    other = drawing.peer(args.diffusers)
+    drawing.make(args.folder, other)
+    asked = drawing.Asked(args.size, args.steps, args.repeats, args.threads)
+    rows: list[Drawn] = []
+    for form in (form for form in args.forms if form in drawing.FORMS):
+        rows += drawing.compare(args.peers[OURS], other, args.folder, form, asked)
+    return rows, drawing.table(rows)
 
 
 def answers(args: argparse.Namespace) -> list[Figures]:

@@ -80,6 +80,25 @@ def test_training_takes_turns_too(tmp_path: Path, engines: dict[str, str]) -> No
     assert (tmp_path / "model" / "train" / line["image"]).is_file()
 
 
+def test_painters_take_turns_and_draw_the_same(
+    tmp_path: Path, engines: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = engines["slow"].partition("=")[2]
+    flags = ["--draw", "--forms", "fp32", "int8", "--size", "64x32", "--steps", "4", "--repeats", "2"]
+    code, rows = run(tmp_path, *flags, "--diffusers", theirs, "--peers", engines["ours"])
+    assert code == 0 and [(row["name"], row["form"]) for row in rows] == [("ours", "fp32"), ("diffusers", "fp32")]
+    ours, other = rows
+    assert len(ours["step"]) == 6 and len(ours["whole"]) == 2, "of each image all steps but the first"
+    assert other["difference"] == 2 and ours["times_ours"] == [1.0, 1.0]
+    assert statistics.median(other["times_ours"]) > 1.2
+    asked = (tmp_path / "model" / "asked.txt").read_text().splitlines()
+    assert asked == [f"{name} fp32 {steps} 224 1" for name, steps in (
+        ("slow", 2), ("ours", 2), ("ours", 4), ("slow", 4), ("slow", 4), ("ours", 4))]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "| fp32 | diffusers | 0.0" in said and " GB | " in said
+    assert (tmp_path / "model" / "painter" / "tokenizer" / "spiece.model").read_bytes() == TOKENIZER.read_bytes()
+
+
 def test_what_an_engine_reads_is_made_once(tmp_path: Path, engines: dict[str, str]) -> None:
     worker = tmp_path / "quick.py"
     peer = Peer("quick", worker, needs=("quick.made",))
@@ -120,7 +139,7 @@ def test_our_own_worker_answers_and_every_other_says_what_it_needs(tmp_path: Pat
     (tmp_path / "hf").symlink_to(HERE.parent / "golden" / "cogvlm-mini")
     with driver.Worker.started(KNOWN["ours"], KNOWN["ours"].call("serve", tmp_path, "fp32", "1"), 1) as worker:
         assert worker.heard()["ready"].startswith("this project, ")
-        answer = worker.ask([1, 40, 50, 60], 5)
+        answer = worker.ask(ids=[1, 40, 50, 60], new=5)
     assert len(answer["ids"]) == answer["new"] == 5 and min(answer["first"], answer["rest"]) > 0
     alone = [sys.executable, "-S", "-I"]  # without packages
     for name in ("transformers", "openvino", "llama.cpp"):

@@ -115,10 +115,10 @@ class Worker:
         last = self._errors.read().strip().splitlines()[-1:]
         raise PeerError(f"ended: {''.join(last) or 'it said nothing'}")
 
-    def ask(self, ids: Sequence[int], new: int) -> dict[str, Any]:
-        """One answer. Raises PeerError."""
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The answer to a request. Raises PeerError."""
         try:
-            self._process.stdin.write(json.dumps({"ids": list(ids), "new": new}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except OSError:
             pass  # it has ended, which its answer will say
@@ -234,7 +234,7 @@ def _in_turns(
     for turn in range(repeats + 1):
         for name in list(workers)[:: 1 if turn % 2 else -1]:
             try:
-                answer = workers[name].ask(ids, new if turn else 2)
+                answer = workers[name].ask(ids=list(ids), new=new if turn else 2)
             except PeerError as error:
                 if name == OURS:
                     raise

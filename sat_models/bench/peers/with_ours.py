@@ -6,11 +6,11 @@ import itertools
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from protocol import Answer, Seen, run
+from protocol import Answer, Draw, Seen, run
 
 BITS = {"fp32": None, "bf16": None, "int8": 8, "int4": 4}
 
@@ -35,6 +35,26 @@ def serve(folder: Path, form: str, threads: int) -> tuple[str, Answer]:
             seen(token)
 
     return f"this project, {engine.way}, torch {torch.__version__}", answer
+
+
+def draw(folder: Path, form: str, threads: int) -> tuple[str, Draw]:
+    """The painter of `folder`, with as little in memory as it can do with."""
+    import torch
+
+    from sat_models.zoo import load_pretrained
+
+    torch.set_num_threads(threads)
+    dtype = "bfloat16" if form == "bf16" else "float32"
+    painter = load_pretrained(folder / "painter", device="cpu", dtype=dtype, quant=BITS[form], keep="none")
+
+    def drawn(request: Mapping[str, Any], stepped: Callable[[], None]) -> None:
+        options = {name: request[name] for name in ("steps", "guidance", "seed")}
+        for state in painter.steps(request["prompt"], size=tuple(request["size"]), sampler="diffusers", **options):
+            last = state
+            stepped()
+        last.images()[0].save(request["file"])
+
+    return f"this project, torch {torch.__version__}", drawn
 
 
 def train(folder: Path, form: str, threads: int) -> dict[str, Any]:
@@ -63,4 +83,4 @@ def train(folder: Path, form: str, threads: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run({"torch": "torch"}, serve, train=({"deepspeed": "deepspeed"}, train))
+    run({"torch": "torch"}, serve, draw=draw, train=({"deepspeed": "deepspeed"}, train))
