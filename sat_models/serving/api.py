@@ -1,19 +1,12 @@
-"""OpenAI's chat API over one model: routes, errors, streams."""
+"""OpenAI's API over one model that talks, one that draws, or both: routes and errors."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import json
-import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
@@ -22,26 +15,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from sat_models.errors import InputError, ZooError
-from sat_models.generation.answer import GenerationResult
-from sat_models.generation.sampling import SamplingOptions
-from sat_models.generation.scores import TokenScore
-from sat_models.serving.core import Limits, Question, ServerCore, choices_of
-from sat_models.serving.failures import UnknownModelError, describe, on_error
-from sat_models.serving.logprobs import logprobs_body
-from sat_models.serving.messages import conversation, open_images, system_text
-from sat_models.serving.metrics import Metrics
-from sat_models.serving.requests import Event, Failed, Finished, Piece, Ticket
-from sat_models.serving.schema import BODY, ChatRequest, read_body, usage_body
-from sat_models.serving.transport import ClientGone, EventStream, Guard, unless_gone
+from sat_models.errors import ZooError
+from sat_models.serving.body import Kind, read_body
+from sat_models.serving.calls import respond
+from sat_models.serving.chat_call import ChatCall
+from sat_models.serving.core import Limits, ServerCore
+from sat_models.serving.drawing_call import DrawingCall
+from sat_models.serving.drawing_schema import DRAW_BODY, DrawRequest
+from sat_models.serving.failures import UnknownModelError, on_error
+from sat_models.serving.metrics import DrawingMetrics, Metrics
+from sat_models.serving.schema import BODY, ChatRequest
+from sat_models.serving.studio import Studio
+from sat_models.serving.transport import Guard
 
-logger = logging.getLogger(__name__)
+_DOING = {"run": "Running", "talk": "Talking", "draw": "Drawing"}
 
 
 def create_app(
-    core: ServerCore,
-    metrics: Metrics,
+    core: ServerCore | None,
+    metrics: Metrics | DrawingMetrics,
     *,
+    studio: Studio | None = None,
     keys: Collection[str] = (),
     origins: Collection[str] = (),
     on_shutdown: Callable[[], object] = lambda: None,
@@ -49,8 +43,9 @@ def create_app(
     """The web application.
 
     Args:
-        core: the model.
+        core: the model that talks; None: none does.
         metrics: what `/metrics` shows.
+        studio: the model that draws; None: none does.
         keys: API keys, any of which opens `/v1/`; none: no key is asked for.
         origins: pages of other hosts whose scripts may call (`https://chat.example.org`, or `*`); none: none may.
         on_shutdown: is called when the server ends, after the last answer.
@@ -62,16 +57,25 @@ def create_app(
         await run_in_threadpool(on_shutdown)
 
     app = FastAPI(title="cogvlm-sat-zoo", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, keys=tuple(keys), max_body=core.limits.max_body)
+    app.add_middleware(Guard, keys=tuple(keys), max_body=core.limits.max_body if core else Limits.max_body)
     if origins:  # outermost: a browser reads a refusal, too, only where this allows it
         allowed = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": ["*"]}
         app.add_middleware(CORSMiddleware, allow_origins=tuple(origins), **allowed)
     app.add_exception_handler(Exception, on_error)
     for kind in (ZooError, HTTPException, ValidationError):
         app.add_exception_handler(kind, on_error)
-    models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in core.names]
+    names = (*(core.names if core else ()), *(studio.names if studio else ()))
+    _add_models(app, names)
+    if core is not None:
+        _add_chat(app, core, names)
+    if studio is not None:
+        _add_drawing(app, studio, names)
+    _add_states(app, core, studio, metrics)
+    return app
 
-    _add_states(app, core, metrics)
+
+def _add_models(app: FastAPI, names: Sequence[str]) -> None:
+    models = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "zoo"} for name in names]
 
     @app.get("/v1/models")
     def list_models() -> dict[str, Any]:
@@ -81,25 +85,40 @@ def create_app(
     @app.get("/v1/models/{name:path}")
     def one_model(name: str) -> dict[str, Any]:
         """One of them."""
-        _check_model(core, name)
+        _check_model(name, names)
         return next(model for model in models if model["id"] == name)
 
+
+def _add_chat(app: FastAPI, core: ServerCore, names: Collection[str]) -> None:
     @app.post("/v1/chat/completions", response_model=None, openapi_extra=BODY)
     async def chat(request: Request) -> Response:
         """One answer, whole or streamed."""
-        try:
-            raw = await request.body()
-        except ClientDisconnect:  # before its body was whole
+        body = await _body(request, ChatRequest)
+        if body is None:
             return Response(status_code=499)
-        body = await run_in_threadpool(read_body, raw, request.headers.get("content-type", ""))
-        _check_model(core, body.model)
-        return await _answer(core, body, request)
-
-    return app
+        _check_model(body.model, names)
+        _check_model(body.model, core.names, does="talk")
+        return await respond(ChatCall(body), core, request, streamed=bool(body.stream))
 
 
-def _add_states(app: FastAPI, core: ServerCore, metrics: Metrics) -> None:
+def _add_drawing(app: FastAPI, studio: Studio, names: Collection[str]) -> None:
+    @app.post("/v1/images/generations", response_model=None, openapi_extra=DRAW_BODY)
+    async def generate_images(request: Request) -> Response:
+        """Images of one prompt, whole or streamed."""
+        body = await _body(request, DrawRequest)
+        if body is None:
+            return Response(status_code=499)
+        if body.model is not None:
+            _check_model(body.model, names)
+            _check_model(body.model, studio.names, does="draw")
+        return await respond(DrawingCall(body), studio, request, streamed=bool(body.stream))
+
+
+def _add_states(
+    app: FastAPI, core: ServerCore | None, studio: Studio | None, metrics: Metrics | DrawingMetrics
+) -> None:
     """Routes for those who watch. All are coroutines: they answer while every thread is busy with somebody's images."""
+    queues = {"": core and core.scheduler, "drawings_": studio}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -109,9 +128,12 @@ def _add_states(app: FastAPI, core: ServerCore, metrics: Metrics) -> None:
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """Requests are taken."""
-        waiting, running = core.scheduler.load
-        usable = core.scheduler.usable
-        return JSONResponse({"ready": usable, "waiting": waiting, "running": running}, 200 if usable else 503)
+        there = {name: queue for name, queue in queues.items() if queue is not None}
+        usable = all(queue.usable for queue in there.values())
+        state: dict[str, Any] = {"ready": usable}
+        for name, queue in there.items():
+            state[f"{name}waiting"], state[f"{name}running"] = queue.load
+        return JSONResponse(state, 200 if usable else 503)
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -119,191 +141,16 @@ def _add_states(app: FastAPI, core: ServerCore, metrics: Metrics) -> None:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
 
-async def _answer(core: ServerCore, body: ChatRequest, request: Request) -> Response:
-    """One answer; it is cancelled when its client goes away."""
-    call = Call(body)
+async def _body(request: Request, kind: type[Kind]) -> Kind | None:
+    """The body of a request; None if its client went away before it was whole."""
     try:
-        await unless_gone(run_sync(call.prepare, core, abandon_on_cancel=True), request.receive)
-        first = await unless_gone(call.start(core), request.receive)
-        if body.stream:
-            return EventStream(call.stream(first), call.cancel, headers=call.headers)
-        return JSONResponse(await unless_gone(call.whole(first), request.receive), headers=call.headers)
-    except ClientGone:
-        call.cancel()
-        return Response(status_code=499)
-    except Exception as error:
-        call.cancel()
-        return await on_error(request, error)
-    except BaseException:
-        call.cancel()
-        raise
+        raw = await request.body()
+    except ClientDisconnect:
+        return None
+    return await run_in_threadpool(read_body, raw, request.headers.get("content-type", ""), kind)
 
 
-def _check_model(core: ServerCore, name: str) -> None:
-    if name not in core.names:
-        raise UnknownModelError(f"The model '{name[:80]}' does not run here. Running: {', '.join(core.names)}.")
-
-
-@dataclass
-class Call:
-    """One call of the chat endpoint: `n` answers to one question, from its preparation to its last byte."""
-
-    body: ChatRequest
-
-    def __post_init__(self) -> None:
-        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        self.tickets: list[Ticket] = []
-        self.size: tuple[int, int] | None = None
-        self._cancelled = False
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-    def prepare(self, core: ServerCore) -> None:
-        """Fetches pictures and makes the prompt; runs in a thread, and leaves off when the call is cancelled.
-
-        Raises:
-            InputError: whatever is wrong with the request.
-        """
-        body, limits = self.body, core.limits
-        if (body.n or 1) > limits.max_choices:
-            raise InputError(f"n is {body.n}; this server gives at most {limits.max_choices} answers at a time.")
-        style = core.processor.style(body.version)
-        query, history = conversation(body.messages, style)
-        system = system_text(body.messages) if style.system is not None else None
-        images = open_images(
-            body.messages, core.image_policy, most=limits.max_images, wanted=lambda: not self._cancelled
-        )  # fmt: skip
-        if self._cancelled:
-            return
-        how = _options(body, limits), body.stop, system, body.max_tiles, bool(body.logprobs), body.top_logprobs or 0
-        question = Question(query, images, history, body.version, *how, constraint=body.constraint)
-        self.asked = core.prepare(question)
-        self.most = core.room(self.asked)
-        self.size = images[-1].size if images else None
-        self._read, self._tokenizer = core.read, core.processor.tokenizer
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of an answer: how many tokens it could have at most."""
-        return {"X-Max-Tokens": str(self.most)}
-
-    async def start(self, core: ServerCore) -> tuple[int, Event]:
-        """Joins the queue and waits for the first event, so that what fails early has an HTTP status of its own.
-
-        Raises:
-            BusyError: the queue is full.
-            Exception: what the answer failed with.
-        """
-        loop = asyncio.get_running_loop()
-
-        def listener(index: int) -> Callable[[Event], None]:
-            return lambda event: loop.call_soon_threadsafe(self._events.put_nowait, (index, event)) and None
-
-        choices = enumerate(choices_of(self.asked, self.body.n or 1))
-        requests = [(request, listener(index)) for index, request in choices]
-        self.tickets = core.scheduler.submit_all(requests, seconds=core.limits.seconds)
-        index, event = await self._events.get()
-        if isinstance(event, Failed):
-            raise event.error
-        return index, event
-
-    def cancel(self) -> None:
-        """Frees the places of all answers."""
-        self._cancelled = True
-        for ticket in self.tickets:
-            ticket.cancel()
-
-    async def whole(self, first: tuple[int, Event]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
-        done: dict[int, Finished] = {}
-        async for index, event in self._all_events(first):
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Finished):
-                done[index] = event
-        choices = []
-        for index, finished in sorted(done.items()):
-            message = {"role": "assistant", "content": finished.answer.text, "refusal": None}
-            message |= self._found(finished.answer)
-            logprobs = self._logprobs(finished.answer.token_scores, first=True)
-            reason = finished.answer.finish_reason
-            choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs})
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage(list(done.values()))}
-
-    async def stream(self, first: tuple[int, Event]) -> AsyncIterator[str]:
-        """The chunks of a streamed answer."""
-        done: list[Finished] = []
-        begun: set[int] = set()
-        wants_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
-        for index in range(len(self.tickets)):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
-        async for index, event in self._all_events(first):
-            if isinstance(event, Failed):
-                logger.warning("a streamed answer failed: %s", event.error)
-                yield json.dumps(describe(event.error)[1])
-                return
-            if isinstance(event, Piece):
-                logprobs = self._logprobs(event.scores, first=index not in begun)
-                begun |= {index} if event.scores else set()
-                yield self._chunk(index, {"content": event.text}, logprobs=logprobs)
-            else:
-                done.append(event)
-                yield self._chunk(index, self._found(event.answer), event.answer.finish_reason)
-        if wants_usage:
-            usage = self._usage(done)
-            yield json.dumps({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
-        yield "[DONE]"
-
-    async def _all_events(self, first: tuple[int, Event]) -> AsyncIterator[tuple[int, Event]]:
-        """Events in order until all answers are over."""
-        left = len(self.tickets)
-        for number in itertools.count():
-            index, event = first if number == 0 else await self._events.get()
-            yield index, event
-            left -= not isinstance(event, Piece)
-            if not left:
-                return
-
-    def _found(self, answer: GenerationResult) -> dict[str, Any]:
-        """Boxes of an answer, and what else its family says in a form of its own, in pixels of the last picture; where
-        probabilities were asked for, those of the answer and of each box; what is wrong with one that was cut off."""
-        found = self._read(answer.text, self.size)
-        more = found.parts if answer.incomplete is None else {**found.parts, "incomplete": answer.incomplete}
-        boxes = [
-            {"phrase": box.phrase, "box": list(box.pixels), "normalized": list(box.normalized)} for box in found.boxes
-        ]
-        if answer.score is None:
-            return {"boxes": boxes, **more}
-        scored = [{**box, "score": score} for box, score in zip(boxes, answer.box_scores, strict=False)]
-        return {"boxes": scored, "score": answer.score, **more}
-
-    def _logprobs(self, scores: Sequence[TokenScore], *, first: bool) -> dict[str, Any] | None:
-        """The `logprobs` of tokens; `first`: they begin the answer."""
-        return logprobs_body(scores, self._tokenizer, first=first) if self.body.logprobs else None
-
-    def _usage(self, done: list[Finished]) -> dict[str, Any]:
-        answers = [finished.answer for finished in done]
-        made, cached = sum(len(answer.token_ids) for answer in answers), max(a.cached_tokens for a in answers)
-        return usage_body(self.asked.inputs.length, made, cached)
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None = None, *, logprobs: dict[str, Any] | None = None
-    ) -> str:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return json.dumps({**self._head("chat.completion.chunk"), "choices": [choice]}, ensure_ascii=False)
-
-
-def _options(body: ChatRequest, limits: Limits) -> SamplingOptions:
-    """Sampling as asked for; what is left out is greedy, and no more tokens than the server gives."""
-    given = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "repetition_penalty": body.repetition_penalty,
-        "seed": body.seed,
-    }
-    wanted = body.max_completion_tokens or body.max_tokens or limits.max_new_tokens
-    most = min(wanted, limits.max_new_tokens)
-    return SamplingOptions(max_new_tokens=most, **{name: value for name, value in given.items() if value is not None})
+def _check_model(name: str, names: Collection[str], *, does: str = "run") -> None:
+    if name not in names:
+        known = ", ".join(names)
+        raise UnknownModelError(f"The model '{name[:80]}' does not {does} here. {_DOING[does]}: {known}.")

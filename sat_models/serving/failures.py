@@ -12,13 +12,11 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from sat_models.errors import InputError, MissingPackageError, UnknownNameError, ZooError
+from sat_models.serving.body import error_body
 from sat_models.serving.requests import BusyError, RequestTimeoutError
-from sat_models.serving.schema import error_body
 from sat_models.text import printable
 
 logger = logging.getLogger(__name__)
-
-_ROUTES = "GET /v1/models, POST /v1/chat/completions, GET /health, GET /ready, GET /metrics"
 
 
 class UnknownModelError(ZooError):
@@ -42,7 +40,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
         return 503, error_body(error.public, kind="server_error", code="overloaded")
     if isinstance(error, RequestTimeoutError):
         return 504, error_body(error.public, kind="server_error", code="timeout")
-    return 500, error_body(printable(f"{type(error).__name__}: {error}"), kind="server_error")
+    said = error.public if isinstance(error, ZooError) else error
+    return 500, error_body(printable(f"{type(error).__name__}: {said}"), kind="server_error")
 
 
 def _problems(found: Sequence[dict[str, Any]]) -> str:
@@ -62,8 +61,14 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that failed."""
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         what = printable(f"{request.method} {request.url.path[:80]}")
-        error = HTTPException(error.status_code, f"There is no {what} here. There are: {_ROUTES}.")
+        error = HTTPException(error.status_code, f"There is no {what} here. There are: {', '.join(_routes(request))}.")
     status, body = describe(error)
     if status == 500:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return JSONResponse(body, status, {"Retry-After": "2"} if status == 503 else None)
+
+
+def _routes(request: Request) -> list[str]:
+    """What can be called, with its method."""
+    routes = [route for route in request.app.routes if "{" not in route.path]
+    return [f"{method} {route.path}" for route in routes for method in sorted(route.methods - {"HEAD"})]

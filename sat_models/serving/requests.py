@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from sat_models.errors import ZooError
-from sat_models.generation.answer import GenerationResult, Request
+from sat_models.generation.answer import GenerationResult
 from sat_models.generation.scores import TokenScore
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class Failed:
 
 Event = Piece | Finished | Failed
 Listener = Callable[[Event], object]
+Asked = TypeVar("Asked")
+"""What a ticket is for."""
 
 
 class Observer(Protocol):
@@ -82,14 +84,14 @@ class Nobody:
         """See `Observer`."""
 
 
-class Ticket:
+class Ticket(Generic[Asked]):
     """One request on its way. `cancel` it when nobody wants the answer any more.
 
     Attributes:
         begun: its first token has come.
     """
 
-    def __init__(self, request: Request, listener: Listener, limit: float) -> None:
+    def __init__(self, request: Asked, listener: Callable[[Any], object], limit: float) -> None:
         self.request, self._listener = request, listener
         self.started = time.monotonic()
         self.deadline = self.started + limit
@@ -101,7 +103,7 @@ class Ticket:
         """Give up; its place is free before the next token. No event follows. May be called at any time."""
         self.cancelled = True
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: object) -> None:
         """Hand an event to the listener; one that fails ends the request."""
         if self.cancelled:
             return

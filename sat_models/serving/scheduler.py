@@ -60,8 +60,8 @@ class Scheduler:
         self._observer: Observer = observer or Nobody()
         self._on_fatal = on_fatal
         self._device = getattr(engine, "device", None) or runtime.current_device()
-        self._waiting: deque[Ticket] = deque()
-        self._running: dict[int, Ticket] = {}
+        self._waiting: deque[Ticket[Request]] = deque()
+        self._running: dict[int, Ticket[Request]] = {}
         self._session: Any = None
         self._changed = threading.Condition()
         self._closing = False
@@ -79,7 +79,7 @@ class Scheduler:
         """Requests that wait, and that run."""
         return len(self._waiting), len(self._running)
 
-    def submit(self, request: Request, listener: Listener, *, seconds: float = 600.0) -> Ticket:
+    def submit(self, request: Request, listener: Listener, *, seconds: float = 600.0) -> Ticket[Request]:
         """Put a request into the queue.
 
         Args:
@@ -91,7 +91,9 @@ class Scheduler:
         """
         return self.submit_all([(request, listener)], seconds=seconds)[0]
 
-    def submit_all(self, requests: Sequence[tuple[Request, Listener]], *, seconds: float = 600.0) -> list[Ticket]:
+    def submit_all(
+        self, requests: Sequence[tuple[Request, Listener]], *, seconds: float = 600.0
+    ) -> list[Ticket[Request]]:
         """`submit` several that belong together: all or none."""
         tickets = [Ticket(request, listener, seconds) for request, listener in requests]
         with self._changed:
@@ -190,19 +192,19 @@ class Scheduler:
         for number in self._session.finished:
             self._finish(self._running.pop(number), self._session.remove(number))
 
-    def _tell_text(self, ticket: Ticket, row: AnswerRow) -> None:
+    def _tell_text(self, ticket: Ticket[Request], row: AnswerRow) -> None:
         """The new part of an answer's text."""
         if not ticket.begun:
             ticket.begun = True
             self._observer.first_token(time.monotonic() - ticket.started)
         self._tell_piece(ticket, row)
 
-    def _tell_piece(self, ticket: Ticket, row: AnswerRow) -> None:
+    def _tell_piece(self, ticket: Ticket[Request], row: AnswerRow) -> None:
         piece, scores = row.take_text(), row.take_scores()
         if piece or scores:
             ticket.tell(Piece(piece, scores))
 
-    def _finish(self, ticket: Ticket, row: AnswerRow) -> None:
+    def _finish(self, ticket: Ticket[Request], row: AnswerRow) -> None:
         if row.error is not None:
             self._fail(ticket, row.error)
             return
@@ -211,11 +213,11 @@ class Scheduler:
         ticket.tell(Finished(answer))
         self._note(ticket, "cancelled" if ticket.cancelled else answer.finish_reason)
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
+    def _fail(self, ticket: Ticket[Request], error: Exception) -> None:
         ticket.tell(Failed(error))
         self._note(ticket, "timeout" if isinstance(error, RequestTimeoutError) else "error")
 
-    def _note(self, ticket: Ticket, outcome: str) -> None:
+    def _note(self, ticket: Ticket[Request], outcome: str) -> None:
         self._observer.over(outcome, time.monotonic() - ticket.started, ticket.request.inputs.length)
 
     def _lose(self, error: Exception) -> None:

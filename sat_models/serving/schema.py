@@ -1,21 +1,15 @@
-"""The bodies of OpenAI's chat API, as far as these models understand them.
-
-A parameter that would change the answer and cannot be honoured is refused by name. What asks for nothing is let
-through: real clients send their defaults along, `null` for all that they know.
-"""
+"""The bodies of OpenAI's chat API, as far as these models understand them."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StrictBool, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, StrictBool, model_validator
 
-from sat_models.errors import InputError
 from sat_models.generation.scores import LARGEST_TOP
 from sat_models.generation.strict.constraint import Constraint
 from sat_models.serving.answer_form import FIELDS, constraint_of
-from sat_models.text import DoubleKeyError, is_utf8, unique_keys
+from sat_models.serving.body import Body, Real, Strict, Whole, shown
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -74,17 +68,13 @@ MAX_METADATA = 16
 _DETAILS = ("auto", "low", "high", "original")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     """Words."""
 
     text: str
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """Where a picture is."""
 
     url: str
@@ -135,17 +125,6 @@ def _stops(given: Any) -> Any:
     return tuple(stops)
 
 
-def _no_truth(given: Any) -> Any:
-    """`true` is a number to Python, and none to those who send numbers."""
-    if isinstance(given, bool):
-        raise ValueError(f"it is {str(given).lower()}; it must be a number")
-    return given
-
-
-Whole = Annotated[int, BeforeValidator(_no_truth)]
-Real = Annotated[float, BeforeValidator(_no_truth)]
-
-
 class Message(BaseModel):
     """One message; fields of other clients (`name`, `refusal`, `boxes` of an earlier answer, …) may stand in it."""
 
@@ -162,16 +141,18 @@ class Message(BaseModel):
         return message
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Of a streamed answer."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(_Strict):
+class ChatRequest(Body):
     """A body of `POST /v1/chat/completions`; `top_k`, `repetition_penalty`, `version`, `max_tiles` and `guided_boxes`
     are ours, the others of `answer_form.FIELDS` OpenAI's and vLLM's."""
+
+    NEUTRAL = NEUTRAL
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -205,20 +186,10 @@ class ChatRequest(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_what_is_missing_here(cls, body: Any) -> Any:
-        """Takes away what asks for nothing; says no to the others by name."""
-        if not isinstance(body, dict):
-            return body
-        known = {name: body[name] for name in body if name in cls.model_fields or not is_utf8(name)}
-        if place := _unwritable(known):
-            raise ValueError(f"{place} holds half of a surrogate pair, which is no text; send whole characters")
-        asked = {name: value for name, value in body.items() if value is not None}
-        for name, neutral in NEUTRAL.items():
-            if name in asked and asked.pop(name) not in neutral:
-                raise ValueError(f"'{name}' is not supported by these models; leave it out")
-        if asked.get("top_logprobs") and asked.get("logprobs") is not True:
+    def _refuse_alternatives_alone(cls, body: Any) -> Any:
+        if isinstance(body, dict) and body.get("top_logprobs") and body.get("logprobs") is not True:
             raise ValueError("'top_logprobs' needs 'logprobs': true; send both, or leave it out")
-        return asked
+        return body
 
     @model_validator(mode="after")
     def _read_form(self) -> Self:
@@ -231,51 +202,8 @@ class ChatRequest(_Strict):
         return self._constraint
 
 
-_PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema/$defs/{model}"
-_FORM = ChatRequest.model_json_schema(ref_template=_PLACE)
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _FORM}}}}
+BODY = shown(ChatRequest, "/v1/chat/completions")
 """The body as `/openapi.json` shows it."""
-
-
-def read_body(raw: bytes, content_type: str) -> ChatRequest:
-    """The request in the bytes of a body; takes a moment for a large one.
-
-    Raises:
-        InputError: no JSON, or not called so (a browser asks another host before it sends JSON, but not before text).
-        ValidationError: a request that cannot be taken.
-    """
-    if "json" not in content_type.lower():
-        raise InputError(f"The Content-Type is '{content_type[:80]}'; send JSON as application/json.")
-    try:
-        body = json.loads(raw, object_pairs_hook=unique_keys)
-    except DoubleKeyError as error:
-        raise InputError(f"In the body {error}. Send one of them.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The body is no JSON: {str(error)[:200]}.") from error
-    return ChatRequest.model_validate(body)
-
-
-def _unwritable(body: Any) -> str | None:
-    """Where in a body there is text that UTF-8 cannot write: `messages.0.content`; None for nowhere."""
-    if is_utf8(json.dumps(body, ensure_ascii=False)):
-        return None
-    left: list[tuple[str, Any]] = [("", body)]
-    while left:
-        place, value = left.pop()
-        if isinstance(value, str) and not is_utf8(value):
-            return place
-        if isinstance(value, dict):
-            if not all(map(is_utf8, value)):
-                return f"a name in {place or 'the body'}"
-            left += [(f"{place}.{name}".lstrip("."), inner) for name, inner in value.items()]
-        elif isinstance(value, list):
-            left += [(f"{place}.{number}", inner) for number, inner in enumerate(value)]
-    return None
-
-
-def error_body(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import signal
 import socket
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from sat_models.errors import ConfigError, MissingPackageError, ZooError, complain
-from sat_models.flags import add_model_flags, flag, loading, positive
+from sat_models.flags import flag, positive
+from sat_models.serving.models import Models, add_models_flags, closing, limits_of, load
 
 if TYPE_CHECKING:
     from sat_models.generation.ranks import SharedEngine
-    from sat_models.zoo.vlm import VLM
-
-logger = logging.getLogger(__name__)
 
 
 def add_serving_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how many requests; page and API share these."""
-    add_model_flags(parser)
+    """Which models, and how many requests; page and API share these."""
+    add_models_flags(parser)
     flag(parser, "max_batch", type=positive, default=16, help="requests answered at a time (default: %(default)s)")
     flag(
         parser, "keep_prefixes", type=count, default=16,
@@ -48,7 +44,8 @@ def add_serving_flags(parser: argparse.ArgumentParser) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """All flags of the API server."""
     parser = argparse.ArgumentParser(
-        description="Serve a vision-language model with OpenAI's chat API.", allow_abbrev=False
+        description="Serve a vision-language model with OpenAI's chat API, a painter with its images API, or both.",
+        allow_abbrev=False,
     )
     add_serving_flags(parser)
     flag(parser, "host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -91,39 +88,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 1 if the processes of a split model lost each other; 2 for what the user can mend.
     """
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
     try:
-        return _serve(args)
+        return _serve(parser, parser.parse_args(argv))
     except ZooError as error:
         complain(error)
         return 2
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     require_packages("fastapi", "uvicorn", "prometheus_client", purpose="The API server")
     leads = int(os.environ.get("RANK", "0")) == 0
     listening = listen(args.host, args.port) if leads else None
-    vlm, engine = load(args)
-    return on_ranks(engine, lambda: _serve_http(args, vlm, engine, listening))
+    models = load(parser, args)
+    return on_ranks(models.engine, lambda: _serve_http(args, models, listening))
 
 
-def load(args: argparse.Namespace) -> tuple[VLM, SharedEngine]:
-    """The model and its engine, on every process."""
-    from sat_models.runtime import setup_logging
-    from sat_models.serving.chat import shared_engine
-    from sat_models.zoo import load_pretrained
-
-    setup_logging(logging.INFO)
-    vlm = load_pretrained(args.from_pretrained, **loading(args))
-    prefix_bytes = int(args.prefix_memory * 2**30)
-    return vlm, shared_engine(vlm, keep_prefixes=args.keep_prefixes, prefix_bytes=prefix_bytes)
-
-
-def on_ranks(engine: SharedEngine, front: Any) -> int:
-    """Runs `front` on the first process while the others follow; all end together.
+def on_ranks(engine: SharedEngine | None, front: Callable[[], int]) -> int:
+    """Runs `front` on the first process while the others follow; all end together. Without an engine there is one.
 
     The others leave ending to the first: a signal that the launcher sends to all must not cut off answers.
     """
+    if engine is None:
+        return front()
     if engine.leads:
         try:
             code = front()
@@ -162,53 +149,35 @@ def require_packages(*names: str, purpose: str) -> None:
             raise MissingPackageError(name, "serve", purpose)
 
 
-def served_names(args: argparse.Namespace) -> list[str]:
-    """Names for the model that clients may use: as asked for, else as it was loaded (a path by its last part, too)."""
-    if getattr(args, "served_model_name", None):
-        return list(args.served_model_name)
-    given = str(args.from_pretrained)
-    return list(dict.fromkeys((Path(given).name if "/" in given or Path(given).exists() else given, given)))
-
-
-def _serve_http(args: argparse.Namespace, vlm: VLM, engine: SharedEngine, listening: socket.socket) -> int:
+def _serve_http(args: argparse.Namespace, models: Models, listening: socket.socket) -> int:
     import uvicorn
 
     from sat_models.serving.api import create_app
-    from sat_models.serving.core import Limits, ServerCore
     from sat_models.serving.images import ImagePolicy
-    from sat_models.serving.metrics import Metrics
+    from sat_models.serving.metrics import DrawingMetrics, Metrics
 
-    metrics = Metrics()
     lost: list[bool] = []
 
     def on_fatal() -> None:
         lost.append(True)
         server.should_exit = True
 
-    core = ServerCore(
-        vlm,
-        engine,
-        names=served_names(args),
-        limits=Limits(
-            max_new_tokens=args.max_new_tokens,
-            max_images=args.max_images,
-            seconds=args.timeout,
-            max_rows=args.max_batch,
-            max_waiting=args.max_waiting,
-            prompt_piece=args.prompt_piece,
-        ),
-        image_policy=ImagePolicy(hosts=tuple(args.allow_images_from)),
-        observer=metrics,
-        on_fatal=on_fatal,
-    )
+    talking = Metrics() if models.vlm else None
+    drawing = DrawingMetrics(talking.registry if talking else None) if models.painter else None
+    policy = ImagePolicy(hosts=tuple(args.allow_images_from))
+    core = models.core(limits_of(args), image_policy=policy, observer=talking, on_fatal=on_fatal)
+    studio = models.studio(args, observer=drawing)
     keys = [*args.api_key, *os.environ.get("SAT_API_KEYS", "").split()]
-    app = create_app(core, metrics, keys=keys, origins=args.allow_origin, on_shutdown=core.scheduler.close)
+    app = create_app(
+        core, talking or drawing, studio=studio, keys=keys, origins=args.allow_origin,
+        on_shutdown=closing(core, studio),
+    )  # fmt: skip
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=args.grace)
     server = uvicorn.Server(config)
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     for name in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises it once more when it is done; let that pass
         signal.signal(name, lambda *_: setattr(server, "should_exit", True))
-    print(f"Serving {core.names[0]} on http://{address}:{port}/v1", flush=True)
+    print(f"Serving {models.named} on http://{address}:{port}/v1", flush=True)
     server.run(sockets=[listening])
     return 1 if lost else 0

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sat_models.serving.schema import error_body
+from sat_models.serving.body import error_body
 
 T = TypeVar("T")
 

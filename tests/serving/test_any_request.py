@@ -15,9 +15,10 @@ from hypothesis import strategies as some  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
 from sat_models.errors import InputError, ZooError  # noqa: E402
+from sat_models.serving.body import read_body  # noqa: E402
 from sat_models.serving.failures import describe  # noqa: E402
 from sat_models.serving.messages import conversation, image_urls  # noqa: E402
-from sat_models.serving.schema import NEUTRAL, ChatRequest, read_body  # noqa: E402
+from sat_models.serving.schema import NEUTRAL, ChatRequest  # noqa: E402
 from sat_models.text import is_utf8, json_line, printable  # noqa: E402
 
 texts = some.text(some.characters(), max_size=20)  # halves of surrogate pairs among them
@@ -64,7 +65,7 @@ def test_any_body_is_taken_or_refused_in_a_short_line(body: Any) -> None:
 @pytest.mark.parametrize("body", ['{"model": "x", "model": "y"}', '{"messages": [{"role": "user", "role": "system"}]}'])
 def test_a_key_that_comes_twice_is_named(body: str) -> None:
     with pytest.raises(InputError, match=r"In the body an object has the key '(model|role)' twice\. Send one"):
-        read_body(body.encode(), "application/json")
+        read_body(body.encode(), "application/json", ChatRequest)
 
 
 @settings(deadline=None, max_examples=300)

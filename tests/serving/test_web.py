@@ -25,7 +25,7 @@ from sat_models.evaluation.metrics import iou
 from sat_models.generation.session import BatchSession
 from sat_models.processing.boxes import parse_boxes
 from sat_models.serving.core import Limits, ServerCore
-from sat_models.serving.web import Page, launch, make_parser
+from sat_models.serving.web import Page, Site, launch, make_parser
 from sat_models.serving.web_texts import LANGUAGES, TEMPLATES, WORDS
 from sat_models.zoo import VLM, load_pretrained
 
@@ -179,7 +179,7 @@ def test_in_a_browser(core: ServerCore, tmp_path: Path) -> None:
         true = ImageChops.invert(image.convert("RGB")).getbbox()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    page = launch(Page(core), host="127.0.0.1", port=port)
+    page = launch(Site(Page(core)), host="127.0.0.1", port=port)
     try:
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
