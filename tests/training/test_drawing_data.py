@@ -19,15 +19,18 @@ from painter_golden import sat_folder
 from sat_models.errors import ConfigError, InputError, ZooError
 from sat_models.models.cogview3.config import CogView3PlusConfig
 from sat_models.sampling.schedule import shares, stretched
+from sat_models.training.activations import measure_pass
 from sat_models.training.batches import batches, evaluation_batches
 from sat_models.training.drawing.captions import read_captions, text_of
 from sat_models.training.drawing.data import Item, LatentDataset, LatentInputs
 from sat_models.training.drawing.frames import Frame, buckets, frame_of
 from sat_models.training.drawing.latents import LatentCache
 from sat_models.training.drawing.loss import VPrediction
+from sat_models.training.engine import recompute
 from sat_models.training.records import Problem
 from sat_models.training.settings import FinetuneSettings
 from sat_models.training.tasks import task_of
+from sat_models.training.trainable import apply_plan, plan_of
 from sat_models.zoo import load_pretrained
 
 CONFIG = CogView3PlusConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
@@ -265,3 +268,36 @@ def test_settings_that_do_not_fit_a_painter_are_refused(folder: Path, tmp_path: 
             task_of(FinetuneSettings(**given, **settings))
     with pytest.raises(ConfigError, match="--text_dropout is for models for drawing, but cogvlm-tiny holds a"):
         task_of(FinetuneSettings(from_pretrained="cogvlm-tiny", train_data=("d",), save_path="s", text_dropout=0.5))
+
+
+@each_folder("cogview3-plus")
+@pytest.mark.parametrize("again", [False, True])
+def test_the_estimate_counts_what_a_pass_keeps(folder: Path, tmp_path: Path, again: bool) -> None:
+    place, data = sat_folder(folder, tmp_path), tmp_path / "data"
+    image(data / "0.png", (128, 128))
+    (data / "0.txt").write_text("A circle.")
+    task = task_of(
+        FinetuneSettings(
+            from_pretrained=str(place), train_data=(str(data),), save_path="s", image_size=(128,), batch_size=2,
+            lora_rank=4, eval_interval=0,
+        )
+    )  # fmt: skip
+    model = load_pretrained(place, device="cpu", dtype="float32").model
+    apply_plan(model, plan_of("attention", 4))
+    counted = measure_pass(model, task.probe(), dtype=torch.float32, checkpoint_language=again)
+    recompute(model.train(), language=again, vision=False)
+    own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
+    held: dict[int, Tensor] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    shape, words = (2, 4, 16, 16), torch.zeros(2, task.config.text_length, task.config.text_hidden_size)
+    inputs = LatentInputs(torch.ones(shape), torch.ones(shape), torch.ones(2), words, {}, torch.ones(2))
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        loss = task.objective(model, inputs)
+    really = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    assert counted.kept == pytest.approx(really, rel=0.05) and loss.total.requires_grad
+    assert (counted.layer > 0) == again

@@ -74,7 +74,7 @@ class Item:
     kind: Hashable
     tokens: int
     read: Callable[[], tuple[Tensor, Tensor]]
-    conditions: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    conditions: Mapping[str, Sequence[float] | Tensor] = field(default_factory=dict)
 
 
 class LatentDataset:
@@ -115,7 +115,7 @@ class LatentDataset:
             timestep=torch.tensor(times, dtype=torch.float32),
             text=torch.stack(texts),
             conditions={
-                name: torch.tensor([item.conditions[name] for item in items], dtype=torch.float32)
+                name: torch.stack([torch.as_tensor(item.conditions[name]).float() for item in items])
                 for name in items[0].conditions
             },
             weights=torch.tensor([float(sample.counts) for sample in samples]),
