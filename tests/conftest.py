@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,17 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "loadfile"
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // option.numprocesses))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[None]:
+    """Halves of surrogate pairs, which tests of odd text print and log, cannot be sent from one process to another."""
+    return _writable((yield))
+
+
+def _writable(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_writable(key): _writable(value) for key, value in data.items()}
+    return type(data)(map(_writable, data)) if isinstance(data, (list, tuple)) else data

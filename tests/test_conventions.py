@@ -105,6 +105,14 @@ def test_folders_of_quick_tests_are_shared_out_among_the_cores(
     assert config.option.dist == ("loadfile" if processes else "no"), "a file shares its fixtures"
 
 
+def test_odd_text_of_a_test_reaches_the_process_that_prints_it(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    odd = 'import logging\ndef test_odd() -> None:\n    logging.error("half: \\ud800")\n    assert "\\udfff" == "x"\n'
+    (tmp_path / "test_odd.py").write_text(odd)
+    done = run(sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path)
+    assert "1 failed" in done.stdout and "INTERNALERROR" not in done.stdout + done.stderr, done.stdout
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """Its cells one after the other, as a kernel would; the last one prints what fine-tuning would train."""
