@@ -6,79 +6,21 @@ Sources: the CogVLM repository at f7283b2 (README, "Model Zoo" and the demo's `-
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sat_models.errors import ConfigError, UnknownNameError
+from sat_models.model_spec import ORGANISATIONS, ModelSpec
 
 _PACKAGE = Path(__file__).resolve().parent
 _HUB = "https://huggingface.co"
-_ORGANISATIONS = ("THUDM", "zai-org")  # the same one, before and after its renaming
 
 COGVLM_WEIGHTS = "CogVLM model licence (weights), Apache-2.0 (code)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """One model of the zoo. Its sizes stand in `configs/models/<name>.json`.
-
-    Attributes:
-        name: what users type, and the folder under SAT_HOME.
-        summary: one line for the table.
-        default_version: prompt style, where neither the user nor the checkpoint names one; None for what does not talk.
-        image_size: side in pixels of the square input image, or of the image that is drawn where nobody says otherwise.
-        cross_image_size: the same for the high-resolution branch; None for models without it.
-        licence, source: of the weights, and where they are.
-        hf_name: repository with the same weights in Hugging Face's form, without the organisation.
-        owners: organisations that have it.
-        originals: whole ids of repositories with the same weights in an original layout that is read.
-        aliases: other names for the same weights.
-        task: what it is for, one of `config.TASKS`.
-        bundled: the weights lie in this package.
-        available: False for a model whose code is still to come; loading it says so.
-    """
-
-    name: str
-    summary: str
-    default_version: str | None = None
-    image_size: int
-    cross_image_size: int | None = None
-    licence: str
-    source: str
-    hf_name: str | None = None
-    owners: tuple[str, ...] = _ORGANISATIONS
-    originals: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    task: str = "dialogue"
-    bundled: bool = False
-    available: bool = True
-
-    @property
-    def hub_ids(self) -> tuple[str, ...]:
-        """Hugging Face ids of the same weights."""
-        return tuple(f"{who}/{self.hf_name}" for who in self.owners) if self.hf_name else ()
-
-    def repository(self, asked: str) -> str | None:
-        """The hub repository to fetch for a name with a slash; None where its weights are not there in a known form."""
-        if asked in self.originals:
-            return asked
-        return f"{asked.partition('/')[0]}/{self.hf_name}" if self.hf_name else None
-
-    @property
-    def all_names(self) -> tuple[str, ...]:
-        """Every name that means this model: its own, its aliases, its Hugging Face ids."""
-        return (self.name, *self.aliases, *self.hub_ids, *self.originals)
-
-    @property
-    def folder_names(self) -> tuple[str, ...]:
-        """Folders under SAT_HOME where the weights may lie."""
-        return tuple(name for name in (self.name, *self.aliases) if "/" not in name)
 
 
 def _cogvlm(name: str, summary: str, version: str, size: int = 490, *, aliases: tuple[str, ...] = ()) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=size, licence=COGVLM_WEIGHTS,
-        source=f"{_HUB}/{_ORGANISATIONS[0]}/CogVLM", hf_name=f"{name}-hf", aliases=aliases,
+        source=f"{_HUB}/{ORGANISATIONS[0]}/CogVLM", hf_name=f"{name}-hf", aliases=aliases,
     )  # fmt: skip
 
 
@@ -110,7 +52,7 @@ def _internvl(hub: str, summary: str, version: str, language: str) -> ModelSpec:
 def _cogagent(name: str, summary: str, version: str) -> ModelSpec:
     return ModelSpec(
         name=name, summary=summary, default_version=version, image_size=224, cross_image_size=1120,
-        licence="CogAgent model licence (weights), Apache-2.0 (code)", source=f"{_HUB}/{_ORGANISATIONS[0]}/CogAgent",
+        licence="CogAgent model licence (weights), Apache-2.0 (code)", source=f"{_HUB}/{ORGANISATIONS[0]}/CogAgent",
         hf_name=f"{name}-hf",
     )  # fmt: skip
 
@@ -176,6 +118,16 @@ def _xcomposer2(release: str, summary: str, size: int, *, version: str = "xcompo
     )  # fmt: skip
 
 
+def _cogview3(stage: str, summary: str, size: int, *, distilled: str = "") -> ModelSpec:
+    name = f"cogview3-{stage}-3b{distilled}"
+    return ModelSpec(
+        name=name, summary=f"{summary}; runs in diffusers", image_size=size, licence="Apache-2.0",
+        source="https://github.com/THUDM/CogView3 (its sat/README.md has the links)", task="drawing",
+        runs_in="diffusers", parameters=_UNET + 320 * {"": 0, "base": 512, "relay": 256}[stage if distilled else ""],
+    )  # fmt: skip
+
+
+_UNET, _COGVIEW4 = 2_906_612_484, 6_369_118_272
 _PAINTERS = (
     ModelSpec(
         name="cogview3-plus-3b", summary="images from English prompts, 512 to 2048 px a side, with T5-XXL before it",
@@ -192,11 +144,22 @@ _PAINTERS = (
         image_size=480, licence="CogVideo licence (weights; limits of use), Apache-2.0 (code)",
         source="https://lfs.aminer.cn/misc/cogvideo/cogvideo-stage1.zip", aliases=("cogvideo-stage1",), task="film",
     ),
+    _cogview3("base", "images of 512 px from English prompts", 512),
+    _cogview3("base", "the same in 4 steps", 512, distilled="-distill-4step"),
+    _cogview3("base", "the same in 8 steps", 512, distilled="-distill-8step"),
+    _cogview3("relay", "enlarges the images of the former to 1024 px", 1024),
+    _cogview3("relay", "the same in 2 steps", 1024, distilled="-distill-2step"),
+    _cogview3("relay", "the same in 1 step", 1024, distilled="-distill-1step"),
+    ModelSpec(
+        name="cogview4-6b", summary="images from Chinese and English prompts, 512 to 2048 px; runs in diffusers",
+        image_size=1024, licence="Apache-2.0", source=f"{_HUB}/THUDM/CogView4-6B", hf_name="CogView4-6B",
+        task="drawing", runs_in="diffusers", parameters=_COGVIEW4,
+    ),
 )  # fmt: skip
 
 _GROUNDING_ALIASES = (
     "cogvlm-grounding-generalist-v1.1",
-    *(f"{who}/cogvlm-grounding-generalist" for who in _ORGANISATIONS),
+    *(f"{who}/cogvlm-grounding-generalist" for who in ORGANISATIONS),
 )
 
 _SPECS = (
@@ -232,7 +195,7 @@ _SPECS = (
         image_size=224,
         licence="VisualGLM-6B model licence (weights), Apache-2.0 (code)",
         source=f"{_HUB}/THUDM/visualglm-6b (SAT weights: see its README)",
-        aliases=tuple(f"{who}/visualglm-6b" for who in _ORGANISATIONS),
+        aliases=tuple(f"{who}/visualglm-6b" for who in ORGANISATIONS),
     ),
     _llava("llava-v1.5-7b", "7B"),
     _llava("llava-v1.5-13b", "13B"),
@@ -245,7 +208,7 @@ _SPECS = (
     *_PAINTERS,
 )
 
-_COLLECTIONS = tuple(f"{who}/{name}" for who in _ORGANISATIONS for name in ("CogVLM", "CogAgent"))
+_COLLECTIONS = tuple(f"{who}/{name}" for who in ORGANISATIONS for name in ("CogVLM", "CogAgent"))
 """Hub repositories that hold the SAT weights of several models."""
 
 

@@ -26,7 +26,7 @@ LAYERS = (
         "sat_models.c_library",
         "sat_models.config",
     ),
-    ("sat_models.registry", "sat_models.processing", "sat_models.vision"),
+    ("sat_models.registry", "sat_models.model_spec", "sat_models.processing", "sat_models.vision"),
     ("sat_models.models",),
     ("sat_models.checkpoint", "sat_models.generation", "sat_models.sampling"),
     ("sat_models.zoo", "sat_models.flags"),

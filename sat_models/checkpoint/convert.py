@@ -123,6 +123,8 @@ def _check_asked(
 
 
 def _check_source(source: Source, quantisation: Quantisation | None) -> None:
+    if not source.config.SAT_FORM:
+        raise ConfigError(f"{source.config.model_class} is kept in diffusers' form only; there is nothing to convert")
     if quantisation is not None and Quantisation.of(source.config):
         raise ConfigError(f"{source.checkpoint.step_folder} is quantised already; quantise those in full precision")
     if source.adapter is not None and source.adapter.prefix_length:

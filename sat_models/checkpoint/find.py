@@ -6,8 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from sat_models import registry
 from sat_models.checkpoint.archive import unpack_beside
 from sat_models.checkpoint.huggingface import open_hf
 from sat_models.checkpoint.layout import (
@@ -24,8 +27,8 @@ from sat_models.checkpoint.minigpt4 import MINIGPT4_FILE, open_minigpt4
 from sat_models.checkpoint.peft import find_peft
 from sat_models.checkpoint.pickles import read_weights
 from sat_models.config import read_json
-from sat_models.errors import CheckpointError
-from sat_models.models.families import config_of_weights
+from sat_models.errors import CheckpointError, ConfigError
+from sat_models.models.families import config_of_weights, family_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +90,32 @@ def _with_config(files: tuple[Path, ...]) -> SATCheckpoint:
     data = {} if folder is None else read_json(folder / CONFIG_FILE)
     if "model_class" not in data:
         shapes = {name: tuple(value.shape) for name, value in read_weights(files[0]).items()}
-        data = config_of_weights(shapes, data) or data
+        data = _told_by_weights(step, shapes, data)
     if not data:
         raise CheckpointError(
             f"no {CONFIG_FILE} in {step} or in {step.resolve().parent}; copy it there: it holds the sizes"
         )
     return SATCheckpoint(folder or step.resolve().parent, files, data)
+
+
+def _told_by_weights(step: Path, shapes: Mapping[str, tuple[int, ...]], data: dict[str, Any]) -> dict[str, Any]:
+    """What shapes tell, with what a file says. Of what neither says, a folder that bears the name of a release has that
+    of the release, where the sizes are the same and its family asks for it. Raises ConfigError as `config_of_weights`.
+    """
+    folder = step.resolve()
+    names = (folder.name, folder.parent.name, folder.parent.parent.name)
+    spec = next(filter(None, map(registry.find_spec, names)), None)
+    released = read_json(registry.config_path(spec.name)) if spec else {}
+    kind = released.pop("model_class", None)
+    if kind is not None and family_of(kind).told_by_name:
+        try:
+            found = config_of_weights(shapes, {**released, **data})
+        except ConfigError as error:
+            logger.debug("%s is not of the sizes of %s: %s", step, spec.name, error)
+        else:
+            if found and found["model_class"] == kind:
+                return found
+    return config_of_weights(shapes, data) or data
 
 
 def _files_beside(path: Path) -> tuple[Path, ...]:

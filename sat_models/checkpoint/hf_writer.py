@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sat_models.checkpoint.hf_beside import plan_beside
 from sat_models.checkpoint.huggingface import DIFFUSERS_STEM, INDEX_FILE, SCHEDULER_FILE, form_of_class
-from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFORMER_FOLDER, SATCheckpoint
+from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, SATCheckpoint
 from sat_models.checkpoint.output import check_output, check_room, new_folder
 from sat_models.checkpoint.source import EMBEDDING, Opened, main_weight, of_model, open_source
 from sat_models.checkpoint.staging import write_tensors
@@ -116,7 +116,7 @@ class HFPlan:
         if form.pipeline is None:
             self._data["torch_dtype"] = self._kind
         self._keys = form.keys_of(opened.config)
-        layers = opened.config["num_layers"]
+        layers = opened.config.get("num_layers", 1)
         names = [hf for sat in opened.weights.names for hf in self._keys.all_hf(sat, layers)]
         self._names = {hf: [place.name for place in self._keys.places(hf)] for hf in names}
         sizes = opened.bytes_of(dtype, opened.weights.names)
@@ -162,8 +162,8 @@ class HFPlan:
             copy_tokenizer(file, folder, file.name if file.name in names else names[0])
 
     def _write_pipeline(self, folder: Path) -> Path:
-        """All but the transformer, whose folder is given."""
-        inside = folder / TRANSFORMER_FOLDER
+        """All but the network, whose folder is given."""
+        inside = folder / self._form.part
         inside.mkdir()
         others = self._opened.others
         entries = others.write_diffusers(folder) if others is not None else {}
@@ -172,7 +172,7 @@ class HFPlan:
         write_json(folder / SCHEDULER_FILE, scheduler)
         entries |= {
             "scheduler": ["diffusers", scheduler["_class_name"]],
-            TRANSFORMER_FOLDER: ["diffusers", self._form.architecture],
+            self._form.part: ["diffusers", self._form.architecture],
         }
         write_json(folder / PIPELINE_FILE, {"_class_name": name, **entries})
         if absent := [part for part, entry in entries.items() if entry[0] is None]:
@@ -225,6 +225,7 @@ def _card(name: str, data: Mapping[str, Any], config: Mapping[str, Any], kind: s
     use = 'vlm = load_pretrained("{}")\nprint(vlm.generate("picture.png", "What is in the picture?").text)'
     if draws:
         use = 'painter = load_pretrained("{}")\npainter.draw("A red circle and a blue square").save("image.png")'
+    sizes = f", {config['num_layers']} layers, width {config['hidden_size']}" if "num_layers" in config else ""
     image = f"Pictures: {config['eva_args']['image_size'][0]} px; " if "eva_args" in config else ""
     return f"""---
 tags: [{"text-to-image" if draws else "vision-language"}]
@@ -234,7 +235,7 @@ tags: [{"text-to-image" if draws else "vision-language"}]
 TODO: what this model is for, what it was trained on, and the licence of its weights (that of the weights it was made
 from applies).
 
-- Architecture: {architecture}, {config["num_layers"]} layers, width {config["hidden_size"]}
+- Architecture: {architecture}{sizes}
 - {image}weights: {kind}
 
 Load it with the zoo of SAT models; no remote code is needed:

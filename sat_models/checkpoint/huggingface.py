@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sat_models.checkpoint.hub import fetch
-from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFORMER_FOLDER, SATCheckpoint
+from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFORMER_FOLDER, UNET_FOLDER, SATCheckpoint
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
@@ -166,10 +166,11 @@ def open_hf(folder: Path) -> HFCheckpoint:
 
 
 def _config_of_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Where the weights lie, and the content of `config.json`; beside diffusers' transformers that of its scheduler,
+    """Where the weights lie, and the content of `config.json`; beside diffusers' networks that of its scheduler,
     under "scheduler"."""
     if (folder / PIPELINE_FILE).is_file():
-        folder = folder / TRANSFORMER_FOLDER
+        other = folder / UNET_FOLDER
+        folder = other if (other / HF_CONFIG_FILE).is_file() else folder / TRANSFORMER_FOLDER
     data = read_json(folder / HF_CONFIG_FILE)
     scheduler = folder.parent / SCHEDULER_FILE
     if "_class_name" in data and scheduler.is_file():

@@ -21,6 +21,8 @@ PIPELINE_FILE = "model_index.json"
 """Of a diffusers folder with all parts of a painter."""
 TRANSFORMER_FOLDER = "transformer"
 """In such a folder, and in one of SAT's with all parts."""
+UNET_FOLDER = "unet"
+"""In such a folder, of other networks."""
 LATEST_FILE = "latest"
 
 

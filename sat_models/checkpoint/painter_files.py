@@ -16,7 +16,6 @@ from sat_models.checkpoint.huggingface import DIFFUSERS_STEM
 from sat_models.checkpoint.layout import HF_CONFIG_FILE
 from sat_models.checkpoint.painter_parts import (
     ENCODER_FOLDER,
-    T5_FOLDER,
     TOKENIZER_FOLDER,
     VAE_FOLDER,
     find_text_encoder,
@@ -77,7 +76,7 @@ class PainterFiles:
         """Links in a folder to where they lie, by the names under which they are looked for. Raises OSError."""
         if self.encoder is not None:
             source, tokenizer = self.encoder
-            _link(source, folder / (ENCODER_FOLDER if tokenizer.parent != source else T5_FOLDER))
+            _link(source, folder / (ENCODER_FOLDER if tokenizer.parent != source else self.config.TEXT_FOLDER))
             if tokenizer.parent != source:
                 _link(tokenizer.parent, folder / TOKENIZER_FOLDER)
         if self.vae is not None:
@@ -86,7 +85,7 @@ class PainterFiles:
     def write_sat(self, folder: Path) -> None:
         """As the original's folders have them. Raises OSError, CheckpointError."""
         for source, _ in self._encoder_files():
-            _copy(source, folder / T5_FOLDER / source.name)
+            _copy(source, folder / self.config.TEXT_FOLDER / source.name)
         if self.vae is None:
             return
         (folder / VAE_FOLDER).mkdir(parents=True, exist_ok=True)

@@ -14,16 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sat_models.checkpoint.few_bits import load_in_few_bits
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import PainterConfig, read_json
+from sat_models.config.thin import FlowConfig
 from sat_models.errors import CheckpointError
 from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers
-from sat_models.models.common.quantised import quantise_linears
+from sat_models.processing.glm_encoder import GLMTextEncoder
 from sat_models.processing.image_codec import ImageCodec, KLCodec, require_diffusers
 from sat_models.processing.text_encoder import T5_TOKENIZERS, T5TextEncoder, TextEncoder, require_transformers
 
-VAE_FOLDER, T5_FOLDER, ENCODER_FOLDER, TOKENIZER_FOLDER = "vae", "t5-v1_1-xxl", "text_encoder", "tokenizer"
+VAE_FOLDER, ENCODER_FOLDER, TOKENIZER_FOLDER = "vae", "text_encoder", "tokenizer"
 
 
 _READ_BY_T5 = ("*.wo",)
@@ -41,24 +43,23 @@ def _home() -> Path:
 
 
 def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
-    """The folder of T5 and the file of its tokenizer.
+    """The folder of the text encoder and the file of its tokenizer.
 
     Raises:
         CheckpointError: neither beside the weights nor in SAT_HOME; the message says what to fetch.
     """
     home = _home()
-    folders = [place / name for place in places_around(step) for name in (ENCODER_FOLDER, T5_FOLDER)] + [
-        home / T5_FOLDER
-    ]
+    own = config.TEXT_FOLDER
+    folders = [place / name for place in places_around(step) for name in (ENCODER_FOLDER, own)] + [home / own]
     for folder in folders:
         if (folder / "config.json").is_file():
             files = [place / name for name in T5_TOKENIZERS for place in (folder, folder.parent / TOKENIZER_FOLDER)]
             if file := next((file for file in files if file.is_file()), None):
                 return folder, file
-            raise CheckpointError(f"{folder} has no tokenizer: put T5's spiece.model there")
+            raise CheckpointError(f"{folder} has no tokenizer: put {T5_TOKENIZERS[0]} or {T5_TOKENIZERS[1]} there")
     raise CheckpointError(
         f"the text encoder is missing: fetch https://huggingface.co/{config.text_model} "
-        f"(config.json, weights, spiece.model) into {_places_named(step)}/{T5_FOLDER} or {home / T5_FOLDER}"
+        f"(config.json, weights, tokenizer) into {_places_named(step)}/{own} or {home / own}"
     )
 
 
@@ -108,7 +109,7 @@ def check_parts(step: Path, config: PainterConfig) -> None:
 def open_text_encoder(
     step: Path, config: PainterConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> TextEncoder:
-    """T5 beside the weights in `step`.
+    """The text encoder beside the weights in `step`.
 
     Args:
         bits: 8 or 4 per weight of its linears; None leaves them in `dtype`.
@@ -118,8 +119,11 @@ def open_text_encoder(
     """
     folder, tokenizer = find_text_encoder(step, config)
     width, length = config.text_hidden_size, config.text_length
-    made = functools.partial(quantise_linears, bits=bits, in_8_bits=_READ_BY_T5) if bits else None
-    return T5TextEncoder.open(folder, tokenizer, length=length, width=width, device=device, dtype=dtype, made=made)
+    few = functools.partial(load_in_few_bits, folder=folder, bits=bits, in_8_bits=_READ_BY_T5, dtype=dtype)
+    kind = GLMTextEncoder if isinstance(config, FlowConfig) else T5TextEncoder
+    return kind.open(
+        folder, tokenizer, length=length, width=width, device=device, dtype=dtype, load=few if bits else None
+    )
 
 
 def read_vae(place: Path, scale: float) -> tuple[dict[str, object], dict[str, Tensor]]:

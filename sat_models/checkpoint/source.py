@@ -168,6 +168,11 @@ def open_source(
     if adapter is not None and adapter.extra.get("version"):
         config = dataclasses.replace(config, text_processor_version=adapter.extra["version"])
     config.check_model_parallel(size)
+    if quantisation and config.RUNS_IN == "diffusers":
+        raise ConfigError(
+            f"{config.model_class} runs in diffusers, and its linears stay as they are: leave quant out (quant_text is "
+            "for the text encoder)"
+        )
     stored = Quantisation.of(config)
     if stored or quantisation:
         bitsandbytes()

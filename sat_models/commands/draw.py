@@ -42,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
         parser, "output", type=Path, metavar="PLACE",
         help="file to write, or a folder for several images (default: image.png, or the folder images)",
     )  # fmt: skip
+    flag(parser, "relay", metavar="NAME_OR_PATH", help="a model that enlarges twofold what --from_pretrained drew")
+    flag(parser, "image", type=Path, metavar="FILE", help="an image to enlarge, for models that do that")
     flag(parser, "batch", type=positive, default=1, help="images made at a time; memory grows with it")
     add_painting_flags(parser, what="image")
     return parser
@@ -57,28 +59,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sat_models import runtime
     from sat_models.zoo import load_pretrained
     from sat_models.zoo.open_painter import ImagePainter
+    from sat_models.zoo.unet_painter import UNetPainter
 
     runtime.setup_logging("WARNING")
     painter = load_pretrained(
         args.from_pretrained, device=args.device, dtype=args.dtype, quant=args.quant, keep=args.keep,
-        quant_text=args.quant_text, task="drawing",
+        quant_text=args.quant_text, relay=args.relay, task="drawing",
     )  # fmt: skip
     if not isinstance(painter, ImagePainter):
         raise ConfigError(f"{args.from_pretrained} is a part that another model goes on with; name that one, coglm")
+    if args.image is not None and not isinstance(painter, UNetPainter):
+        raise ConfigError(f"--image is for models that enlarge images; {args.from_pretrained} draws: leave it out")
     options = {"size": size, **{name: getattr(args, name) for name in _CHOSEN}}
     options = {name: value for name, value in options.items() if value is not None}
     wanted = [prompt for prompt in prompts for _ in range(args.count)]
-    chosen = painter.check(wanted, **options)
-    _draw(painter, wanted, places, {**options, "seed": chosen.seed}, batch=args.batch)
+    if args.image is None:
+        chosen = painter.check(wanted, **options)
+    else:
+        chosen = painter.check_enlarging(wanted, [args.image] * len(wanted), **options)
+    _draw(painter, wanted, places, {**options, "seed": chosen.seed}, batch=args.batch, small=args.image)
     if runtime.rank() == 0:
         _say(args, chosen, prompts, places)
     return 0
 
 
 def _draw(
-    painter: ImagePainter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *, batch: int
-) -> None:
-    """Each image is written as soon as it is there."""
+    painter: ImagePainter, prompts: Sequence[str], places: Sequence[Path], options: dict[str, Any], *,
+    batch: int, small: Path | None = None,
+) -> None:  # fmt: skip
+    """Each image is written as soon as it is there.
+
+    Args:
+        small: what is to be enlarged; None: prompts are drawn.
+    """
     from tqdm import tqdm
 
     from sat_models import runtime
@@ -90,8 +103,12 @@ def _draw(
         for first in range(0, len(prompts), batch):
             if isinstance(painter, Painter):
                 painter.read_ahead(prompts, first)
-            chosen = {**options, "seed": options["seed"] + first}
-            for state in painter.steps(prompts[first : first + batch], **chosen):
+            chosen, some = {**options, "seed": options["seed"] + first}, prompts[first : first + batch]
+            if small is None:
+                states = painter.steps(some, **chosen)
+            else:
+                states = painter.enlarge_steps(some, [small] * len(some), **chosen)
+            for state in states:
                 last = state
                 bar.total = bar.total or rounds * state.of
                 bar.update()

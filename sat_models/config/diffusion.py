@@ -42,6 +42,8 @@ class PainterConfig(ModelConfig):
     SAT_PREFIX: ClassVar[str] = "model.diffusion_model."
     SAMPLERS: ClassVar[tuple[str, ...]] = ("sat", "diffusers")
     """Names of samplers; the first is the usual one."""
+    TEXT_FOLDER: ClassVar[str] = "t5-v1_1-xxl"
+    """Where the text encoder may lie beside the weights, and in SAT_HOME for all painters that have it."""
     VAE_FILE: ClassVar[str] = "imagekl_ch16.pt"
     """The image autoencoder of the release."""
     VAE_FOLDERS: ClassVar[tuple[str, ...]] = ("vae",)
@@ -85,6 +87,17 @@ class PainterConfig(ModelConfig):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of so many pixels."""
         return self.in_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+
+def limits(pos_max: int, token: int = 16) -> dict[str, int]:
+    """The rule of image sizes for a table of positions, in the proportions of CogView3-Plus (512 to 2048, 2^21 pixels).
+
+    Args:
+        pos_max: side of the table.
+        token: pixels on the side of a token.
+    """
+    side = pos_max * token
+    return {"least_side": max(side // 4, 1), "most_side": side, "most_pixels": side**2 // 2}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,10 @@ class ModelConfig:
     """The languages of the prompts that it was trained with, "zh" or "en"; none: any."""
     SAT_PREFIX: ClassVar[str] = ""
     """What SAT's files put before the names of the weights."""
+    RUNS_IN: ClassVar[str] = "SwissArmyTransformer"
+    """Whose layers the network has."""
+    SAT_FORM: ClassVar[bool] = True
+    """Whether its weights are ever kept as SAT's files."""
     TOKENIZER_FILES: ClassVar[tuple[str, ...]] = ()
     """What a tokenizer of one file may be called beside the weights."""
 

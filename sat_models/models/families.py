@@ -14,6 +14,8 @@ from sat_models.models.cogagent.family import FAMILY as _COGAGENT
 from sat_models.models.cogvideo.family import FAMILY as _COGVIDEO
 from sat_models.models.cogview2.family import FAMILY as _COGVIEW2
 from sat_models.models.cogview3.family import FAMILY as _COGVIEW3
+from sat_models.models.cogview3_unet.family import FAMILY as _COGVIEW3_UNET
+from sat_models.models.cogview4.family import FAMILY as _COGVIEW4
 from sat_models.models.cogview_tiny.family import FAMILY as _COGVIEW_TINY
 from sat_models.models.cogvlm.family import FAMILY as _COGVLM
 from sat_models.models.cogvlm2.family import FAMILY as _COGVLM2
@@ -184,6 +186,8 @@ for _family in (
     _XCOMPOSER2,
     _LLAMA,
     _COGVIEW3,
+    _COGVIEW3_UNET,
+    _COGVIEW4,
     _COGVIEW2,
     _COGVIEW_TINY,
     _COGVIDEO,

@@ -5,6 +5,7 @@ Legend: B images, C channels, h and w of the latents, H and W in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,9 @@ class ImageCodec(Protocol):
 
     def moments(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1 … 1 -> mean and logarithm of the variance of their latents, [B, 2C, h, w], unscaled."""
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1 … 1 -> [B, C, h, w]."""
 
 
 class KLCodec:
@@ -46,6 +50,10 @@ class KLCodec:
         rows = (latents / self.scale).to(first.device, first.dtype).split(1)
         return torch.cat([self.model.decode(row).sample.float().cpu() for row in rows]).clone()
 
+    def latents(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1 … 1 -> the mean of their latents as the painter takes them, [B, C, h, w]."""
+        return self.moments(pixels).chunk(2, dim=1)[0] * self.scale
+
     @torch.inference_mode()
     def moments(self, pixels: Tensor) -> Tensor:
         """See `ImageCodec`."""
@@ -60,10 +68,17 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGB") for image in whole.cpu()]
 
 
-def require_diffusers() -> Any:
-    """The package. Raises MissingPackageError."""
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """The inverse of `to_images`."""
+    levels = [torch.frombuffer(bytearray(one.convert("RGB").tobytes()), dtype=torch.uint8) for one in images]
+    whole = [level.view(one.height, one.width, 3) for level, one in zip(levels, images, strict=True)]
+    return torch.stack(whole).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def require_diffusers(what: str = "the image decoder of a painter") -> Any:
+    """The package. Raises MissingPackageError, which says what it is needed for."""
     try:
         import diffusers
     except ImportError as error:
-        raise MissingPackageError("diffusers", "draw", "the image decoder of a painter") from error
+        raise MissingPackageError("diffusers", "draw", what) from error
     return diffusers

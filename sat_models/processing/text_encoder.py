@@ -17,6 +17,8 @@ from sat_models.errors import CheckpointError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
+Load = Callable[[Callable[[], nn.Module]], nn.Module]
+"""From what builds a model to the model with its weights."""
 T5_TOKENIZERS = ("spiece.model", "tokenizer.json")
 _PAD, _END = 0, 1
 
@@ -99,7 +101,7 @@ class T5TextEncoder:
         width: int,
         device: torch.device,
         dtype: torch.dtype,
-        made: Callable[[nn.Module], None] | None = None,
+        load: Load | None = None,
     ) -> T5TextEncoder:
         """From a folder of transformers.
 
@@ -107,7 +109,7 @@ class T5TextEncoder:
             folder: `config.json` and weights.
             tokenizer: a file of `T5_TOKENIZERS`.
             length, width: T and E, as the painter reads them.
-            made: changes the model in place before it goes to its device, such as to 8 bits.
+            load: given what builds the model, builds and fills it otherwise than transformers does, in 8 bits, say.
 
         Raises:
             MissingPackageError: without transformers.
@@ -116,7 +118,11 @@ class T5TextEncoder:
         transformers = require_transformers()
         logger.info("opening the text encoder %s", folder)
         try:
-            model = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            if load is None:
+                model = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            else:
+                sizes = transformers.T5Config.from_pretrained(folder, local_files_only=True)
+                model = load(lambda: transformers.T5EncoderModel(sizes))
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder} holds no encoder of T5 that can be read: {error!s:.300}") from error
         if model.config.d_model != width:
@@ -124,8 +130,6 @@ class T5TextEncoder:
                 f"{folder} holds a T5 of width {model.config.d_model}, but this painter reads {width}: it belongs to "
                 "another model"
             )
-        if made is not None:
-            made(model)
         ready = model.to(device).eval().requires_grad_(False)
         return cls(ready, T5Words(tokenizer), length=length, device=device)
 

@@ -49,10 +49,23 @@ def ddim(predict: Predict, start: Tensor, steps: Sequence[Step]) -> Iterator[Sam
         clean = step.seen * latents - (1 - step.seen**2) ** 0.5 * v.float()
         kept = ((1 - step.after**2) / (1 - step.share**2)) ** 0.5
         latents = kept * latents + (step.after - step.share * kept) * clean
-        if not torch.isfinite(latents).all():
-            raise InputError(
-                f"the latents are no numbers after step {index} of {len(steps)}: the model ran in {v.dtype}, in which "
-                "its activations overflow. Load it in bfloat16 or float32.",
-                hint="(dtype, --bf16, --fp32)",
-            )
-        yield Sample(index, len(steps), latents, clean)
+        yield Sample(index, len(steps), finite(latents, index, len(steps), v.dtype), clean)
+
+
+def finite(latents: Tensor, index: int, of: int, kind: torch.dtype) -> Tensor:
+    """The latents, where they are numbers.
+
+    Args:
+        index, of: of the step.
+        kind: dtype that the model ran in.
+
+    Raises:
+        InputError: they are no numbers any more.
+    """
+    if torch.isfinite(latents).all():
+        return latents
+    raise InputError(
+        f"the latents are no numbers after step {index} of {of}: the model ran in {kind}, in which its activations "
+        "overflow. Load it in bfloat16 or float32.",
+        hint="(dtype, --bf16, --fp32)",
+    )

@@ -20,6 +20,11 @@ def kind_of(settings: FinetuneSettings) -> type[Task]:
         ZooError: its config cannot be read.
     """
     config = load_config(settings.from_pretrained)
+    if config.RUNS_IN == "diffusers":
+        raise ConfigError(
+            f"{settings.from_pretrained} holds a {config.model_class}, which runs in diffusers and is not fine-tuned "
+            "here"
+        )
     for task in _TASKS:
         if config.TASK == task.KIND:
             return task

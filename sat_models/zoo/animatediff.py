@@ -292,4 +292,6 @@ def open_by_library(
         raise ConfigError(f"{place.folder} holds AnimateDiff, which is for film; only models {only} will do here")
     if quant is not None or chosen.quant_text is not None:
         raise ConfigError("quant and quant_text: AnimateDiff runs in diffusers as it is stored; leave them out")
+    if chosen.relay is not None:
+        raise ConfigError("relay enlarges what a UNet of CogView3 draws; leave it out for AnimateDiff")
     return AnimateDiff(place, device=device, dtype=dtype, keep=chosen.keep or "model")

@@ -19,10 +19,10 @@ from sat_models.checkpoint.source import Source, open_source
 from sat_models.config import TASKS, LanguageConfig, ModelConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, refuse_unknown
 from sat_models.files import check_path
+from sat_models.model_spec import ModelSpec
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.processing.processor import Processor
-from sat_models.registry import ModelSpec
 from sat_models.zoo.animatediff import open_by_library
 from sat_models.zoo.film_maker import FilmMaker
 from sat_models.zoo.locate import check_name, list_models, locate_with_spec, spec_of_name, spec_of_path
@@ -51,6 +51,7 @@ def load_pretrained(
     version: str | None = None,
     keep: str | None = None,
     quant_text: int | None = None,
+    relay: str | os.PathLike[str] | None = None,
     task: str | None = None,
     **unknown: Any,
 ) -> VLM | Painter | TokenPainter | FilmMaker:
@@ -62,24 +63,23 @@ def load_pretrained(
             Hugging Face or diffusers folder or id (looked up in SAT_HOME, then in the hub's cache, then on the hub), or
             an adapter of `save_adapter` or of PEFT, merged into the base model that it names. LoRA matrices beside the
             weights, as the original scripts save them, are merged, too.
-        device: "auto" is this process's GPU where there is one, else the CPU.
-        dtype: "auto": fp32 on the CPU, bf16 on a GPU that has it, else fp16.
+        device, dtype: "auto": this process's GPU in bf16, or fp16 where it has no bf16; without one the CPU in fp32.
         local_tokenizer, version, quant_head, rotary_table, cache: of models that talk; see `ForText`.
         quant: 8 or 4 bits per weight of the linears, quantised one by one while loading; None: as they are stored.
         quant_skip: shell patterns of linears to leave in `dtype`, besides the output projection.
-        keep, quant_text: of models that draw; see `ForDrawing`.
+        keep, quant_text, relay: of models that draw; see `ForDrawing`.
         task: what the caller needs it for, "dialogue", "drawing" or "film"; a model for something else is refused.
 
     Raises:
         UnknownNameError: neither a path nor a name, with near matches.
         CheckpointError: absent, damaged or unfitting files.
-        ConfigError: a bad config or argument, or a number of processes that the model cannot be split over.
+        ConfigError: a bad config or argument, or more processes than the model can be split over.
         InputError: an unusable `local_tokenizer`, no name or path, or an argument of another name.
         MissingPackageError: quantised weights without bitsandbytes.
     """
     refuse_unknown(unknown, load_pretrained)
     check_name(name_or_path)
-    for_drawing = ForDrawing(keep=keep, quant_text=quant_text)
+    for_drawing = ForDrawing(keep=keep, quant_text=quant_text, relay=relay)
     told = {"local_tokenizer": local_tokenizer, "version": version, "quant_head": quant_head}
     for_text = ForText(**told, rotary_table=rotary_table, cache=cache)
     device = torch.device(runtime.choose_device(device))

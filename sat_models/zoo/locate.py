@@ -10,7 +10,7 @@ from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, rank_file
 from sat_models.config import TASKS
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
-from sat_models.registry import ModelSpec
+from sat_models.model_spec import ModelSpec
 
 
 def list_models(*, available_only: bool = False, task: str | None = None) -> list[str]:

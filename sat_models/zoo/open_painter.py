@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,15 +16,20 @@ from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_te
 from sat_models.checkpoint.source import Source, open_source
 from sat_models.config.image_tokens import ImageTokenConfig
 from sat_models.config.planned import PlannedConfig
+from sat_models.config.thin import FlowConfig, UNetConfig
 from sat_models.errors import ConfigError
 from sat_models.models.common.diffusion import DiffusionModel
 from sat_models.models.common.image_tokens import ImageTokenModel
+from sat_models.models.common.thin import ThinModel
 from sat_models.models.families import model_class
 from sat_models.zoo.code_painter import CodePainter
 from sat_models.zoo.film_writer import FilmWriter
+from sat_models.zoo.flow_painter import FlowPainter
+from sat_models.zoo.locate import locate
 from sat_models.zoo.painter import KEEPS, Painter
 from sat_models.zoo.planned_painter import PlannedPainter
 from sat_models.zoo.token_painter import TokenPainter
+from sat_models.zoo.unet_painter import UNetPainter
 
 ImagePainter = Painter | CodePainter | PlannedPainter
 """What draws an image from a prompt."""
@@ -37,6 +43,7 @@ class ForDrawing:
         keep: what stays in memory between the steps of a painter: "all", "model" (its transformer, the default) or
             "none"; see `Painter`.
         quant_text: 8 or 4 bits per weight of the linears of the text encoder; None leaves them in `dtype`.
+        relay: name or path of a model that enlarges what is drawn: a draw is then both. See `UNetPainter`.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -44,6 +51,7 @@ class ForDrawing:
 
     keep: str | None = None
     quant_text: int | None = None
+    relay: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.keep not in KEEPS:
@@ -64,16 +72,23 @@ def open_painter(
 
     Raises:
         CheckpointError: names or shapes that do not fit.
+        ConfigError: a relay for a model that has none, or that does not fit.
     """
+    more = {}
+    if chosen.relay is not None:
+        after = runtime.in_step(lambda: _enlarger(source, chosen))
+        more["relay"] = open_painter(after, replace(chosen, relay=None), device=device, dtype=dtype)
     runtime.in_step(lambda: source.open(dtype))
 
-    def model() -> DiffusionModel:
+    def model() -> DiffusionModel | ThinModel:
         return runtime.in_step(lambda: source.load(device, dtype))[0].eval().requires_grad_(False)
 
     checkpoint, config = source.checkpoint, source.config
     if isinstance(config, ImageTokenConfig):
         return _open_token_painter(source, chosen, model, device=device, dtype=dtype)
-    return Painter(
+    kinds = ((UNetConfig, UNetPainter), (FlowConfig, FlowPainter))
+    kind = next((painter for sizes, painter in kinds if isinstance(config, sizes)), Painter)
+    return kind(
         config,
         model=model,
         text_encoder=lambda: open_text_encoder(
@@ -85,7 +100,19 @@ def open_painter(
         dtype=dtype,
         checkpoint=checkpoint,
         keep=chosen.keep or "model",
+        **more,
     )
+
+
+def _enlarger(source: Source, chosen: ForDrawing) -> Source:
+    """The model that enlarges what that of `source` draws."""
+    found = open_source(locate(chosen.relay))
+    if not (isinstance(source.config, UNetConfig) and isinstance(found.config, UNetConfig)):
+        raise ConfigError(
+            f"relay is for two UNets, one that draws and one that enlarges; these are a {source.config.model_class}"
+            f" and a {found.config.model_class}"
+        )
+    return replace(found, config=found.config.as_enlarger())
 
 
 _WRITERS = {"write": CodePainter, "film": FilmWriter}

@@ -17,11 +17,11 @@ from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source
 from sat_models.config import LanguageConfig, ModelConfig, VisionLanguageConfig
 from sat_models.errors import ConfigError, InputError
+from sat_models.model_spec import ModelSpec
 from sat_models.models.common.quantisation import Quantisation
 from sat_models.models.families import family_of, prompt_style, prompt_styles
 from sat_models.processing.processor import Processor
 from sat_models.processing.tokenizer_files import find_tokenizer
-from sat_models.registry import ModelSpec
 from sat_models.zoo.vlm import VLM
 
 logger = logging.getLogger(__name__)

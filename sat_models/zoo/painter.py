@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -22,6 +22,7 @@ from sat_models.checkpoint.layout import SATCheckpoint
 from sat_models.config import PainterConfig
 from sat_models.errors import InputError, refuse_unknown
 from sat_models.models.common.diffusion import DiffusionModel
+from sat_models.models.common.thin import ThinModel
 from sat_models.processing.image_codec import ImageCodec
 from sat_models.processing.prompt_language import warn_of_language
 from sat_models.processing.text_encoder import TextEncoder
@@ -37,6 +38,10 @@ KEEPS = ("all", "model", "none")
 """What stays in memory between calls."""
 REMEMBERED = 32
 """Prompts whose text stays at hand, so that drawing them again, or several images of them, needs no text encoder."""
+Conditions = Mapping[str, Tensor | None]
+"""What else a model is told, by name, [B, …] or [1, …]."""
+Made = Callable[[Tensor, Sequence[int], DrawingOptions], Iterator[Sample]]
+"""From what was read of prompts, a seed for each, and options, to the latents after each step."""
 _PREVIEW = 32
 """Latents on the longer side of a preview, at most."""
 
@@ -99,7 +104,7 @@ class Painter:
         self,
         config: PainterConfig,
         *,
-        model: Callable[[], DiffusionModel],
+        model: Callable[[], DiffusionModel | ThinModel],
         text_encoder: Callable[[], TextEncoder],
         codec: Callable[[], ImageCodec],
         check: Callable[[], None],
@@ -116,7 +121,7 @@ class Painter:
         self._texts: dict[str, tuple[Tensor, str]] = {}
 
     @property
-    def model(self) -> DiffusionModel:
+    def model(self) -> DiffusionModel | ThinModel:
         """The transformer; read from its files when it is first asked for."""
         return self._model.get()
 
@@ -174,17 +179,27 @@ class Painter:
 
     def _drawn(self, prompts: Sequence[str], chosen: DrawingOptions, first: int = 0) -> Iterator[DrawingState]:
         """The prompts from number `first` on of a call."""
+        return self._states(prompts, chosen, self._made, first)
+
+    def _states(
+        self, prompts: Sequence[str], chosen: DrawingOptions, made: Made, first: int = 0
+    ) -> Iterator[DrawingState]:
+        """The prompts are read, then images are made of what was read and of a seed for each."""
         seeds = tuple(chosen.seed + first + number for number in range(len(prompts)))
         text, cut = self._read(prompts)
-        shape = self.config.latent_shape(*chosen.size)
-        start = torch.stack([noise(shape, seed) for seed in seeds])
         try:
-            with contextlib.closing(self._samples(start, text, chosen, {})) as samples:
+            with contextlib.closing(made(text, seeds, chosen)) as samples:
                 for sample in samples:
                     yield DrawingState(sample, seeds, cut, self._codec)
         finally:
             self._model.release()
             self._codec.release()
+
+    def _made(self, text: Tensor, seeds: Sequence[int], chosen: DrawingOptions) -> Iterator[Sample]:
+        """From noise."""
+        shape = self.config.latent_shape(*chosen.size)
+        start = torch.stack([noise(shape, seed) for seed in seeds])
+        return self._samples(start, text, chosen, {})
 
     def denoise(
         self,
@@ -210,19 +225,24 @@ class Painter:
         Raises:
             InputError, ConfigError: as `draw`, at the call.
         """
-        named = {"original_size": original_size, "crop": crop, "target_size": target_size}
-        conditions = {name: torch.as_tensor(value) for name, value in named.items() if value is not None}
         chosen = DrawingOptions.of(self.config, steps=steps, guidance=guidance, sampler=sampler, sized=False)
+        conditions = {"original_size": original_size, "crop": crop, "target_size": target_size}
         return (sample.latents for sample in self._samples(start, text, chosen, conditions))
 
     @torch.no_grad()
-    def _samples(
-        self, start: Tensor, text: Tensor, chosen: DrawingOptions, conditions: dict[str, Tensor]
-    ) -> Iterator[Sample]:
-        rows = {name: value.to(self.device).expand(len(start), -1) for name, value in conditions.items()}
-        given = text.to(self.device, self.dtype)
-        predict = guided(self.model, given, chosen.guidance, rows, dtype=self.dtype)
+    def _samples(self, start: Tensor, text: Tensor, chosen: DrawingOptions, conditions: Conditions) -> Iterator[Sample]:
+        predict = self._predict(text, chosen, conditions, len(start))
         yield from self._sampled(predict, start.to(self.device), chosen)
+
+    def _predict(self, text: Tensor, chosen: DrawingOptions, conditions: Conditions, rows: int) -> Predict:
+        """The guided model."""
+        told = self._told(conditions, rows)
+        return guided(self.model, text.to(self.device, self.dtype), chosen.guidance, told, dtype=self.dtype)
+
+    def _told(self, conditions: Conditions, rows: int) -> dict[str, Tensor]:
+        """For so many images, on the model's device; without those that are None."""
+        given = {name: torch.as_tensor(value) for name, value in conditions.items() if value is not None}
+        return {name: value.to(self.device).expand(rows, -1) for name, value in given.items()}
 
     def _sampled(self, predict: Predict, start: Tensor, chosen: DrawingOptions) -> Iterator[Sample]:
         """The sampler of this kind of model."""
@@ -252,7 +272,7 @@ class Painter:
         texts, cut = zip(*(self._texts[prompt] for prompt in prompts), strict=True)
         for old in list(self._texts)[:-REMEMBERED]:
             del self._texts[old]
-        return torch.cat(texts), cut
+        return self._joined(texts), cut
 
     def _encoded(self, prompts: Sequence[str]) -> dict[str, tuple[Tensor, str]]:
         try:
@@ -264,7 +284,13 @@ class Painter:
         for prompt in prompts:
             warn_of_language(prompt, self.config.PROMPT_LANGUAGES)
         cut = [_cut(encoder, prompt, self.config.text_length) for prompt in prompts]
-        return dict(zip(prompts, zip(encoder.encode(prompts).split(1), cut, strict=True), strict=True))
+        return dict(zip(prompts, zip(self._rows(encoder, prompts), cut, strict=True), strict=True))
+
+    def _rows(self, encoder: TextEncoder, prompts: Sequence[str]) -> Sequence[Tensor]:
+        return encoder.encode(prompts).split(1)
+
+    def _joined(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(rows))
 
     def _chosen(self, options: DrawingKeywords, asked: Callable[..., object]) -> DrawingOptions:
         """Checked, with a seed that all processes share."""
@@ -286,6 +312,8 @@ def _cut(encoder: TextEncoder, prompt: str, length: int) -> str:
     return cut
 
 
-def noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Normal noise of a shape in fp32, the same on every device."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def noise(shape: Sequence[int], seed: int, *, before: int = 0) -> Tensor:
+    """Normal noise of a shape in fp32, the same on every device; `before` numbers of the seed were drawn already."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.randn(before, generator=generator)
+    return torch.randn(*shape, generator=generator)

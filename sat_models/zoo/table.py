@@ -13,9 +13,9 @@ from torch import nn
 from sat_models import registry, runtime
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError, run_script
+from sat_models.model_spec import ModelSpec
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation, make_quantised
-from sat_models.registry import ModelSpec
 from sat_models.zoo.locate import find_named
 
 _HEADER = ("name", "parameters", "picture", "version", "bf16", "int4", "weights", "licence", "what for")
@@ -54,7 +54,9 @@ def _row(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def figures(spec: ModelSpec) -> tuple[str, str, str]:
-    """Parameters, memory in bf16, memory with linears of 4 bits; from the config, "-" where there is none yet."""
+    """Parameters, memory in bf16, memory with linears of 4 bits; from the config, "-" where there is none."""
+    if spec.runs_in:
+        return _short(spec.parameters), f"{_short(2 * spec.parameters)}B", "-"
     try:
         config = read_json(registry.config_path(spec.name))
         sizes = {key: value for key, value in config.items() if key not in _NOT_SIZES}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from sat_models.config import DiffusionConfig
 from sat_models.config.base import require_divides, require_positive
+from sat_models.config.diffusion import limits
 from sat_models.errors import ConfigError
 
 MODEL_CLASS = "CogView3PlusModel"
@@ -49,17 +50,6 @@ class CogView3PlusConfig(DiffusionConfig):
         require_divides("hidden_size", self.hidden_size, 4, "sines and cosines of columns and rows")
         if self.most_side > self.pos_max * self.patch_size * self.pixels_per_latent:
             raise ConfigError(f"most_side = {self.most_side} px is more than a table of {self.pos_max} tokens has")
-
-
-def limits(pos_max: int, token: int = 16) -> dict[str, int]:
-    """The rule of image sizes for a table of positions, in the proportions of the release (512 to 2048, 2^21 pixels).
-
-    Args:
-        pos_max: side of the table.
-        token: pixels on the side of a token.
-    """
-    side = pos_max * token
-    return {"least_side": max(side // 4, 1), "most_side": side, "most_pixels": side**2 // 2}
 
 
 _RELEASES: dict[tuple[int, int], dict[str, Any]] = {(2560, 30): {"num_attention_heads": 64}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sat_models.models.cogview3.config import MODEL_CLASS, CogView3PlusConfig, limits
+from sat_models.config.diffusion import limits
+from sat_models.models.cogview3.config import MODEL_CLASS, CogView3PlusConfig
 from sat_models.models.common.hf_form import HFForm, KeyTable
 from sat_models.models.common.key_rows import Joined, Row, Swapped
 

@@ -55,6 +55,7 @@ class Family:
         tokenizer: config and tokenizer file -> tokenizer.
         config_of_weights: shapes of weights by SAT's names, and what a `model_config.json` beside them says -> all
             that one holds; None for weights of another family. For releases that come without sizes.
+        told_by_name: its releases differ in what shapes do not tell, so that a folder's name is asked for it.
         parts: an answer, width and height of its image in pixels -> what such an answer says besides boxes, by names
             of the family's own and in values that JSON can hold; nothing for an answer that says none of it.
     """
@@ -68,6 +69,7 @@ class Family:
     forms: Callable[[], Iterable[HFForm]] = _no_forms
     tokenizer: Callable[[LanguageConfig, str | os.PathLike[str]], Tokenizer] = sentencepiece_tokenizer
     config_of_weights: Callable[[Mapping[str, Sequence[int]], Mapping[str, Any]], dict[str, Any] | None] = _no_config
+    told_by_name: bool = False
     parts: Callable[[str, int, int], dict[str, Any]] = _no_parts
 
     def model_class(self, name: str) -> type[ZooModel]:

@@ -230,6 +230,7 @@ class HFForm:
             ConfigError where that would see other images. None: transformers has no such class.
         pipeline: of diffusers' forms, typed config -> the content of `scheduler_config.json` and the name of the
             pipeline's class.
+        part: of diffusers' forms, the folder of the network in a pipeline.
     """
 
     architecture: str
@@ -249,6 +250,7 @@ class HFForm:
     reads_weights: bool = False
     processor: Callable[[Any, int], HFProcessor] | None = None
     pipeline: Callable[[Any], tuple[dict[str, Any], str]] | None = None
+    part: str = "transformer"
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """True if the content of a `config.json` is of this form."""

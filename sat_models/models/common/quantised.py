@@ -12,7 +12,7 @@ in QLoRA, quantised around a mean of the whole weight.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Protocol
@@ -163,13 +163,22 @@ def quantised_form(linear: nn.Module, bits: int) -> nn.Module:
     return form(linear, bits)
 
 
-def quantise_linears(model: nn.Module, bits: int, *, in_8_bits: Sequence[str] = ()) -> None:
+def quantise_linears(
+    model: nn.Module,
+    bits: int,
+    *,
+    in_8_bits: Sequence[str] = (),
+    weight_of: Callable[[str], Tensor] | None = None,
+    done: Callable[[str], None] | None = None,
+) -> None:
     """Exchange the plain linears of a module for quantised ones, in place and one by one.
 
     Args:
         bits: 8 or 4.
         in_8_bits: shell patterns over names of linears that are never in 4 bits; nor are those whose inputs are no
             whole blocks.
+        weight_of: gives the weight of a linear by its name; None: the linear has it.
+        done: told the name of each that was quantised.
 
     Raises:
         MissingPackageError: bitsandbytes is not installed.
@@ -179,8 +188,11 @@ def quantise_linears(model: nn.Module, bits: int, *, in_8_bits: Sequence[str] = 
         whole = WholeLinear.of(linear)
         own = 8 if any(fnmatchcase(name, pattern) for pattern in in_8_bits) or block_size(whole) is None else bits
         layer = quantised_form(whole, own)
-        layer.fill(*quantise(linear.weight.detach(), own, block=block_size(whole)))
+        weight = linear.weight.detach() if weight_of is None else weight_of(name)
+        layer.fill(*quantise(weight, own, block=block_size(whole)))
         model.set_submodule(name, layer)
+        if done is not None:
+            done(name)
 
 
 def row_runs(rows: int, columns: int) -> Iterator[slice]:

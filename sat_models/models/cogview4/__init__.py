@@ -1,0 +1,1 @@
+"""CogView4, which runs in diffusers."""
