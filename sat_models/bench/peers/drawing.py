@@ -74,7 +74,7 @@ class Drawn:
 
 
 def make(folder: Path, other: Peer) -> None:
-    """Write the painter into `folder`, once, by diffusers' own classes; the tokenizer is the bundled model's.
+    """Write the painter into `folder`, once, by diffusers' own classes, with the bundled model's tokenizer; a copy for us.
 
     Raises:
         ConfigError: it cannot be made.
@@ -89,6 +89,8 @@ def make(folder: Path, other: Peer) -> None:
         raise ConfigError(f"diffusers makes the painter in {folder}, but: {error}") from error
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_TOKENIZER, tokenizer)
+    # Pages of a file that two processes have mapped do not leave either when one gives them back.
+    shutil.copytree(folder / _FOLDER, folder / f"{_FOLDER}-{OURS}")
 
 
 def compare(ours: Peer, other: Peer, folder: Path, form: str, asked: Asked) -> list[Drawn]:

@@ -45,7 +45,7 @@ def draw(folder: Path, form: str, threads: int) -> tuple[str, Draw]:
 
     torch.set_num_threads(threads)
     dtype = "bfloat16" if form == "bf16" else "float32"
-    painter = load_pretrained(folder / "painter", device="cpu", dtype=dtype, quant=BITS[form], keep="none")
+    painter = load_pretrained(folder / "painter-ours", device="cpu", dtype=dtype, quant=BITS[form], keep="none")
 
     def drawn(request: Mapping[str, Any], stepped: Callable[[], None]) -> None:
         options = {name: request[name] for name in ("steps", "guidance", "seed")}
