@@ -245,7 +245,7 @@ def test_a_full_queue_a_late_drawing_and_the_end(serve: Callable[..., Any], slow
             assert late.value.status_code == 504
         assert slow[0] == "late" and PROMPT not in slow, "what is refused is never begun"
         third = pool.submit(server.draw, prompt="ends", **long)
-        until(lambda: server.studio.load == (0, 1))
+        until(lambda: slow[-1] == "ends" and server.studio.load == (0, 1))
         threading.Thread(target=server.studio.close).start()
         with pytest.raises(openai.InternalServerError, match="was shut down before the drawing was finished"):
             third.result()

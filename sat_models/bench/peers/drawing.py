@@ -74,7 +74,7 @@ class Drawn:
 
 
 def make(folder: Path, other: Peer) -> None:
-    """Write the painter into `folder`, once, by diffusers' own classes, with the bundled model's tokenizer; a copy for us.
+    """Write the painter into `folder`, once, by diffusers' own classes, with the bundled tokenizer; a copy for us.
 
     Raises:
         ConfigError: it cannot be made.
