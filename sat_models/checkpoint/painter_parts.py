@@ -57,9 +57,10 @@ def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
             if file := next((file for file in files if file.is_file()), None):
                 return folder, file
             raise CheckpointError(f"{folder} has no tokenizer: put {T5_TOKENIZERS[0]} or {T5_TOKENIZERS[1]} there")
+    words = T5_TOKENIZERS[1 if isinstance(config, FlowConfig) else 0]
     raise CheckpointError(
         f"the text encoder is missing: fetch https://huggingface.co/{config.text_model} "
-        f"(config.json, weights, tokenizer) into {_places_named(step)}/{own} or {home / own}"
+        f"(config.json, weights, {words}) into {_places_named(step)}/{own} or {home / own}"
     )
 
 
