@@ -1,7 +1,9 @@
 """The mixin "final_layer" of a diffusion transformer: from the image's tokens to latents.
 
-Source: github.com/THUDM/CogView3 at d450a74, `sat/dit.py`.
-Legend: B batch, T text tokens, P patches, p side of a patch, C channels, D hidden, E width of the time's vector.
+Sources: github.com/THUDM/CogView3 at d450a74, `sat/dit.py`; github.com/THUDM/CogVideo at v1.0 and e519ece,
+`sat/dit_video_concat.py`.
+Legend: B batch, T text tokens, P patches, p side of a patch, o its frames, C channels, D hidden, E width of the time's
+vector.
 """
 
 from __future__ import annotations
@@ -24,20 +26,47 @@ class DiffusionHeadMixin(BaseMixin):
         time_embed_dim: E.
         patch_size: p.
         out_channels: C.
+        patch_frames: o.
         epsilon: of the norm.
     """
 
     def __init__(
-        self, hidden_size: int, time_embed_dim: int, patch_size: int, out_channels: int, *, epsilon: float = 1e-6
+        self,
+        hidden_size: int,
+        time_embed_dim: int,
+        patch_size: int,
+        out_channels: int,
+        *,
+        patch_frames: int = 1,
+        epsilon: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.patch_size, self.epsilon = patch_size, epsilon
-        self.adaln = nn.Sequential(nn.SiLU(), nn.Linear(time_embed_dim, 2 * hidden_size))
-        self.linear = nn.Linear(hidden_size, out_channels * patch_size**2)
+        self.patch_size, self.patch_frames, self.epsilon = patch_size, patch_frames, epsilon
+        self._make_norm(hidden_size, nn.Sequential(nn.SiLU(), nn.Linear(time_embed_dim, 2 * hidden_size)))
+        self.linear = nn.Linear(hidden_size, out_channels * patch_frames * patch_size**2)
+
+    def _make_norm(self, hidden_size: int, moves: nn.Sequential) -> None:
+        """Take what makes shift and scale of the time, under the checkpoint's name."""
+        self.adaln = moves
+
+    def _normed(self, hidden: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm [B, P, D], and what the time says [B, 2D]."""
+        return F.layer_norm(hidden, hidden.shape[-1:], eps=self.epsilon), self.adaln(emb)
 
     def final_forward(self, logits: Tensor, *, latents: Tensor, text: Tensor, emb: Tensor, **kw: Any) -> Tensor:
-        """[B, T + P, D] -> [B, C, h, w] of the latents' size."""
-        hidden = leave_model_parallel_region(logits)[:, text.shape[1] :]
-        shift, scale = self.adaln(emb).unsqueeze(1).chunk(2, dim=-1)
-        moved = F.layer_norm(hidden, hidden.shape[-1:], eps=self.epsilon) * (1 + scale) + shift
-        return from_patches(self.linear(moved), self.patch_size, latents.shape[-1] // self.patch_size)
+        """[B, T + P, D] -> latents of the size of `latents`, with C channels."""
+        hidden, moves = self._normed(leave_model_parallel_region(logits)[:, text.shape[1] :], emb)
+        shift, scale = moves.unsqueeze(1).chunk(2, dim=-1)
+        return from_patches(
+            self.linear(hidden * (1 + scale) + shift), latents.shape, self.patch_size, self.patch_frames
+        )
+
+
+class WeightedDiffusionHeadMixin(DiffusionHeadMixin):
+    """The same with weights in the norm, under CogVideoX's names."""
+
+    def _make_norm(self, hidden_size: int, moves: nn.Sequential) -> None:
+        self.norm_final, self.adaLN_modulation = nn.LayerNorm(hidden_size, eps=self.epsilon), moves
+
+    def _normed(self, hidden: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norm_final(hidden), self.adaLN_modulation(emb)

@@ -1,7 +1,8 @@
-"""The mixin "adaln" of a diffusion transformer: one attention and one MLP for text and image, each of the two moved,
-scaled and gated by what the time says.
+"""The mixin "adaln" or "adaln_layer" of a diffusion transformer: one attention and one MLP for text and image, each of
+the two moved, scaled and gated by what the time says.
 
-Source: github.com/THUDM/CogView3 at d450a74, `sat/dit.py`.
+Sources: github.com/THUDM/CogView3 at d450a74, `sat/dit.py`; github.com/THUDM/CogVideo at v1.0,
+`sat/dit_video_concat.py`.
 Legend: B batch, T text tokens, S all tokens, D hidden, N heads on this rank, H head dim, E width of the time's vector.
 """
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixins.sat_compat import BaseMixin
+from mixins.sat_compat import BaseMixin, non_conflict
 
 
 class JointAdaLNMixin(BaseMixin):
@@ -33,9 +34,11 @@ class JointAdaLNMixin(BaseMixin):
     def __init__(self, num_layers: int, hidden_size: int, time_embed_dim: int, *, qk_epsilon: float = 1e-6) -> None:
         super().__init__()
         self.qk_epsilon = qk_epsilon
-        self.adaln_modules = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(time_embed_dim, 12 * hidden_size)) for _ in range(num_layers)
-        )
+        self.adaln_modules = _modulations(num_layers, hidden_size, time_embed_dim)
+
+    def _vectors(self, layer: int, emb: Tensor) -> Tensor:
+        """[B, 12 D] for a layer."""
+        return self.adaln_modules[layer](emb)
 
     def layer_forward(
         self, hidden_states: Tensor, mask: Tensor, *args: Any, emb: Tensor, text: Tensor, **kw: Any
@@ -43,10 +46,10 @@ class JointAdaLNMixin(BaseMixin):
         """hidden_states [B, S, D], text first; emb [B, E]; of text [B, T, …] the length counts -> [B, S, D]."""
         number, words = int(kw["layer_id"]), text.shape[1]
         layer = self.transformer.layers[number]
-        both = self.adaln_modules[number](emb).unsqueeze(1).unflatten(-1, (2, 6, -1))  # B, 1, image or text, which, D
+        both = self._vectors(number, emb).unsqueeze(1).unflatten(-1, (2, 6, -1))  # B, 1, image or text, which, D
         image_vectors, text_vectors = both[:, :, 0].unbind(2), both[:, :, 1].unbind(2)
         for first, norm, block in (
-            (0, layer.input_layernorm, lambda x: layer.attention(x, mask, **kw)),
+            (0, layer.input_layernorm, lambda x: layer.attention(x, mask, text=text, **kw)),
             (3, layer.post_attention_layernorm, lambda x: layer.mlp(x, **kw)),
         ):
             of_text, of_image = text_vectors[first : first + 3], image_vectors[first : first + 3]
@@ -69,6 +72,41 @@ class JointAdaLNMixin(BaseMixin):
         weight = q.new_zeros(1, k.shape[-2])
         weight[0, 0] = math.log(text_copies)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=weight)
+
+
+class NormedJointAdaLNMixin(JointAdaLNMixin):
+    """The same under CogVideoX's names, with weights in the norms of queries and keys; the attention itself is that of
+    the mixin before it, which may turn them.
+
+    Args:
+        head_dim: H.
+    """
+
+    def __init__(
+        self, num_layers: int, hidden_size: int, time_embed_dim: int, head_dim: int, *, qk_epsilon: float = 1e-6
+    ) -> None:
+        BaseMixin.__init__(self)
+        self.adaLN_modulations = _modulations(num_layers, hidden_size, time_embed_dim)
+        norms = (nn.ModuleList(nn.LayerNorm(head_dim, eps=qk_epsilon) for _ in range(num_layers)) for _ in "qk")
+        self.query_layernorm_list, self.key_layernorm_list = norms
+
+    def _vectors(self, layer: int, emb: Tensor) -> Tensor:
+        return self.adaLN_modulations[layer](emb)
+
+    @non_conflict
+    def attention_fn(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_fn: Any, old_impl: Any, **kw: Any
+    ) -> Tensor:
+        """As `JointAdaLNMixin.attention_fn`."""
+        layer = int(kw["layer_id"])
+        q, k = self.query_layernorm_list[layer](q), self.key_layernorm_list[layer](k)
+        return old_impl(q, k, v, mask, dropout_fn, **kw)
+
+
+def _modulations(num_layers: int, hidden_size: int, time_embed_dim: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Sequential(nn.SiLU(), nn.Linear(time_embed_dim, 12 * hidden_size)) for _ in range(num_layers)
+    )
 
 
 def _moved(x: Tensor, words: int, of_text: Sequence[Tensor], of_image: Sequence[Tensor]) -> Tensor:

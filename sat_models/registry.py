@@ -157,6 +157,25 @@ _PAINTERS = (
     ),
 )  # fmt: skip
 
+
+def _cogvideox(hub: str, summary: str, *, image_size: int = 480) -> ModelSpec:
+    """Of films `image_size` is the height."""
+    free = hub == "CogVideoX-2b"
+    return ModelSpec(
+        name=hub.lower(), summary=summary, image_size=image_size,
+        licence="Apache-2.0" if free else "CogVideoX licence (weights), Apache-2.0 (code)",
+        source=f"{_HUB}/THUDM/{hub}", hf_name=hub, task="film",
+    )  # fmt: skip
+
+
+_FILMS = (
+    _cogvideox("CogVideoX-2b", "films of 49 frames of 720x480 from English prompts"),
+    _cogvideox("CogVideoX-5b", "the same, larger"),
+    _cogvideox("CogVideoX-5b-I2V", "films of 49 frames of 720x480 that begin with an image"),
+    _cogvideox("CogVideoX1.5-5B", "films of up to 161 frames, usually 81 of 1360x768", image_size=768),
+    _cogvideox("CogVideoX1.5-5B-I2V", "the same, which begin with an image", image_size=768),
+)
+
 _GROUNDING_ALIASES = (
     "cogvlm-grounding-generalist-v1.1",
     *(f"{who}/cogvlm-grounding-generalist" for who in ORGANISATIONS),
@@ -206,6 +225,7 @@ _SPECS = (
     _minigpt4("minigpt4-llama2-7b", "joined patches and Llama-2 7B chat", "minigpt4_llama2"),
     _minigpt4("minigpt-v2", "joined patches at 448 px and Llama-2 7B chat", "minigpt4_llama2", 448),
     *_PAINTERS,
+    *_FILMS,
 )
 
 _COLLECTIONS = tuple(f"{who}/{name}" for who in ORGANISATIONS for name in ("CogVLM", "CogAgent"))

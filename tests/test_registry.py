@@ -41,6 +41,8 @@ RELEASED = [spec for spec in registry.specs() if not spec.bundled]
         ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"),
         ("THUDM/CogView3-Plus-3B", "cogview3-plus-3b"),
         ("coglm", "cogview2"),
+        ("THUDM/CogVideoX-5b-I2V", "cogvideox-5b-i2v"),
+        ("zai-org/CogVideoX1.5-5B", "cogvideox1.5-5b"),
         ("cogvideo-stage1", "cogvideo"),
     ],
 )
@@ -90,7 +92,9 @@ def test_a_name_cannot_be_registered_twice():
 def test_the_config_agrees_with_the_entry(spec):
     data = read_json(registry.config_path(spec.name))
     if spec.task != "dialogue":
-        assert make_config(data).usual_size == (spec.image_size, spec.image_size) and spec.default_version is None
+        width, height = make_config(data).usual_size
+        assert height == spec.image_size and spec.default_version is None
+        assert width == {480: 720, 768: 1360}[height] if spec.name.startswith("cogvideox") else width == height
         return
     assert data["eva_args"]["image_size"] == [spec.image_size] * 2
     assert data.get("cross_image_pix") == spec.cross_image_size
@@ -130,6 +134,8 @@ def test_the_released_model_has_its_number_of_parameters(name):
         ("internvl-chat-v1-5", 25_514_186_112),
         ("cogview3-plus-3b", 2_848_836_672),
         ("cogview2", 5_902_307_328),
+        ("cogvideox-2b", 1_693_783_872),
+        ("cogvideox1.5-5b-i2v", 5_571_594_880),
         ("cogvideo", 7_721_127_936),
     ],
 )

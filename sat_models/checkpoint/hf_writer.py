@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sat_models.checkpoint.hf_beside import plan_beside
 from sat_models.checkpoint.huggingface import DIFFUSERS_STEM, INDEX_FILE, SCHEDULER_FILE, form_of_class
 from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, SATCheckpoint
+from sat_models.checkpoint.left_out import write_left_out
 from sat_models.checkpoint.output import check_output, check_room, new_folder
 from sat_models.checkpoint.source import EMBEDDING, Opened, main_weight, of_model, open_source
 from sat_models.checkpoint.staging import write_tensors
@@ -155,6 +156,8 @@ class HFPlan:
         names = INDEX_FILE if self._form.pipeline is None else f"{DIFFUSERS_STEM}.safetensors.index.json"
         write_json(folder / names, {"metadata": {"total_size": self._own_bytes()}, "weight_map": index})
         write_json(folder / HF_CONFIG_FILE, self._data)
+        if self._form.pipeline is not None:
+            write_left_out(folder, self._opened, self._keys)
         if self._beside:
             self._beside.write(folder)
         if file := self._tokenizer_file:

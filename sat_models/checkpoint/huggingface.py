@@ -21,7 +21,7 @@ from sat_models.checkpoint.layout import HF_CONFIG_FILE, PIPELINE_FILE, TRANSFOR
 from sat_models.checkpoint.pickles import load_file
 from sat_models.config import read_json
 from sat_models.errors import CheckpointError, ConfigError
-from sat_models.models.common.hf_form import ADDED_TOKENS, WEIGHT_SHAPES, HFForm, KeyTable, Place
+from sat_models.models.common.hf_form import ADDED_TOKENS, LEFT_OUT, WEIGHT_SHAPES, HFForm, KeyTable, Place
 from sat_models.models.families import family_of, form_of_config, forms, model_class
 from sat_models.processing.byte_tokens import added_tokens
 
@@ -29,7 +29,10 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+VAE_FILE = "vae/config.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+LEFT_OUT_FILE = "sat_only.safetensors"
+"""Beside them, in folders that were written here: what they have no place for (see `left_out`)."""
 _DIFFUSERS_FILES = (f"{DIFFUSERS_STEM}.safetensors.index.json", f"{DIFFUSERS_STEM}.safetensors")
 
 _AGAIN = "Copy or download it again."
@@ -111,6 +114,8 @@ class HFCheckpoint(SATCheckpoint):
         keys = self.form.keys_of(self.config)
         own = by_sat_names(self.form, keys, found, self.folder)
         further = self.further()
+        if (left_out := self.folder / LEFT_OUT_FILE).is_file():
+            return [ChainMap(own, read_shard_file(left_out))]
         if not further:
             return [own]
         apart = by_sat_names(self.form, keys, further, self.folder)
@@ -156,6 +161,8 @@ def open_hf(folder: Path) -> HFCheckpoint:
     files, index = weight_files(folder)
     if form.reads_weights:
         data = {**data, WEIGHT_SHAPES: {k: tuple(v.shape) for file in files for k, v in read_shard_file(file).items()}}
+    if (left_out := folder / LEFT_OUT_FILE).is_file():
+        data = {**data, LEFT_OUT: {k: tuple(v.shape) for k, v in read_shard_file(left_out).items()}}
     further = _nothing_further
     apart = form.apart
     if apart is not None and not any(apart.prefix in name for name in _names(files, index)):
@@ -166,15 +173,15 @@ def open_hf(folder: Path) -> HFCheckpoint:
 
 
 def _config_of_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Where the weights lie, and the content of `config.json`; beside diffusers' networks that of its scheduler,
-    under "scheduler"."""
+    """Where the weights lie, and the content of `config.json`; beside diffusers' networks those of scheduler and
+    autoencoder, under "scheduler" and "vae"."""
     if (folder / PIPELINE_FILE).is_file():
         other = folder / UNET_FOLDER
         folder = other if (other / HF_CONFIG_FILE).is_file() else folder / TRANSFORMER_FOLDER
     data = read_json(folder / HF_CONFIG_FILE)
-    scheduler = folder.parent / SCHEDULER_FILE
-    if "_class_name" in data and scheduler.is_file():
-        data = {**data, "scheduler": read_json(scheduler)}
+    beside = {"scheduler": folder.parent / SCHEDULER_FILE, "vae": folder.parent / VAE_FILE}
+    if "_class_name" in data:
+        data |= {name: read_json(file) for name, file in beside.items() if file.is_file()}
     return folder, data
 
 

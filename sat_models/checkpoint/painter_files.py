@@ -24,9 +24,10 @@ from sat_models.checkpoint.painter_parts import (
     read_vae_file,
 )
 from sat_models.checkpoint.staging import write_tensors
-from sat_models.config import PainterConfig
+from sat_models.config import LatentModelConfig
 from sat_models.errors import CheckpointError
 from sat_models.files import write_json
+from sat_models.models.common.film_vae_keys import FILM_VAE, film_vae_to_sat
 from sat_models.models.common.kl_keys import kl_to_sat
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ class PainterFiles:
 
     encoder: tuple[Path, Path] | None
     vae: Path | None
-    config: PainterConfig
+    config: LatentModelConfig
 
     @classmethod
-    def beside(cls, step: Path, config: PainterConfig) -> PainterFiles:
+    def beside(cls, step: Path, config: LatentModelConfig) -> PainterFiles:
         """Beside the weights in `step`; what is not there is left out."""
         found: list[tuple[Path, Path] | Path | None] = []
         for find in (lambda: find_text_encoder(step, config), lambda: find_vae(step, config)):
@@ -93,7 +94,8 @@ class PainterFiles:
             weights = read_vae_file(self.vae)
         else:
             config, theirs = read_vae(self.vae, self.config.latent_scale)
-            weights = kl_to_sat(theirs, config)
+            back = film_vae_to_sat if config.get("_class_name") == FILM_VAE else kl_to_sat
+            weights = back(theirs, config)
         _save({name: value.clone() for name, value in weights.items()}, folder / VAE_FOLDER / self.config.VAE_FILE)
 
     def write_diffusers(self, folder: Path) -> dict[str, list[str | None]]:
@@ -113,10 +115,10 @@ class PainterFiles:
         if self.vae is not None:
             sizes, weights = read_vae(self.vae, self.config.latent_scale)
             (folder / VAE_FOLDER).mkdir(parents=True)
-            write_json(folder / VAE_FOLDER / HF_CONFIG_FILE, sizes)
+            write_json(folder / VAE_FOLDER / HF_CONFIG_FILE, {**sizes, **self.config.vae_settings})
             kept = {name: value.contiguous() for name, value in weights.items()}
             write_tensors(kept, folder / VAE_FOLDER / f"{DIFFUSERS_STEM}.safetensors", {"format": "pt"})
-            entries[VAE_FOLDER] = ["diffusers", "AutoencoderKL"]
+            entries[VAE_FOLDER] = ["diffusers", sizes.get("_class_name", "AutoencoderKL")]
         return entries
 
     def _encoder_files(self) -> Iterator[tuple[Path, str]]:

@@ -17,10 +17,12 @@ from torch import Tensor
 from sat_models.checkpoint.few_bits import load_in_few_bits
 from sat_models.checkpoint.huggingface import read_shard_file, weight_files
 from sat_models.checkpoint.pickles import load_file
-from sat_models.config import PainterConfig, read_json
+from sat_models.config import LatentModelConfig, read_json
 from sat_models.config.thin import FlowConfig
 from sat_models.errors import CheckpointError
+from sat_models.models.common.film_vae_keys import FILM_VAE, film_vae_config, film_vae_to_diffusers, is_film_vae
 from sat_models.models.common.kl_keys import kl_config, kl_to_diffusers
+from sat_models.processing.film_codec import FilmCodec
 from sat_models.processing.glm_encoder import GLMTextEncoder
 from sat_models.processing.image_codec import ImageCodec, KLCodec, require_diffusers
 from sat_models.processing.text_encoder import T5_TOKENIZERS, T5TextEncoder, TextEncoder, require_transformers
@@ -42,7 +44,7 @@ def _home() -> Path:
     return Path(os.environ.get("SAT_HOME") or "~/.sat_models").expanduser()
 
 
-def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
+def find_text_encoder(step: Path, config: LatentModelConfig) -> tuple[Path, Path]:
     """The folder of the text encoder and the file of its tokenizer.
 
     Raises:
@@ -64,7 +66,7 @@ def find_text_encoder(step: Path, config: PainterConfig) -> tuple[Path, Path]:
     )
 
 
-def find_vae(step: Path, config: PainterConfig) -> Path:
+def find_vae(step: Path, config: LatentModelConfig) -> Path:
     """The SAT file of the image autoencoder, or its folder in diffusers' form.
 
     Raises:
@@ -94,7 +96,7 @@ def _places_named(step: Path) -> Path:
     return step.resolve().parent
 
 
-def check_parts(step: Path, config: PainterConfig) -> None:
+def check_parts(step: Path, config: LatentModelConfig) -> None:
     """See, before any work, that both parts are there and can be opened.
 
     Raises:
@@ -108,7 +110,7 @@ def check_parts(step: Path, config: PainterConfig) -> None:
 
 
 def open_text_encoder(
-    step: Path, config: PainterConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
+    step: Path, config: LatentModelConfig, *, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> TextEncoder:
     """The text encoder beside the weights in `step`.
 
@@ -141,7 +143,11 @@ def read_vae(place: Path, scale: float) -> tuple[dict[str, object], dict[str, Te
         config = read_json(place / "config.json")
         return config, {k: v for file in weight_files(place)[0] for k, v in read_shard_file(file).items()}
     weights = read_vae_file(place)
-    config = kl_config({name: value.shape for name, value in weights.items()}, scale)
+    shapes = {name: value.shape for name, value in weights.items()}
+    if is_film_vae(shapes):
+        config = film_vae_config(shapes, scale)
+        return config, film_vae_to_diffusers(weights, config)
+    config = kl_config(shapes, scale)
     return config, kl_to_diffusers(weights, config)
 
 
@@ -154,8 +160,10 @@ def read_vae_file(place: Path) -> dict[str, Tensor]:
     return weights
 
 
-def open_codec(step: Path, config: PainterConfig, *, device: torch.device, dtype: torch.dtype) -> ImageCodec:
-    """The image autoencoder beside the weights in `step`; in fp32 where the painter is in fp16, which it overflows.
+def open_codec(
+    step: Path, config: LatentModelConfig, *, device: torch.device, dtype: torch.dtype
+) -> ImageCodec | FilmCodec:
+    """The autoencoder beside the weights in `step`; in fp32 where the model is in fp16, which it overflows.
 
     Raises:
         MissingPackageError: without diffusers.
@@ -163,10 +171,13 @@ def open_codec(step: Path, config: PainterConfig, *, device: torch.device, dtype
     """
     diffusers, place = require_diffusers(), find_vae(step, config)
     sizes, weights = read_vae(place, config.latent_scale)
-    model = diffusers.AutoencoderKL.from_config(sizes)
+    codecs = {"AutoencoderKL": KLCodec, FILM_VAE: FilmCodec}
+    if (name := sizes.get("_class_name", "AutoencoderKL")) not in codecs:
+        raise CheckpointError(f"{place} holds a {name}, which is not read; those that are: {', '.join(codecs)}")
+    model = getattr(diffusers, name).from_config(sizes)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {place} do not fit its sizes: {error!s:.300}") from error
     kind = torch.float32 if dtype == torch.float16 else dtype
-    return KLCodec(model.to(device, kind).eval().requires_grad_(False), float(sizes["scaling_factor"]))
+    return codecs[name](model.to(device, kind).eval().requires_grad_(False), float(sizes["scaling_factor"]))

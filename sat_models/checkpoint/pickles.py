@@ -14,13 +14,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from sat_models.config import PainterConfig
+from sat_models.config import LatentModelConfig
 from sat_models.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _AGAIN = "Copy or download it again."
-_ENGINE_PREFIX = PainterConfig.SAT_PREFIX
+_ENGINE_PREFIX = LatentModelConfig.SAT_PREFIX
 
 
 def _allowed() -> list[Any]:

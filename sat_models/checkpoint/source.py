@@ -27,7 +27,7 @@ from sat_models.checkpoint.painter_files import PainterFiles
 from sat_models.checkpoint.peft import PEFT_WEIGHTS
 from sat_models.checkpoint.quantise import Quantiser
 from sat_models.checkpoint.reshard import StoredWeights, split_rules, stored_kind
-from sat_models.config import ModelConfig, PainterConfig
+from sat_models.config import LatentModelConfig, ModelConfig
 from sat_models.errors import ConfigError
 from sat_models.models.build import build_model, make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -105,7 +105,7 @@ class Source:
         if (version := getattr(self.config, "text_processor_version", None)) is not None:
             config["text_processor_version"] = version
         others = None
-        if isinstance(self.config, PainterConfig):
+        if isinstance(self.config, LatentModelConfig):
             others = PainterFiles.beside(self.checkpoint.step_folder, self.config)
         return Opened(weights, model, config, self._tokenizer_file(), others)
 

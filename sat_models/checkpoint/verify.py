@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sat_models import runtime
 from sat_models.checkpoint.source import Source, main_weight
-from sat_models.config import ModelConfig, PainterConfig
+from sat_models.config import LatentModelConfig, ModelConfig
 from sat_models.errors import CheckpointError
 from sat_models.processing.example import example_inputs, example_latents
 
@@ -43,7 +43,7 @@ def same_logits(first: Source, second: Source) -> None:
 
 def _inputs(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Small and made up, as the model is called with them."""
-    if isinstance(config, PainterConfig):
+    if isinstance(config, LatentModelConfig):
         return {name: value.to(dtype) for name, value in example_latents(config).items()}
     return example_inputs(config, 8).to(dtype=dtype).model_kwargs()
 

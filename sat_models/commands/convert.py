@@ -27,7 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--from", dest="source", required=True, metavar="NAME_OR_PATH",
         help="SAT or Hugging Face folder, step folder, .pt or .zip file, or a name of the zoo; --to peft: an adapter",
     )  # fmt: skip
-    parser.add_argument("--to", required=True, choices=("sat", "hf", "peft", "gguf"), help="form of the result")
+    parser.add_argument(
+        "--to", required=True, choices=("sat", "hf", "peft", "gguf", "diffusers-lora"), help="form of the result"
+    )
     parser.add_argument(
         "--layout", choices=("transformers", "original"),
         help="of --to hf: as transformers' own class reads it, or as the release has it (default: transformers' own, "
@@ -85,15 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     runtime.setup_logging()
     of_adapters = {"source", "to", "layout", "output", "overwrite", "base", *_OF_HUBS}
     of_gguf = {"source", "to", "output", "overwrite", "dtype", "merge_lora", *_OF_HUBS}
-    used = {"peft": of_adapters, "gguf": of_gguf}.get(args.to, {*vars(args)} - {"base"})
+    of_lora = {"source", "to", "output", "overwrite", *_OF_HUBS}
+    used = {"peft": of_adapters, "gguf": of_gguf, "diffusers-lora": of_lora}.get(args.to, {*vars(args)} - {"base"})
     refuse_unused(parser, args, used, f"--to {args.to}")
     if args.private and not args.push_to_hub:
         raise ConfigError("--private is about the repository of --push_to_hub; name one, or leave it out")
-    written = {"peft": _write_adapter, "gguf": _write_gguf}.get(args.to, _write_model)(args)
+    writers = {"peft": _write_adapter, "gguf": _write_gguf, "diffusers-lora": _write_diffusers_lora}
+    written = writers.get(args.to, _write_model)(args)
     checked = " Its logits equal those of the source." if args.verify else ""
     tried = f"--from_pretrained {args.output}"
     if args.to == "gguf":
         tried = f"llama-server -m {written}/model.gguf --mmproj {written}/mmproj.gguf"
+    if args.to == "diffusers-lora":
+        tried = f"pipeline.load_lora_weights('{written}')"
     print(f"wrote {written}.{checked} Try it: {tried}")
     if args.push_to_hub:
         from sat_models.checkpoint.hub import push
@@ -162,6 +168,20 @@ def _write_adapter(args: argparse.Namespace) -> Path:
     return save_peft(
         source, args.output.expanduser().resolve(), base=name, layout=args.layout, overwrite=args.overwrite
     )
+
+
+def _write_diffusers_lora(args: argparse.Namespace) -> Path:
+    from sat_models import runtime
+    from sat_models.checkpoint.adapter import find_adapter, read_adapter
+    from sat_models.checkpoint.diffusers_lora import save_diffusers_lora
+    from sat_models.checkpoint.source import open_source
+    from sat_models.zoo.locate import locate
+
+    runtime.init_model_parallel(1)
+    file = find_adapter(args.source)
+    adapter = read_adapter(file) if file is not None else None
+    source = open_source(locate(adapter.base_model if adapter else args.source), adapter=adapter)
+    return save_diffusers_lora(source, args.output.expanduser().resolve(), overwrite=args.overwrite)
 
 
 def command() -> None:

@@ -5,7 +5,13 @@ config is lost.
 """
 
 from sat_models.config.base import read_json
-from sat_models.config.diffusion import DiffusionConfig, PainterConfig
+from sat_models.config.diffusion import (
+    DiffusionConfig,
+    LatentModelConfig,
+    LatentTransformerConfig,
+    PainterConfig,
+)
+from sat_models.config.film import FilmConfig
 from sat_models.config.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -36,12 +42,15 @@ __all__ = [
     "CrossTowerConfig",
     "DiffusionConfig",
     "EVAViTConfig",
+    "FilmConfig",
     "ImageForm",
     "ImagePlan",
     "ImageProcessing",
     "InternViTConfig",
     "LLaMAConfig",
     "LanguageConfig",
+    "LatentModelConfig",
+    "LatentTransformerConfig",
     "ModelConfig",
     "PainterConfig",
     "QFormerConfig",

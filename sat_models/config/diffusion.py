@@ -1,4 +1,4 @@
-"""Sizes of models that make images out of noise, and what a sampler has to know of them."""
+"""Sizes of models that make images or films out of noise, and what a sampler has to know of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from sat_models.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PainterConfig(ModelConfig):
+class LatentModelConfig(ModelConfig):
     """A network that turns noise into latents, told by a text.
 
     Attributes:
-        in_channels: of the latents.
+        in_channels: of what it is given; mostly those of the latents.
         text_hidden_size, text_length: of what a text encoder gives; the length is that of training.
         guidance, steps: the usual ones.
         latent_scale: what an image's latents are multiplied by before noise comes to them.
         pixels_per_latent: on either side.
         text_model: where the text encoder of the released weights is to be had.
-        least_side, most_side, most_pixels, side_multiple: the sizes in pixels that it was trained on.
     """
 
     in_channels: int
@@ -32,32 +31,63 @@ class PainterConfig(ModelConfig):
     steps: int = 50
     latent_scale: float = 1.0
     pixels_per_latent: int = 8
-    least_side: int
-    most_side: int
-    most_pixels: int
-    side_multiple: int = 32
     text_model: str = "google/t5-v1_1-xxl"
 
-    TASK: ClassVar[str] = "drawing"
     SAT_PREFIX: ClassVar[str] = "model.diffusion_model."
     SAMPLERS: ClassVar[tuple[str, ...]] = ("sat", "diffusers")
     """Names of samplers; the first is the usual one."""
     TEXT_FOLDER: ClassVar[str] = "t5-v1_1-xxl"
     """Where the text encoder may lie beside the weights, and in SAT_HOME for all painters that have it."""
     VAE_FILE: ClassVar[str] = "imagekl_ch16.pt"
-    """The image autoencoder of the release."""
+    """The autoencoder of the release."""
     VAE_FOLDERS: ClassVar[tuple[str, ...]] = ("vae",)
     """Where it may lie; those behind the first also in SAT_HOME, for several models."""
+    MAY_BE_0: ClassVar[frozenset[str]] = frozenset()
+    """The whole numbers among the sizes that need not be positive."""
 
     def __post_init__(self) -> None:
-        require_positive(self, *(f.name for f in fields(self) if f.type == "int"))
+        require_positive(self, *(f.name for f in fields(self) if f.type == "int" and f.name not in self.MAY_BE_0))
         require_number_above(self, 0, "latent_scale", "guidance")
-        require_divides("side_multiple", self.side_multiple, self.pixels_per_latent, "the pixels of a latent")
 
     @property
     def heads(self) -> HeadLayout | None:
         """How a row of queries, keys and values is cut; None where nothing asks."""
         return None
+
+    @property
+    def latent_channels(self) -> int:
+        """Of the latents that it makes."""
+        return self.in_channels
+
+    @property
+    def least_latents(self) -> tuple[int, ...]:
+        """Shape of the latents of the smallest result that it makes."""
+        raise NotImplementedError
+
+    @property
+    def vae_settings(self) -> dict[str, object]:
+        """What diffusers' pipeline wants to find in the config of the autoencoder besides its sizes."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PainterConfig(LatentModelConfig):
+    """One that makes images.
+
+    Attributes:
+        least_side, most_side, most_pixels, side_multiple: the sizes in pixels that it was trained on.
+    """
+
+    least_side: int
+    most_side: int
+    most_pixels: int
+    side_multiple: int = 32
+
+    TASK: ClassVar[str] = "drawing"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_divides("side_multiple", self.side_multiple, self.pixels_per_latent, "the pixels of a latent")
 
     @property
     def usual_size(self) -> tuple[int, int]:
@@ -86,7 +116,12 @@ class PainterConfig(ModelConfig):
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of an image of so many pixels."""
-        return self.in_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+        return self.latent_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+    @property
+    def least_latents(self) -> tuple[int, ...]:
+        """See `LatentModelConfig`."""
+        return self.latent_shape(self.least_side, self.least_side)
 
 
 def limits(pos_max: int, token: int = 16) -> dict[str, int]:
@@ -101,8 +136,8 @@ def limits(pos_max: int, token: int = 16) -> dict[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig(PainterConfig):
-    """A transformer of SAT's that does.
+class LatentTransformerConfig(LatentModelConfig):
+    """One that is a transformer of SAT's.
 
     Attributes:
         patch_size: the side of what is one token, in latents.
@@ -121,8 +156,6 @@ class DiffusionConfig(PainterConfig):
         super().__post_init__()
         require_number_above(self, 0, "snr_shift")
         require_divides("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
-        token = self.pixels_per_latent * self.patch_size
-        require_divides("side_multiple", self.side_multiple, token, "the pixels on the side of a token")
 
     @property
     def heads(self) -> HeadLayout:
@@ -136,3 +169,13 @@ class DiffusionConfig(PainterConfig):
 
     def _split_sizes(self) -> dict[str, int]:
         return {"num_attention_heads": self.num_attention_heads, "inner_hidden_size": self.inner_hidden_size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(LatentTransformerConfig, PainterConfig):
+    """A transformer of SAT's that makes images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        token = self.pixels_per_latent * self.patch_size
+        require_divides("side_multiple", self.side_multiple, token, "the pixels on the side of a token")

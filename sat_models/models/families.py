@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sat_models.errors import ConfigError, UnknownNameError
 from sat_models.models.cogagent.family import FAMILY as _COGAGENT
 from sat_models.models.cogvideo.family import FAMILY as _COGVIDEO
+from sat_models.models.cogvideox.family import FAMILY as _COGVIDEOX
 from sat_models.models.cogview2.family import FAMILY as _COGVIEW2
 from sat_models.models.cogview3.family import FAMILY as _COGVIEW3
 from sat_models.models.cogview3_unet.family import FAMILY as _COGVIEW3_UNET
@@ -191,5 +192,6 @@ for _family in (
     _COGVIEW2,
     _COGVIEW_TINY,
     _COGVIDEO,
+    _COGVIDEOX,
 ):
     register(_family)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sat_models.config import ImagePlan, LanguageConfig, PainterConfig, VisionLanguageConfig
+from sat_models.config import FilmConfig, ImagePlan, LanguageConfig, LatentModelConfig, VisionLanguageConfig
 from sat_models.processing.inputs import VLMInputs
 from sat_models.processing.layout import Piece, layout_prompt
 
@@ -46,14 +46,15 @@ def example_inputs(
     )
 
 
-def example_latents(config: PainterConfig, *, seed: int = 0) -> dict[str, Tensor]:
-    """Noise in the place of latents and of a text, for the smallest image of a painter."""
+def example_latents(config: LatentModelConfig, *, seed: int = 0) -> dict[str, Tensor]:
+    """Noise in the place of latents and of a text, for the smallest result of a model."""
     generator = torch.Generator().manual_seed(seed)
-    shape = config.latent_shape(config.least_side, config.least_side)
+    image = isinstance(config, FilmConfig) and config.takes_image
     return {
-        "latents": torch.randn(1, *shape, generator=generator),
+        "latents": torch.randn(1, *config.least_latents, generator=generator),
         "timestep": torch.full((1,), 500.0),
         "text": torch.randn(1, config.text_length, config.text_hidden_size, generator=generator),
+        **({"image_latents": torch.randn(1, *config.least_latents, generator=generator)} if image else {}),
     }
 
 

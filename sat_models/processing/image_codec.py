@@ -64,8 +64,12 @@ class KLCodec:
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
     """[B, 3, H, W] in -1 … 1 -> RGB images."""
-    whole = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGB") for image in whole.cpu()]
+    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy(), "RGB") for image in to_levels(pixels).cpu()]
+
+
+def to_levels(pixels: Tensor) -> Tensor:
+    """-1 … 1 -> 0 … 255, uint8; what is beyond is cut off."""
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:

@@ -14,6 +14,7 @@ from sat_models import runtime
 from sat_models.checkpoint.find import find_checkpoint
 from sat_models.checkpoint.painter_parts import check_parts, open_codec, open_text_encoder
 from sat_models.checkpoint.source import Source, open_source
+from sat_models.config import FilmConfig
 from sat_models.config.image_tokens import ImageTokenConfig
 from sat_models.config.planned import PlannedConfig
 from sat_models.config.thin import FlowConfig, UNetConfig
@@ -23,6 +24,7 @@ from sat_models.models.common.image_tokens import ImageTokenModel
 from sat_models.models.common.thin import ThinModel
 from sat_models.models.families import model_class
 from sat_models.zoo.code_painter import CodePainter
+from sat_models.zoo.film_painter import FilmPainter
 from sat_models.zoo.film_writer import FilmWriter
 from sat_models.zoo.flow_painter import FlowPainter
 from sat_models.zoo.locate import locate
@@ -86,7 +88,7 @@ def open_painter(
     checkpoint, config = source.checkpoint, source.config
     if isinstance(config, ImageTokenConfig):
         return _open_token_painter(source, chosen, model, device=device, dtype=dtype)
-    kinds = ((UNetConfig, UNetPainter), (FlowConfig, FlowPainter))
+    kinds = ((UNetConfig, UNetPainter), (FlowConfig, FlowPainter), (FilmConfig, FilmPainter))
     kind = next((painter for sizes, painter in kinds if isinstance(config, sizes)), Painter)
     return kind(
         config,

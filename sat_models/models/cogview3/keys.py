@@ -7,6 +7,7 @@ from typing import Any
 
 from sat_models.config.diffusion import limits
 from sat_models.models.cogview3.config import MODEL_CLASS, CogView3PlusConfig
+from sat_models.models.common.diffusers_form import scheduler
 from sat_models.models.common.hf_form import HFForm, KeyTable
 from sat_models.models.common.key_rows import Joined, Row, Swapped
 
@@ -52,11 +53,11 @@ _SIZES = {
 
 def _sizes_to_sat(data: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {sat: data.get(hf, default) for sat, (hf, default) in _SIZES.items()}
-    scheduler = data.get("scheduler") or {}
+    told = data.get("scheduler") or {}
     return {
         **sizes,
         "hidden_size": data.get("attention_head_dim", 40) * sizes["num_attention_heads"],
-        "snr_shift": scheduler.get("snr_shift_scale", CogView3PlusConfig.snr_shift),
+        "snr_shift": told.get("snr_shift_scale", CogView3PlusConfig.snr_shift),
         **limits(sizes["pos_max"], CogView3PlusConfig.pixels_per_latent * sizes["patch_size"]),
     }
 
@@ -71,20 +72,7 @@ def _sizes_to_hf(config: CogView3PlusConfig) -> dict[str, Any]:
 
 
 def _pipeline(config: CogView3PlusConfig) -> tuple[dict[str, Any], str]:
-    scheduler = {
-        "_class_name": "CogVideoXDDIMScheduler",
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "num_train_timesteps": 1000,
-        "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
-        "snr_shift_scale": config.snr_shift,
-        "set_alpha_to_one": True,
-        "clip_sample": False,
-        "timestep_spacing": "trailing",
-    }
-    return scheduler, "CogView3PlusPipeline"
+    return scheduler("CogVideoXDDIMScheduler", config.snr_shift), "CogView3PlusPipeline"
 
 
 FORM = HFForm(

@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mixins.diffusion_head import DiffusionHeadMixin
 from mixins.grid_positions import GridPositionMixin
+from mixins.joint_adaln import JointAdaLNMixin
+from mixins.patch_text_embedding import PatchTextEmbeddingMixin
 from mixins.sat_compat import BaseTransformer
 from sat_models.models.cogview3.config import CONDITIONS, CogView3PlusConfig
 from sat_models.models.common.diffusion import DiffusionModel, sinusoid, two_linears
@@ -21,8 +24,13 @@ class CogView3PlusModel(DiffusionModel):
 
     def __init__(self, config: CogView3PlusConfig, transformer: BaseTransformer | None = None, **kwargs: Any) -> None:
         super().__init__(config, transformer, **kwargs)
-        self.label_emb = nn.Sequential(two_linears(CONDITIONS * config.condition_dim, config.time_embed_dim))
-        self.add_mixin("pos_embed", GridPositionMixin(config.pos_max, config.hidden_size, config.patch_size))
+        width, time, patch = config.hidden_size, config.time_embed_dim, config.patch_size
+        self.label_emb = nn.Sequential(two_linears(CONDITIONS * config.condition_dim, time))
+        patches = PatchTextEmbeddingMixin(config.in_channels, width, patch, config.text_hidden_size)
+        self.add_mixin("patch_embed", patches)
+        self.add_mixin("adaln", JointAdaLNMixin(config.num_layers, width, time))
+        self.add_mixin("final_layer", DiffusionHeadMixin(width, time, patch, config.in_channels))
+        self.add_mixin("pos_embed", GridPositionMixin(config.pos_max, width, patch))
 
     def embedding(
         self,

@@ -1,6 +1,7 @@
 """The base of diffusion transformers: SAT's transformer without words, with a vector for the time.
 
-Legend: B batch, C channels, h and w of the latents, T text tokens, E width of the time's vector.
+Legend: B batch, F frames of a film's latents, C channels, h and w of the latents, T text tokens, E width of the time's
+vector.
 """
 
 from __future__ import annotations
@@ -13,44 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from mixins.base import ZooModel
-from mixins.diffusion_head import DiffusionHeadMixin
-from mixins.joint_adaln import JointAdaLNMixin
-from mixins.patch_text_embedding import PatchTextEmbeddingMixin
 from mixins.sat_compat import BaseTransformer
-from sat_models.config import DiffusionConfig
+from sat_models.config import LatentTransformerConfig
 from sat_models.models.common.activations import tanh_gelu
 
 
 class DiffusionModel(ZooModel):
     """Latents with noise, a time and a text -> what the noise and the image are made of ("v").
 
-    A subclass adds the mixin "pos_embed" and says in `embedding` what else the time's vector holds.
+    A subclass adds the mixins: what makes tokens of latents and text, where they lie, what a layer does, the head. It
+    says in `embedding` what else the time's vector holds.
 
     Args:
         config: sizes.
         transformer: an existing one to share; made from `config` when None.
     """
 
-    config_class: ClassVar[type[DiffusionConfig]] = DiffusionConfig
+    config_class: ClassVar[type[LatentTransformerConfig]] = LatentTransformerConfig
     layer_epsilon: ClassVar[float] = 1e-5
     """Of the layers' norms and the last one. The originals ask for 1e-6 there, which SAT's own value overrides."""
     affine_norms: ClassVar[bool] = False
     """Whether these norms have weights."""
     one_for_alike: ClassVar[bool] = False
     """Nothing tells the places of text tokens: alike ones stay so in every layer, and one may stand for all of them."""
+    makes_films: ClassVar[bool] = False
+    """Whether its latents have frames, too."""
 
-    def __init__(self, config: DiffusionConfig, transformer: BaseTransformer | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, config: LatentTransformerConfig, transformer: BaseTransformer | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(config, transformer=transformer or self._make_transformer(config, **kwargs))
         self.config = config
-        width, time = config.hidden_size, config.time_embed_dim
-        self.time_embed = two_linears(width, time)
-        patches = PatchTextEmbeddingMixin(config.in_channels, width, config.patch_size, config.text_hidden_size)
-        self.add_mixin("patch_embed", patches)
-        self.add_mixin("adaln", JointAdaLNMixin(config.num_layers, width, time))
-        self.add_mixin("final_layer", DiffusionHeadMixin(width, time, config.patch_size, config.in_channels))
+        self.time_embed = two_linears(config.hidden_size, config.time_embed_dim)
 
     @classmethod
-    def _make_transformer(cls, config: DiffusionConfig, **kwargs: Any) -> BaseTransformer:
+    def _make_transformer(cls, config: LatentTransformerConfig, **kwargs: Any) -> BaseTransformer:
         transformer = BaseTransformer(
             num_layers=config.num_layers,
             vocab_size=1,
@@ -72,14 +70,14 @@ class DiffusionModel(ZooModel):
         """Run the model.
 
         Args:
-            latents: [B, C, h, w], multiples of `patch_size` high and wide.
+            latents: [B, C, h, w], multiples of `patch_size` high and wide; of films [B, F, C, h, w].
             timestep: [B], 0 (no noise) … 999.
             text: [B, T, …], what the text encoder gave; zeros for no text.
             text_copies: T is 1, and its token stands for so many alike ones (`one_for_alike`).
             conditions: those of `embedding`.
 
         Returns:
-            v in the shape and dtype of `latents`.
+            v in the dtype of `latents` and, but for what a subclass puts beside them, in their shape.
 
         Raises:
             ValueError: latents or text of another shape.
@@ -100,10 +98,11 @@ class DiffusionModel(ZooModel):
 
     def _check(self, latents: Tensor, text: Tensor) -> None:
         config = self.config
-        if latents.dim() != 4 or latents.shape[1] != config.in_channels or text.dim() != 3:
+        if latents.dim() != 4 + self.makes_films or latents.shape[-3] != config.in_channels or text.dim() != 3:
+            frames = "F, " if self.makes_films else ""
             raise ValueError(
-                f"the model takes latents [B, {config.in_channels}, h, w] and text [B, T, {config.text_hidden_size}], "
-                f"got {list(latents.shape)} and {list(text.shape)}"
+                f"the model takes latents [B, {frames}{config.in_channels}, h, w] and text "
+                f"[B, T, {config.text_hidden_size}], got {list(latents.shape)} and {list(text.shape)}"
             )
         if text.shape[-1] != config.text_hidden_size or len(text) != len(latents):
             wanted = [len(latents), "T", config.text_hidden_size]

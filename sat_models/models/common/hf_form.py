@@ -15,6 +15,7 @@ from sat_models.config import LanguageConfig
 from sat_models.errors import CheckpointError, ConfigError
 from sat_models.models.common.hf_processor import HFProcessor
 from sat_models.models.common.key_rows import (
+    Interleaved,
     Joined,
     Lifted,
     Lowered,
@@ -24,6 +25,8 @@ from sat_models.models.common.key_rows import (
     Row,
     Stacked,
     Swapped,
+    interleaved,
+    part_of_interleaved,
     swapped,
 )
 from sat_models.models.common.telling import class_names
@@ -34,6 +37,8 @@ ADDED_TOKENS = "added_tokens"
 """Where a form that reads them finds ids of special tokens, beside the keys of `config.json`."""
 WEIGHT_SHAPES = "weight_shapes"
 """The same for the shapes of its weights, by name."""
+LEFT_OUT = "left_out"
+"""The same for the shapes of what lies beside them in a file of our own."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PLACE = re.compile(r"\{[ij]\}")
@@ -64,7 +69,7 @@ class KeyTable:
         self._to_hf: dict[str, tuple[str, ...]] = {}
         self._to_sat: dict[str, tuple[Place, ...]] = {}
         for sat, hf in [*rows.items(), *self.per_layer.items()]:
-            names = hf.names if isinstance(hf, Joined) else (hf if isinstance(hf, str) else hf.name,)
+            names = hf.names if isinstance(hf, Joined | Interleaved) else (hf if isinstance(hf, str) else hf.name,)
             self._add(_PLACE.sub("{}", sat), hf, tuple(_PLACE.sub("{}", name) for name in names))
 
     def _add(self, sat: str, row: Row, names: tuple[str, ...]) -> None:
@@ -125,11 +130,15 @@ class KeyTable:
             return swapped(value)
         if place.parts == 1:
             return value
+        if place.pieces > 1:
+            return part_of_interleaved(value, place.part, place.parts, place.pieces)
         first, rows = self._part(place, len(value))
         return value.narrow(0, first, rows).clone()
 
     def sat_value(self, place: Place, parts: Sequence[Tensor]) -> Tensor:
         """SAT's value of a weight, out of the values of its parts."""
+        if place.pieces > 1:
+            return interleaved(parts, place.pieces)
         whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         return whole[self._packed_rows(len(whole)).argsort()] if place.packed else whole
 
@@ -168,7 +177,8 @@ def _place(row: Row, sat: str, part: int, parts: int) -> Place:
     found = {name: isinstance(row, kind) for name, kind in kinds}
     found |= {"by_heads": isinstance(row, Joined) and row.by_heads}
     patches = row.patches if isinstance(row, Positions) else 0
-    return Place(sat, part, parts, slot=slot, slots=slots, patches=patches, **found)
+    pieces = row.pieces if isinstance(row, Interleaved) else 1
+    return Place(sat, part, parts, slot=slot, slots=slots, patches=patches, pieces=pieces, **found)
 
 
 def _look_up(table: Mapping[str, _Found], name: str, kind: str) -> tuple[_Found, list[str]]:
@@ -231,6 +241,7 @@ class HFForm:
         pipeline: of diffusers' forms, typed config -> the content of `scheduler_config.json` and the name of the
             pipeline's class.
         part: of diffusers' forms, the folder of the network in a pipeline.
+        of_left_out: sizes that the file beside the weights tells (`LEFT_OUT`: its shapes by name), and no config.
     """
 
     architecture: str
@@ -251,6 +262,7 @@ class HFForm:
     processor: Callable[[Any, int], HFProcessor] | None = None
     pipeline: Callable[[Any], tuple[dict[str, Any], str]] | None = None
     part: str = "transformer"
+    of_left_out: Collection[str] = ()
 
     def fits(self, data: Mapping[str, Any]) -> bool:
         """True if the content of a `config.json` is of this form."""
@@ -292,5 +304,5 @@ class HFForm:
         if template is not None:
             hf["template_version"] = template
         back, wanted = self.config_to_sat(hf), config.to_dict()
-        left = {key: value for key, value in wanted.items() if key not in back or back[key] != value}
+        left = {k: v for k, v in wanted.items() if (k not in back or back[k] != v) and k not in self.of_left_out}
         return {**hf, SAT_KEY: left} if left else hf

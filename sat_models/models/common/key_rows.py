@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,14 @@ class Swapped:
 
 
 @dataclass(frozen=True)
+class Interleaved:
+    """Weights that SAT holds as one: the first piece of each, then the second of each, and so on."""
+
+    names: tuple[str, ...]
+    pieces: int
+
+
+@dataclass(frozen=True)
 class Stacked:
     """One of `slots` weights of SAT's, of one size, that the files hold as one, one below the other."""
 
@@ -84,6 +93,7 @@ class Place:
     lowered: bool = False
     patches: int = 0
     swapped: bool = False
+    pieces: int = 1
 
     def taken(self, value: Tensor) -> Tensor:
         """The part of a weight in the files that belongs here, in SAT's shape."""
@@ -95,8 +105,18 @@ class Place:
         return own[None] if self.lifted else own[0] if self.lowered else own
 
 
-Row = str | Joined | Lifted | Lowered | Packed | Positions | Stacked | Swapped
+Row = str | Interleaved | Joined | Lifted | Lowered | Packed | Positions | Stacked | Swapped
 """The counterpart in the files of a weight of SAT's."""
+
+
+def interleaved(parts: Sequence[Tensor], pieces: int) -> Tensor:
+    """The first piece of each part, then the second of each, and so on."""
+    return torch.stack([part.unflatten(0, (pieces, -1)) for part in parts], dim=1).flatten(0, 2)
+
+
+def part_of_interleaved(whole: Tensor, part: int, parts: int, pieces: int) -> Tensor:
+    """The inverse of `interleaved` for one part."""
+    return whole.unflatten(0, (pieces, parts, -1))[:, part].flatten(0, 1)
 
 
 def swapped(value: Tensor) -> Tensor:

@@ -33,9 +33,9 @@ def kl_config(shapes: Shapes, scale: float) -> dict[str, Any]:
         CheckpointError: they are no such autoencoder, or one with attention elsewhere than in the middle.
     """
     try:
-        levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
+        levels = count_of(shapes, "encoder.down.{}.block.0.conv1.weight")
         channels = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
-        blocks = _count(shapes, "encoder.down.0.block.{}.conv1.weight")
+        blocks = count_of(shapes, "encoder.down.0.block.{}.conv1.weight")
         out, inner = shapes["decoder.conv_out.weight"][0], shapes["decoder.conv_in.weight"][1]
         given = shapes["encoder.conv_in.weight"][1]
     except KeyError as error:
@@ -61,7 +61,8 @@ def kl_config(shapes: Shapes, scale: float) -> dict[str, Any]:
     }
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count_of(shapes: Shapes, pattern: str) -> int:
+    """How many names there are of a pattern that takes a number, from 0 on."""
     number = 0
     while pattern.format(number) in shapes:
         number += 1
