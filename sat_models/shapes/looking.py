@@ -2,13 +2,15 @@
 
 A pixel belongs to a shape if it is saturated and bright enough: of the world's colours the palest shape is more so
 than the most coloured background. What hangs together is one object; its colour is that of most of its pixels by hue,
-its form the one that covers its box best. A blob that is none of the forms, or of several colours, has no name.
+its edge lies where it is nearer to its own colour than to what is around it, and its form is the one that covers its
+box best. A blob that is none of the forms, or of several colours, has no name.
 
 Legend: H, W pixels of the image.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +28,10 @@ _LEAST_SIDE = 0.07
 """Of an object / shorter side; what is smaller is dust."""
 _LEAST_COVER = 0.8
 """Of a form: intersection over union of the object with the form that fills its box."""
+_LEAST_ASPECT = 0.75
+"""Of an object's shorter side / longer side; triangles have the least, 0.84."""
+_EDGE, _AROUND = 2, 4
+"""Pixels: so wide an edge may be; so far reaches what is around."""
 _LEAST_SHARE = 0.75
 """Of an object's pixels that are of its colour."""
 _SMALL = 0.3
@@ -67,9 +73,10 @@ def look(image: Image.Image) -> list[Seen]:
         inside = any(x0 >= a and y0 >= b and x1 <= c and y1 <= d for a, b, c, d in (one.box for one in seen))
         if inside or min(x1 - x0, y1 - y0) < _LEAST_SIDE * shorter:  # the middle of a digit, or dust
             continue
-        size = "small" if x1 - x0 < _SMALL * shorter else "large"
         color = _color(hues_HW[y0:y1, x0:x1][part_HW])
-        seen.append(Seen(color, _form(part_HW), size, (x0, y0, x1, y1)))
+        whole_HW, (x0, y0, x1, y1) = _to_its_edge(pixels_HW3, part_HW, (x0, y0))
+        size = "small" if x1 - x0 < _SMALL * shorter else "large"
+        seen.append(Seen(color, _form(whole_HW), size, (x0, y0, x1, y1)))
     return sorted(seen, key=lambda one: one.box[0] + one.box[2])
 
 
@@ -145,22 +152,66 @@ def _color(hues: np.ndarray) -> str | None:
     return list(_HUE_ENDS)[best] if counts[best] >= _LEAST_SHARE * counts.sum() else None
 
 
-def _form(part_HW: np.ndarray) -> str | None:
-    """The form that fills the box of a part as the part does. All forms are convex: rows are filled between their
-    ends, so that a digit makes no hole."""
+def _to_its_edge(
+    pixels_HW3: np.ndarray, part_HW: np.ndarray, corner: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A part with the pixels at its edge that are nearer to its colour than to what is around it, and its box. Edges
+    are soft where they were smoothed or drawn over grey; by saturation alone a part would lose its corners."""
     height, width = part_HW.shape
-    first, last = part_HW.argmax(1), width - part_HW[:, ::-1].argmax(1)
+    x0, y0 = corner
+    xa, ya = max(0, x0 - _AROUND), max(0, y0 - _AROUND)
+    window_HW3 = pixels_HW3[ya : y0 + height + _AROUND, xa : x0 + width + _AROUND]
+    grown_HW = np.zeros(window_HW3.shape[:2], bool)
+    grown_HW[y0 - ya : y0 - ya + height, x0 - xa : x0 - xa + width] = part_HW
+    color = np.median(window_HW3[grown_HW], axis=0)
+    for _ in range(_EDGE):
+        padded = np.pad(grown_HW, 1)
+        grown_HW = padded[1:-1, 1:-1] | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
+    around = np.median(window_HW3[~grown_HW], axis=0) if not grown_HW.all() else color
+    nearer_HW = np.linalg.norm(window_HW3 - color, axis=-1) < np.linalg.norm(window_HW3 - around, axis=-1)
+    whole_HW = grown_HW & nearer_HW
+    if not whole_HW.any():
+        return part_HW, (x0, y0, x0 + width, y0 + height)
+    rows, columns = np.flatnonzero(whole_HW.any(1)), np.flatnonzero(whole_HW.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    box = (int(xa + left), int(ya + top), int(xa + right), int(ya + bottom))
+    return whole_HW[top:bottom, left:right], box
+
+
+def _form(part_HW: np.ndarray) -> str | None:
+    """The form that fills the box of a part as the part does; the box is known to a pixel on each side, no better. All
+    forms are convex: rows are filled between their ends, so that a digit makes no hole."""
+    if min(part_HW.shape) < _LEAST_ASPECT * max(part_HW.shape):
+        return None
+    padded = np.pad(part_HW, 1)
+    height, width = padded.shape
+    first, last = padded.argmax(1), width - padded[:, ::-1].argmax(1)
     column = np.arange(width)
-    filled = (column >= first[:, None]) & (column < last[:, None])
-    x, y = (np.arange(width) + 0.5) / width, ((np.arange(height) + 0.5) / height)[:, None]
-    ideal = {
+    filled = (column >= first[:, None]) & (column < last[:, None]) & padded.any(1, keepdims=True)
+    for step in ((0,), (-1, 0, 1)):
+        covers: dict[str, float] = {}
+        for left, top, right, bottom in itertools.product(step, repeat=4):
+            box = (1 + left, 1 + top, width - 1 + right, height - 1 + bottom)
+            for form, mask in _ideals(height, width, box).items():
+                cover = float((filled & mask).sum() / (filled | mask).sum())
+                covers[form] = max(cover, covers.get(form, 0))
+        best = max(covers, key=covers.__getitem__)
+        if covers[best] >= _LEAST_COVER:
+            return best
+    return None
+
+
+def _ideals(height: int, width: int, box: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
+    """Each form in a box, as a mask of [height, width]."""
+    x0, y0, x1, y1 = box
+    x = (np.arange(width) + 0.5 - x0) / max(1, x1 - x0)
+    y = ((np.arange(height) + 0.5 - y0) / max(1, y1 - y0))[:, None]
+    inside = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    return {
         "circle": (x - 0.5) ** 2 + (y - 0.5) ** 2 <= 0.25,
-        "square": np.ones_like(filled),
-        "triangle": np.abs(x - 0.5) <= y / 2,
+        "square": inside,
+        "triangle": inside & (np.abs(x - 0.5) <= y / 2),
     }
-    covers = {form: float((filled & mask).sum() / (filled | mask).sum()) for form, mask in ideal.items()}
-    best = max(covers, key=covers.__getitem__)
-    return best if covers[best] >= _LEAST_COVER else None
 
 
 def _parts(mask_HW: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int, int, int]]]:

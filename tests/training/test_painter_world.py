@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from sat_models.evaluation.wishes import Wanted, Wish
 from sat_models.shapes import prompts
@@ -67,6 +67,7 @@ WRONG = {
         (("circle", "red", (10, 10, 40, 40)), ("circle", "blue", (50, 50, 90, 90))), {"count", "right"}
     ),
     "nothing": ((), {"count", "color", "form", "names", "right"}),
+    "an oblong": ((("circle", "red", (10, 10, 40, 80)),), {"form", "names", "right"}),
     "a blob": (
         (("circle", "red", (10, 10, 40, 40)), ("square", "red", (36, 10, 80, 20))), {"form", "names", "right"}
     ),
@@ -78,6 +79,18 @@ def test_the_rule_says_what_is_wrong(name: str) -> None:
     shapes, wrong = WRONG[name]
     scores = scores_of(Wish("A red circle.", "one", (RED_CIRCLE,), only=True), drawn(*shapes))
     assert {key for key, value in scores.items() if not value} == wrong
+
+
+def test_soft_edges_change_nothing() -> None:
+    """Smoothed images and shapes over grey: a triangle keeps its corners, and nothing else becomes one."""
+    shapes = (
+        ("triangle", "green", (10, 10, 28, 27)),
+        ("circle", "red", (50, 8, 68, 26)),
+        ("square", "blue", (40, 60, 58, 78)),
+    )
+    for ground in ("gray", "black", "white"):
+        soft = drawn(*shapes, ground=ground).filter(ImageFilter.GaussianBlur(1))
+        assert saw(soft) == [("blue", "square", "small"), ("green", "triangle", "small"), ("red", "circle", "small")]
 
 
 def test_colours_and_forms_may_be_there_but_bound_the_other_way_round() -> None:
