@@ -56,7 +56,9 @@ class PainterRecipe:
         return self.final_learning_rate + (rate - self.final_learning_rate) * share
 
     def rate_of(self, group: Mapping[str, Any], step: int) -> float:
-        """The learning rate of a group of parameters."""
+        """The learning rate of a group of parameters; 0 in the other stage, where Muon would go on by its momentum."""
+        if group.get("stage", self.stage(step)) != self.stage(step):
+            return 0.0
         return self.learning_rate_at(step) * (self.muon_rate if group.get("muon") else 1.0)
 
 

@@ -112,14 +112,19 @@ class PainterObjective(nn.Module):
 
 
 def parameter_groups(objective: PainterObjective) -> list[dict[str, Any]]:
-    """Hidden matrices, which Muon moves and weight decay bounds, apart from all else."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """Codec and transformer, each of which learns in its own stage alone; and of each the hidden matrices, which Muon
+    moves and weight decay bounds, apart from all else."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         parameter.model_parallel = getattr(parameter, "model_parallel", False)
         outer = any(part in name for part in ("embeddings", "codec.exit", "codec.entry", "encoder.6"))
-        groups[parameter.ndim == 2 and not outer].append(parameter)
+        stage = "codec" if ".codec." in name else "codes"
+        groups.setdefault((stage, parameter.ndim == 2 and not outer), []).append(parameter)
     decay = objective.recipe.muon_weight_decay
-    return [{"params": p, "muon": muon, "weight_decay": decay * muon} for muon, p in groups.items()]
+    return [
+        {"params": params, "stage": stage, "muon": muon, "weight_decay": decay * muon}
+        for (stage, muon), params in groups.items()
+    ]
 
 
 def share_right(model: CogViewTinyModel, *, count: int = 25, seed: int = 0) -> dict[str, float]:

@@ -78,9 +78,11 @@ def test_every_weight_learns_in_one_of_the_stages_and_matrices_are_bounded() -> 
         loss.backward()
         seen |= {name for name, parameter in objective.named_parameters() if parameter.grad is not None}
     assert seen == {name for name, _ in objective.named_parameters()}
-    groups = {group["muon"]: group for group in parameter_groups(objective)}
-    assert groups[True]["weight_decay"] > 0 == groups[False]["weight_decay"]
-    assert all(parameter.ndim == 2 for parameter in groups[True]["params"])
+    groups = {(group["stage"], group["muon"]): group for group in parameter_groups(objective)}
+    for stage, own, other in (("codec", 0, 3), ("codes", 3, 0)):
+        assert groups[stage, True]["weight_decay"] > 0 == groups[stage, False]["weight_decay"]
+        assert all(parameter.ndim == 2 for parameter in groups[stage, True]["params"])
+        assert QUICK.rate_of(groups[stage, True], own) > 0 == QUICK.rate_of(groups[stage, True], other)
 
 
 def test_bf16_changes_the_losses_by_rounding_only() -> None:
@@ -111,7 +113,13 @@ def test_milestones_tell_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, cpu = painter_config(**SIZES), torch.device("cpu")
-    monkeypatch.setattr(painter_training, "share_right", lambda model: share_right(model, count=2))
+    codecs: list[torch.Tensor] = []
+
+    def milestone(model: Any) -> dict[str, float]:
+        codecs.append(torch.cat([p.detach().flatten().clone() for p in model.get_mixin("codec").parameters()]))
+        return share_right(model, count=2)
+
+    monkeypatch.setattr(painter_training, "share_right", milestone)
 
     def go(folder: str, stop_at: int | None = None, every: int = 1, **change: Any) -> Any:
         def data(recipe: PainterRecipe, config: Any, step: int) -> PainterBatch:
@@ -124,6 +132,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
         return train_painter(config, recipe, tmp_path / folder, device=cpu, save_every=every, log_every=1)
 
     whole = go("whole")
+    assert len(codecs) == 3 and torch.equal(codecs[0], codecs[2]), "what the codes mean stays as it is"
     for step in (1, 3):  # stopped in each stage
         with pytest.raises(KeyboardInterrupt):
             go("part", step)
