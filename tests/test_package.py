@@ -132,7 +132,7 @@ def test_every_model_of_the_zoo_has_a_config() -> None:
     for spec in registry.specs():
         config = make_config(read_json(registry.config_path(spec.name)))
         talks = spec.task == "dialogue"
-        assert ((config.image_size,) * 2 if talks else config.usual_size) == (spec.image_size,) * 2
+        assert (config.image_size if talks else config.usual_size[1]) == spec.image_size
 
 
 def test_the_config_is_found_in_a_checkout_and_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from sat_models.checkpoint.layout import CONFIG_FILE, SATCheckpoint
 from sat_models.checkpoint.source import Source, open_source
 from sat_models.config import TASKS, LanguageConfig, ModelConfig, read_json
 from sat_models.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, refuse_unknown
-from sat_models.files import check_path
 from sat_models.model_spec import ModelSpec
 from sat_models.models.build import make_config
 from sat_models.models.common.quantisation import Quantisation
@@ -109,7 +108,6 @@ def _open(
     name_or_path: str | os.PathLike[str], size: int, asked: Quantisation | None
 ) -> tuple[Source, ModelSpec | None]:
     """A model before its weights are read."""
-    check_path(name_or_path)
     file = find_adapter(name_or_path)
     adapter = read_adapter(file) if file else None
     try:
@@ -147,7 +145,6 @@ def load_config(name_or_path: str | os.PathLike[str]) -> LanguageConfig:
 def _without_weights(name_or_path: str | os.PathLike[str]) -> tuple[SATCheckpoint, ModelSpec | None]:
     """A checkpoint whose config may be read; its weights may be absent."""
     check_name(name_or_path)
-    check_path(name_or_path)
     given = Path(name_or_path).expanduser()
     if not (given / CONFIG_FILE).is_file() and (adapter := find_adapter(name_or_path)):
         return _without_weights(read_adapter(adapter).base_model)

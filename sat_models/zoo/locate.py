@@ -10,6 +10,7 @@ from sat_models.checkpoint.hub import fetch
 from sat_models.checkpoint.layout import CONFIG_FILE, LATEST_FILE, rank_file
 from sat_models.config import TASKS
 from sat_models.errors import CheckpointError, ConfigError, InputError, UnknownNameError
+from sat_models.files import check_path
 from sat_models.model_spec import ModelSpec
 
 
@@ -41,6 +42,7 @@ def check_name(name_or_path: object) -> None:
             f"A model was given as {name_or_path!r:.80}. Give a name of the zoo, such as cogvlm-tiny (list_models() "
             "knows them all), or the path of a checkpoint."
         )
+    check_path(name_or_path)
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:

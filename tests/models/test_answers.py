@@ -48,12 +48,13 @@ def test_the_saved_config_says_what_the_model_is(vlm: VLM) -> None:
 def test_the_page_offers_the_styles_of_the_family(vlm: VLM) -> None:
     gradio = pytest.importorskip("gradio")
     from sat_models.serving.core import ServerCore
-    from sat_models.serving.web import Page
+    from sat_models.serving.web import Site
+    from sat_models.serving.web_chat import Page
     from sat_models.serving.web_texts import WORDS
 
     core = ServerCore(vlm, vlm.engine(), names=["tiny"])
     core.scheduler.close()
-    blocks = Page(core).build().blocks.values()
+    blocks = Site(Page(core)).build().blocks.values()
     (choice,) = [b for b in blocks if isinstance(b, gradio.Dropdown) and b.label == WORDS["english"]["version"]]
     family = family_of(vlm.config.model_class)
     assert {value for _, value in choice.choices} == set(family.styles) and choice.value == vlm.processor.version
