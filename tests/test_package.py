@@ -21,12 +21,13 @@ from sat_models.config import read_json
 from sat_models.errors import MissingPackageError
 from sat_models.generation.steps import native as token_kernels
 from sat_models.models.build import make_config
-from sat_models.models.common import quantised_kernels
+from sat_models.models.common import attention_kernels, quantised_kernels
 from sat_models.models.families import model_class
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = {
     "sat_models/generation/steps/_native": token_kernels,
+    "sat_models/models/common/_attention_kernels": attention_kernels,
     "sat_models/models/common/_quantised_kernels": quantised_kernels,
 }
 MODEL_CONFIGS = sorted((ROOT / "configs" / "models").glob("*.json"))
