@@ -73,8 +73,8 @@ def train_by(
 ) -> None:
     """Train to `recipe.steps`, going on from the newest state in `folder` if there is one.
 
-    Writes DeepSpeed states to `folder/state`, one JSON line per `log_every` steps to `folder/metrics.jsonl` and, with
-    each state of the last stage, one to `folder/milestones.jsonl`.
+    Writes DeepSpeed states to `folder/state`, one JSON line per `log_every` steps and at the end to
+    `folder/metrics.jsonl` and, with each state of the last stage, one to `folder/milestones.jsonl`.
 
     Args:
         engine: of `make_engine`.
@@ -96,7 +96,7 @@ def train_by(
             parts_seen.setdefault(name, []).append(float(value))
         step += 1
         progress.update()
-        if step % log_every == 0:
+        if step % log_every == 0 or step == recipe.steps:
             means = {name: round(sum(v) / len(v), 4) for name, v in parts_seen.items()}
             parts_seen.clear()
             rate = recipe.rate_of({}, step - 1)
